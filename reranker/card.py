@@ -1,0 +1,72 @@
+"""The model card that lies beside the weights."""
+
+from collections.abc import Mapping
+
+TEMPLATE = """---
+library_name: sentence-transformers
+pipeline_tag: text-ranking
+tags:
+- sentence-transformers
+- cross-encoder
+- reranker
+---
+
+# Reranker on {base}
+
+A cross-encoder fine-tuned on {queries:,} queries ({pairs:,} pairs) of the data set in `data/prepared`, with
+hard negatives from the first-stage retriever. What the data is stands in `params.yaml` and
+`metrics/prepare.json`, the metrics on the test queries in `metrics/evaluate.json`, all of the commit that made
+this model.
+
+## Use
+
+The cross-encoder alone, with Sentence Transformers:
+
+```python
+from sentence_transformers import CrossEncoder
+
+CrossEncoder("models/reranker").rank("your question", ["a passage", "another passage"])
+```
+
+As shipped and evaluated, fused with the bi-encoder in `biencoder/` and BM25 by the weights in `fusion.json`:
+
+```python
+from reranker import Reranker
+
+Reranker("models/reranker").rank("your question", ["a passage", "another passage"])
+```
+
+Scores are logits without an activation: compare them between passages of one query only.
+
+## Training
+
+{figures}
+
+## Parameters
+
+{params}
+"""
+
+
+def model_card(base: str, params: Mapping[str, object], figures: Mapping[str, object]) -> str:
+    """A filled-in model card in Markdown.
+
+    Args:
+        base: name of the model that training started from.
+        params: what training was told.
+        figures: what training measured; has `queries` and `pairs`.
+    """
+    return TEMPLATE.format(
+        base=base,
+        queries=figures["queries"],
+        pairs=figures["pairs"],
+        figures=_table("measured", figures),
+        params=_table("parameter", params),
+    )
+
+
+def _table(head: str, values: Mapping[str, object]) -> str:
+    def show(value: object) -> str:
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    return "\n".join([f"| {head} | value |", "|---|---|", *(f"| {key} | {show(value)} |" for key, value in values.items())])

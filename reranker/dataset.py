@@ -1,0 +1,165 @@
+"""The tables that every later stage reads: cleaning, duplicates and leak-free splits.
+
+Tables (ids are strings, rows are sorted by id):
+
+    passages   passage_id, text
+    queries    query_id, text, split (train, dev or test)
+    judgments  query_id, passage_id, relevance (integer, above 0 means right)
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from tokenizers import Tokenizer
+
+from reranker.records import Example, Tables
+
+SPLITS = ("train", "dev", "test")
+
+
+class Limits(NamedTuple):
+    """What a usable example looks like; lengths in words or characters, both ends included."""
+
+    min_query_words: int
+    max_query_words: int
+    min_passage_chars: int
+
+
+def clean(examples: Iterable[Example], limits: Limits) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Usable examples, and how many were dropped for which reason.
+
+    White space at the ends goes, a query becomes one line, and each example that is refused is counted
+    under the first reason that applies. Nothing is lost unseen: kept rows and counts add up to the input.
+
+    Returns:
+        A table with the columns origin, query, passage in the input's order, and counts by reason.
+    """
+    reasons = dict.fromkeys(
+        ("query_empty", "passage_empty", "query_is_a_field_list", "query_short", "query_long", "passage_short", "same_row"),
+        0,
+    )
+    kept: dict[tuple[str, str], str] = {}
+    for origin, raw_query, raw_passage in examples:
+        query, passage = " ".join(raw_query.split()), raw_passage.strip()
+        if reason := _refusal(query, passage, limits):
+            reasons[reason] += 1
+        elif (query, passage) in kept:
+            reasons["same_row"] += 1
+        else:
+            kept[query, passage] = origin
+    rows = [(origin, query, passage) for (query, passage), origin in kept.items()]
+    return pd.DataFrame(rows, columns=["origin", "query", "passage"], dtype="str"), reasons
+
+
+def _refusal(query: str, passage: str, limits: Limits) -> str | None:
+    words = len(query.split())
+    if not query:
+        return "query_empty"
+    if not passage:
+        return "passage_empty"
+    if re.match(r"(args|arguments|parameters|returns?|yields|raises|examples?|notes?|see also)\s*:|\w+ ?\(`", query, re.IGNORECASE):
+        return "query_is_a_field_list"
+    if words < limits.min_query_words:
+        return "query_short"
+    if words > limits.max_query_words:
+        return "query_long"
+    return "passage_short" if len(passage) < limits.min_passage_chars else None
+
+
+def build(rows: pd.DataFrame, *, dev_share: float, test_share: float) -> Tables:
+    """Merge duplicates and split.
+
+    Passages with the same text are one passage. Queries with the same text, letter case aside, are one
+    query that has the right passages of all of them. Ids are hashes of the text, so they stay the same
+    when data is added.
+
+    Args:
+        rows: columns query and passage, cleaned.
+        dev_share: share of the query groups that goes to dev, from 0 to 1.
+        test_share: the same for test.
+    """
+    pairs = pd.DataFrame(
+        {
+            "query_id": [f"q{_digest(text.casefold())}" for text in rows["query"]],
+            "passage_id": [f"p{_digest(text)}" for text in rows["passage"]],
+            "query": rows["query"],
+            "passage": rows["passage"],
+        }
+    )
+    # the smallest text of a merged query stands for it, so that the order of the rows does not matter
+    queries = pairs.groupby("query_id", as_index=False)["query"].min().rename(columns={"query": "text"})
+    passages = pairs.groupby("passage_id", as_index=False)["passage"].first().rename(columns={"passage": "text"})
+    judgments = pairs[["query_id", "passage_id"]].drop_duplicates().sort_values(["query_id", "passage_id"])
+    judgments = judgments.reset_index(drop=True).assign(relevance=1)
+    queries["split"] = assign_splits(query_groups(passages, queries, judgments), dev_share, test_share)
+    return Tables(passages, queries, judgments)
+
+
+def query_groups(passages: pd.DataFrame, queries: pd.DataFrame, judgments: pd.DataFrame) -> pd.Series:
+    """Name of each query's group: queries that must not be on two sides of a split.
+
+    Two queries are in one group when they share a right passage, or when their texts, or the texts of
+    their right passages, have the same fingerprint; also through a third query.
+
+    Returns:
+        Group names (the smallest query_id of the group), in the order and with the index of `queries`.
+    """
+    query_at = pd.Series(np.arange(len(queries)), index=queries["query_id"])
+    fingerprints = passages.set_index("passage_id")["text"].map(fingerprint)
+    edges = pd.concat(
+        [
+            pd.DataFrame({"query": query_at.to_numpy(), "node": "q" + queries["text"].map(fingerprint)}),
+            pd.DataFrame(
+                {
+                    "query": query_at[judgments["query_id"]].to_numpy(),
+                    "node": "p" + fingerprints[judgments["passage_id"]].to_numpy(),
+                }
+            ),
+        ]
+    )
+    nodes, _ = pd.factorize(edges["node"])
+    size = len(queries) + int(nodes.max(initial=-1)) + 1
+    graph = coo_array((np.ones(len(edges)), (edges["query"], len(queries) + nodes)), shape=(size, size))
+    _, component = connected_components(graph, directed=False)
+    component = component[: len(queries)]
+    return queries["query_id"].groupby(component).transform("min")
+
+
+def assign_splits(groups: pd.Series, dev_share: float, test_share: float) -> pd.Series:
+    """Split of each group by a hash of its name: a query's split depends on its own group alone."""
+    place = groups.map(lambda name: int(_digest(name), 16) / 16**12)
+    split = pd.Series("train", index=groups.index, dtype="str")
+    split[place < test_share + dev_share] = "dev"
+    split[place < test_share] = "test"
+    return split
+
+
+def fingerprint(text: str) -> str:
+    """The text without case, digits, punctuation and white space: equal for trivial variants of one text.
+
+    A text without any letter is its own fingerprint.
+    """
+    return re.sub(r"[\W\d_]+", "", text.casefold()) or text
+
+
+def token_percentiles(tokenizer: Tokenizer, texts: pd.Series, name: str) -> dict[str, int]:
+    """Lengths in tokens of the base model, special tokens included: they tell what `max_length` cuts off.
+
+    Returns:
+        The percentiles 50, 90 and 99 and the longest, as `NAME_p50` and so on.
+    """
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch(texts.tolist())]
+    percentiles = np.percentile(lengths, [50, 90, 99, 100], method="higher")
+    return {f"{name}_{key}": int(value) for key, value in zip(("p50", "p90", "p99", "max"), percentiles, strict=True)}
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()

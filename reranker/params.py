@@ -1,0 +1,134 @@
+"""The typed schema of params.yaml. Every default lives in params.yaml alone: a key left out is an error."""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from reranker.errors import UserError
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+CountOrNone = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Name = Annotated[str, Field(min_length=1)]
+
+LossName = Literal["group_softmax", "binary_cross_entropy", "lambda", "list_net", "list_mle", "plist_mle", "rank_net"]
+
+
+class Params(BaseModel):
+    """params.yaml, key by key; units and meaning stand there."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    packages: Annotated[list[Name], Field(min_length=1)]
+    min_query_words: Count
+    max_query_words: Count
+    min_passage_chars: Count
+    dev_share: Share
+    test_share: Share
+
+    base_model: Name
+    retriever_model: Name
+    max_length: Annotated[int, Field(ge=8, le=8192)]
+    precision: Literal["auto", "float32", "bfloat16"]
+
+    warm_lr: Rate
+    warm_queries: Count
+    warm_batch_size: Annotated[int, Field(ge=2)]
+    warm_max_length: Annotated[int, Field(ge=8, le=8192)]
+    warm_warmup: Share
+    warm_weight_decay: Annotated[float, Field(ge=0)]
+    warm_scale: Annotated[float, Field(gt=0)]
+    warm_seed: Seed
+    control_queries: Count
+
+    top_k: Count
+    train_queries: Count
+    num_negatives: Count
+    random_negatives: CountOrNone
+    range_min: CountOrNone
+    range_max: Count
+    sampling: Literal["top", "random"]
+    absolute_margin: float | None
+    relative_margin: Annotated[float, Field(ge=0, le=1)] | None
+    max_score: float | None
+    min_score: float | None
+    duplicate_similarity: Annotated[float, Field(gt=0, le=1)]
+    mining_seed: Seed
+
+    lr: Rate
+    head_lr: Rate
+    loss: LossName
+    distillation: Annotated[float, Field(ge=0, le=1)]
+    start_from_biencoder: bool
+    epochs: Count
+    batch_size: Count
+    warmup: Share
+    weight_decay: Annotated[float, Field(ge=0)]
+    evaluations: Count
+    eval_queries: Count
+    patience: Count
+    seed: Seed
+
+    statistics_seed: Seed
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Params":
+        if self.max_query_words < self.min_query_words:
+            raise ValueError("max_query_words|must not be below min_query_words")
+        if self.dev_share + self.test_share >= 1:
+            raise ValueError("test_share|dev_share and test_share must leave some queries for train")
+        if self.range_max < self.range_min + self.num_negatives:
+            raise ValueError("range_max|must be at least range_min + num_negatives")
+        return self
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader that also reads `2e-05` as a number, as YAML 1.2 and DVC do."""
+
+
+_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)"),
+    list("-+.0123456789"),
+)
+
+
+def load_params(path: Path) -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        UserError: the file is missing or is not YAML, or a key is unknown, missing or out of range; the
+            message names the key, the value and what is allowed.
+    """
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; restore it with `git checkout {path}`") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must be `key: value` lines, found {type(values).__name__}")
+    try:
+        return Params(**{str(key): value for key, value in values.items()})
+    except ValidationError as error:
+        raise UserError(f"{path}: {_explain(error.errors()[0], values)}") from None
+
+
+def _explain(problem: Any, values: dict[str, Any]) -> str:
+    key = str(problem["loc"][0]) if problem["loc"] else ""
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, Params.model_fields, n=1)
+        return f"unknown key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "; remove it")
+    if problem["type"] == "missing":
+        return f"key '{key}' is missing; add it, as in the committed params.yaml"
+    if not key:
+        key, _, allowed = str(problem["ctx"]["error"]).partition("|")
+        return f"{key}: {values[key]!r}: {allowed}"
+    allowed = problem["msg"].replace("Input should", "should")
+    return f"{key}: {values[key]!r} is not allowed: it {allowed}"

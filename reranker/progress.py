@@ -1,0 +1,104 @@
+"""What a person sees while a stage works: progress with time left, one closing line, one-line errors."""
+
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from reranker.errors import UserError
+
+T = TypeVar("T")
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """A bar on a terminal, a line now and then in a log.
+
+    Args:
+        label: what is being done, e.g. `train`.
+        total: number of steps.
+        unit: what one step is, e.g. `passages`.
+    """
+
+    def __init__(self, label: str, total: int, unit: str) -> None:
+        self._bar = tqdm(total=total, desc=label, unit=f" {unit}", file=sys.stderr, disable=not sys.stderr.isatty(), leave=False)
+        self._label, self._total, self._unit = label, total, unit
+        self._done = 0
+        self._note = ""
+        self._start = self._last_line = time.monotonic()
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        """Tell that `steps` more are done; `note` is shown behind the count until there is another."""
+        self._done += steps
+        self._note = note or self._note
+        if not self._bar.disable:
+            self._bar.set_postfix_str(self._note, refresh=False)
+            self._bar.update(steps)
+        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES and self._done < self._total:
+            self._last_line = time.monotonic()
+            left = (self._last_line - self._start) / self._done * (self._total - self._done)
+            behind = f" · {self._note}" if self._note else ""
+            done = f"{self._done:,} of {self._total:,} {self._unit}"
+            print(f"{self._label}: {done} · {tqdm.format_interval(left)} left{behind}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self._bar.close()
+
+
+@contextmanager
+def progress(label: str, total: int, unit: str) -> Iterator[Progress]:
+    """A `Progress` that is closed at the end of the block."""
+    shown = Progress(label, total, unit)
+    try:
+        yield shown
+    finally:
+        shown.close()
+
+
+def track(items: Iterable[T], label: str, unit: str, total: int) -> Iterator[T]:
+    """The items, with progress shown."""
+    with progress(label, total, unit) as shown:
+        for item in items:
+            yield item
+            shown.advance()
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own bars and notices away and the hubs out of reach.
+
+    Call it before the first import of transformers or datasets: they read these switches on import. A hub
+    is used only when the caller's environment says `HF_HUB_OFFLINE=0`.
+    """
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("HF_DATASETS_OFFLINE", os.environ["HF_HUB_OFFLINE"])
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(torch|transformers|datasets|sentence_transformers)\b")
+
+
+def run_stage(main: Callable[[Sequence[str]], str], arguments: Sequence[str]) -> int:
+    """Run a stage and print the line that says what it made; bad input ends it with one line instead.
+
+    Returns:
+        The exit status: 0, 1 for bad input, 130 for an interrupt.
+    """
+    try:
+        print(main(arguments), flush=True)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: nothing half-written was left behind", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,225 @@
+"""Where the stages' artifacts lie, and how they are read and written.
+
+Every file is written under a temporary name and renamed when it is whole, so an interrupt or a full disk
+leaves the earlier file untouched.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from reranker.errors import UserError
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The artifacts by name, relative to the repository."""
+
+    params: Path = Path("params.yaml")
+    passages: Path = Path("data/prepared/passages.parquet")
+    queries: Path = Path("data/prepared/queries.parquet")
+    judgments: Path = Path("data/prepared/judgments.parquet")
+    candidates: Path = Path("data/mined/candidates.parquet")
+    negatives: Path = Path("data/mined/negatives.parquet")
+    scored: Path = Path("data/scored")
+    biencoder: Path = Path("models/biencoder")
+    control: Path = Path("models/control")
+    reranker: Path = Path("models/reranker")
+    metrics: Path = Path("metrics")
+    timing: Path = Path("metrics/timing.json")
+    report: Path = Path("report")
+
+
+PATHS = Paths()
+
+
+class Example(NamedTuple):
+    """A question and a passage that answers it."""
+
+    origin: str
+    """Where it was found, for messages: a qualified name, a file and row."""
+    query: str
+    passage: str
+
+
+class Tables(NamedTuple):
+    """The three tables of a data set; ids are strings, rows are sorted by id."""
+
+    passages: pd.DataFrame
+    """Columns passage_id, text."""
+    queries: pd.DataFrame
+    """Columns query_id, text, split (train, dev or test)."""
+    judgments: pd.DataFrame
+    """Columns query_id, passage_id, relevance (an integer, above 0 means right)."""
+
+
+PRODUCER = {
+    PATHS.passages: "prepare",
+    PATHS.queries: "prepare",
+    PATHS.judgments: "prepare",
+    PATHS.candidates: "mine",
+    PATHS.negatives: "mine",
+    PATHS.biencoder: "warm",
+    PATHS.control: "control",
+    PATHS.reranker: "train",
+    PATHS.metrics / "curve_loss.csv": "train",
+    PATHS.metrics / "curve_dev.csv": "train",
+    PATHS.metrics / "systems.csv": "evaluate",
+    PATHS.metrics / "per_query.csv": "evaluate",
+}
+
+
+def missing(path: Path) -> UserError:
+    """The error for an input that no stage has written yet."""
+    stage = PRODUCER.get(path, path.stem)
+    return UserError(f"{path} does not exist: run the stage that makes it with `dvc repro {stage}`, or all with `dvc repro`")
+
+
+def require(path: Path) -> None:
+    """Check that a stage's output is there.
+
+    Raises:
+        UserError: it is not; the message names the stage to run.
+    """
+    if not path.exists():
+        raise missing(path)
+
+
+def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """A Parquet table with exactly the columns asked for.
+
+    Raises:
+        UserError: the file is missing, is not Parquet or lacks a column.
+    """
+    require(path)
+    try:
+        return pd.read_parquet(path, columns=list(columns))
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: not a Parquet table with the columns {', '.join(columns)} ({reason}); run `dvc repro --force` for its stage") from None
+
+
+def read_tables() -> Tables:
+    """The three tables that prepare writes.
+
+    Raises:
+        UserError: see `read_table`.
+    """
+    return Tables(
+        read_table(PATHS.passages, ["passage_id", "text"]),
+        read_table(PATHS.queries, ["query_id", "text", "split"]),
+        read_table(PATHS.judgments, ["query_id", "passage_id", "relevance"]),
+    )
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a Parquet table."""
+    _write(path, lambda temporary: table.to_parquet(temporary, index=False))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        UserError: the file is missing or is not JSON.
+    """
+    require(path)
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); run `dvc repro --force {PRODUCER.get(path, path.stem)}`") from None
+
+
+def write_json(values: Mapping[str, object], path: Path) -> None:
+    """Write figures with sorted keys, unrounded."""
+    write_text(json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n", path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a text file in UTF-8."""
+    _write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_bytes(content: bytes, path: Path) -> None:
+    """Write a binary file."""
+    _write(path, lambda temporary: temporary.write_bytes(content))
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: could not be written ({error.strerror or error}); the earlier file, if any, is untouched") from None
+    finally:
+        if temporary.exists():
+            temporary.unlink()
+
+
+@contextmanager
+def folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of `path` when the block ends without an error."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    earlier = path.with_name(f".{path.name}.{os.getpid()}.old")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if path.exists():
+            os.replace(path, earlier)  # deleting it in place would leave half of it at an interrupt
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: could not be written ({error.strerror or error}); the earlier folder, if any, is untouched") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(earlier, ignore_errors=True)
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """A CSV table with exactly the columns asked for; only an empty cell is a missing value.
+
+    Raises:
+        UserError: the file is missing, is not CSV or lacks a column.
+    """
+    require(path)
+    try:
+        table = pd.read_csv(path, usecols=list(columns), keep_default_na=False, na_values=[""])
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        stage = PRODUCER.get(path, path.stem)
+        raise UserError(
+            f"{path}: not a CSV table with the columns {', '.join(columns)} ({reason}); run `dvc repro --force {stage}`"
+        ) from None
+    return table[list(columns)]
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a CSV table, figures unrounded."""
+    _write(path, lambda temporary: table.to_csv(temporary, index=False, lineterminator="\n"))
+
+
+def read_weights(path: Path) -> dict[str, dict[str, float]]:
+    """Weights of the fused scores by their name.
+
+    Raises:
+        UserError: the file is missing or is not what training writes.
+    """
+    weights = read_json(path)
+    if not weights or not all(isinstance(part, dict) for part in weights.values()):
+        raise UserError(f"{path}: not fusion weights; run `dvc repro train`")
+    return weights
+
+
+def record_time(stage: str, seconds: float) -> None:
+    """Note a stage's wall-clock seconds in the timing file, which no metrics diff shows."""
+    times = read_json(PATHS.timing) if PATHS.timing.exists() else {}
+    write_json({**times, f"{stage}_seconds": round(seconds, 1)}, PATHS.timing)

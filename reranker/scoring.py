@@ -1,0 +1,107 @@
+"""Scores of pairs and vectors of texts from a model: sorted by length, with progress."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer
+
+from reranker.errors import UserError
+from reranker.models import BUNDLED, bundled_weights, resolve, tokenizer_file
+from reranker.progress import progress
+
+CHUNK = 512
+"""Texts or pairs between two updates of the progress."""
+
+
+def choose_precision(wish: str) -> str:
+    """`float32` or `bfloat16`: what was asked for, or for `auto` what the hardware is fast at.
+
+    Raises:
+        UserError: bfloat16 is asked for and a GPU is there that does not have it.
+    """
+    if torch.cuda.is_available():
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        if wish == "bfloat16" and not has_bfloat16:
+            raise UserError("params.yaml: precision: this GPU has no bfloat16; use auto or float32")
+    else:
+        has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if wish == "auto":
+        return "bfloat16" if has_bfloat16 else "float32"
+    return wish
+
+
+def load_retriever(name: str) -> SentenceTransformer:
+    """The first-stage model by its name in params.yaml; a bundled static one is built from its two files."""
+    if name in BUNDLED and "static" in name:
+        from safetensors.numpy import load_file
+
+        (weights,) = load_file(bundled_weights(name)).values()
+        tokenizer = Tokenizer.from_file(str(tokenizer_file(name)))
+        return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=weights.astype(np.float32))])
+    return SentenceTransformer(resolve(name))
+
+
+def load_biencoder(name: str, max_length: int) -> SentenceTransformer:
+    """A bi-encoder in float32.
+
+    Args:
+        name: a local folder or a Hub id.
+        max_length: tokens per text.
+    """
+    model = SentenceTransformer(name, model_kwargs={"dtype": torch.float32})
+    model.max_seq_length = max_length
+    return model
+
+
+def embed(model: SentenceTransformer, texts: Sequence[str], *, label: str, precision: str = "float32") -> NDArray[np.float32]:
+    """Normalised vectors of the texts, in their order; shape (texts, dimensions)."""
+    order = _by_length([len(text) for text in texts])
+    vectors: list[NDArray[np.float32]] = []
+    with progress(label, len(texts), "texts") as shown, _precision(precision):
+        for start in range(0, len(order), CHUNK):
+            part = [texts[place] for place in order[start : start + CHUNK]]
+            vectors.append(model.encode(part, batch_size=64, normalize_embeddings=True, show_progress_bar=False))
+            shown.advance(len(part))
+    return np.concatenate(vectors)[np.argsort(order)].astype(np.float32)
+
+
+def pair_cosines(
+    model: SentenceTransformer, queries: Sequence[str], passages: Sequence[str], *, label: str, precision: str = "float32"
+) -> NDArray[np.float64]:
+    """Cosine of each query with the passage at the same place; every distinct text is embedded once."""
+    texts = list(dict.fromkeys([*queries, *passages]))
+    place = {text: number for number, text in enumerate(texts)}
+    vectors = embed(model, texts, label=label, precision=precision)
+    left = vectors[[place[text] for text in queries]]
+    right = vectors[[place[text] for text in passages]]
+    return np.einsum("ij,ij->i", left, right).astype(float)
+
+
+def score_pairs(
+    model: CrossEncoder, queries: Sequence[str], passages: Sequence[str], *, label: str, precision: str = "float32"
+) -> NDArray[np.float64]:
+    """The cross-encoder's score of each query with the passage at the same place."""
+    pairs = list(zip(queries, passages, strict=True))
+    order = _by_length([len(query) + len(passage) for query, passage in pairs])
+    scores: list[NDArray[np.float32]] = []
+    with progress(label, len(pairs), "pairs") as shown, _precision(precision):
+        for start in range(0, len(order), CHUNK):
+            part = [pairs[place] for place in order[start : start + CHUNK]]
+            scores.append(model.predict(part, batch_size=64, show_progress_bar=False))
+            shown.advance(len(part))
+    return np.concatenate(scores)[np.argsort(order)].astype(float)
+
+
+def _by_length(lengths: list[int]) -> NDArray[np.int64]:
+    # longest first: running out of memory shows at once, and the time left is not underestimated
+    return np.argsort(-np.asarray(lengths), kind="stable")
+
+
+def _precision(name: str) -> AbstractContextManager[object]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.autocast(device, torch.bfloat16) if name == "bfloat16" else nullcontext()

@@ -1,0 +1,94 @@
+"""Where the text comes from: each source yields `Example` records, uncleaned.
+
+A source knows a format and nothing of what happens to the rows later; cleaning, duplicates and splits
+are the business of `reranker.dataset`.
+"""
+
+import ast
+import inspect
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from importlib import metadata
+from pathlib import Path
+
+from reranker.errors import UserError
+from reranker.records import Example
+
+
+Documented = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+def pydocs(packages: Sequence[str]) -> Iterator[list[Example]]:
+    """Docstrings of installed packages: the summary is the query, the rest the passage.
+
+    The packages' source files are parsed, on all cores, and never imported. Private names and test
+    folders are left out: they document nothing that a user looks for.
+
+    Args:
+        packages: distribution names as `pip list` shows them, e.g. `scikit-learn`.
+
+    Yields:
+        Per package, one example per public module, class, function or method that has a docstring, in the
+        order of the file paths. The passage is empty where the docstring is a summary only.
+
+    Raises:
+        UserError: a package is not installed, or its installation lists no files.
+    """
+    files = {package: _source_files(package) for package in packages}
+    with ProcessPoolExecutor() as pool:
+        for package in packages:
+            found = pool.map(_file_examples, files[package], chunksize=32)
+            yield [example for examples in found for example in examples]
+
+
+def _distribution(package: str) -> metadata.Distribution:
+    try:
+        return metadata.distribution(package)
+    except metadata.PackageNotFoundError:
+        raise UserError(
+            f"params.yaml: packages: '{package}' is not installed; "
+            f"remove it from the list or run `.venv/bin/pip install {package}`"
+        ) from None
+
+
+def _source_files(package: str) -> list[Path]:
+    files = _distribution(package).files
+    if not files:
+        raise UserError(f"params.yaml: packages: the installation of '{package}' lists no files; reinstall it with pip")
+    return [Path(str(file.locate())) for file in sorted(files) if file.suffix == ".py" and _is_public(file.parts)]
+
+
+def _is_public(parts: tuple[str, ...]) -> bool:
+    folders, name = parts[:-1], parts[-1]
+    in_tests = any(folder in ("tests", "test", "testing", "conftest.py") for folder in folders)
+    return not in_tests and not name.startswith("test_") and not any(part.startswith("..") for part in parts)
+
+
+def _file_examples(path: Path) -> list[Example]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a package's own invalid escapes say nothing to the user
+            tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return []  # templates and Python 2 fixtures that some packages ship
+    return list(_node_examples(tree, _module_name(path)))
+
+
+def _module_name(path: Path) -> str:
+    names = [path.stem] if path.stem != "__init__" else []
+    folder = path.parent
+    while (folder / "__init__.py").exists():
+        names.append(folder.name)
+        folder = folder.parent
+    return ".".join(reversed(names)) or path.stem
+
+
+def _node_examples(node: ast.Module | Documented, name: str) -> Iterator[Example]:
+    docstring = ast.get_docstring(node)
+    if docstring:
+        summary, _, rest = inspect.cleandoc(docstring).partition("\n\n")
+        yield Example(name, summary, rest)
+    for child in node.body:
+        if isinstance(child, Documented) and not child.name.startswith("_"):
+            yield from _node_examples(child, f"{name}.{child.name}")

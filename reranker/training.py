@@ -1,0 +1,317 @@
+"""Fine-tuning: models to start from, rows in the shape that a loss wants, a loss by its name, the trainers' set-up."""
+
+import tempfile
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import faiss
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from sentence_transformers import (
+    CrossEncoder,
+    CrossEncoderTrainer,
+    CrossEncoderTrainingArguments,
+    DefaultBatchSampler,
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.base.evaluation import BaseEvaluator
+from sentence_transformers.base.modules import Dense, Transformer
+from sentence_transformers.cross_encoder import losses
+from sentence_transformers.sentence_transformer.modules import Pooling
+from torch import nn
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerControl, TrainerState
+
+from reranker.losses import GroupSoftmaxLoss, InBatchSoftmaxLoss
+from reranker.progress import Progress
+
+LIST_LOSSES: dict[str, Callable[[CrossEncoder], nn.Module]] = {
+    "lambda": losses.LambdaLoss,
+    "list_net": losses.ListNetLoss,
+    "list_mle": losses.ListMLELoss,
+    "plist_mle": losses.PListMLELoss,
+    "rank_net": losses.RankNetLoss,
+}
+"""Losses of Sentence Transformers that take a query, its passages and the relevance of each."""
+
+
+LOGGED = 40
+"""Points of the loss curve."""
+
+
+class Schedule(NamedTuple):
+    """How a model is optimised; the names are those of the Hugging Face arguments."""
+
+    lr: float
+    epochs: int
+    batch_size: int
+    """Queries per step."""
+    warmup: float
+    """Share of the steps."""
+    weight_decay: float
+    precision: str
+    """`float32` or `bfloat16`."""
+    seed: int
+
+
+class Curve(NamedTuple):
+    """What was measured while training: one row a step in each table."""
+
+    loss: pd.DataFrame
+    """Columns step, loss: the mean since the row before."""
+    dev: pd.DataFrame
+    """Columns step, ndcg@10: on dev, before the first step too."""
+    peak_lr: float
+    """Learning rate that the optimiser was given for the body of the model."""
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch and NumPy; call it before a model is built, for its head is initialised at random."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+
+
+def build_cross_encoder(name: str, max_length: int) -> CrossEncoder:
+    """A cross-encoder on a bi-encoder's or language model's weights: mean of the joint tokens, then one linear output.
+
+    Mean pooling is what the sentence-embedding checkpoints were trained through; a first-token head starts
+    cold on them.
+
+    Args:
+        name: a local folder or a Hub id.
+        max_length: tokens per pair.
+    """
+    transformer = Transformer(name, max_seq_length=max_length, model_kwargs={"dtype": torch.float32})
+    size = transformer.get_embedding_dimension()
+    head = Dense(size, 1, activation_function=nn.Identity(), module_output_name="scores")
+    model = CrossEncoder(modules=[transformer, Pooling(size), head], activation_fn=nn.Identity())
+    _without_dropout(model)
+    return model
+
+
+def _without_dropout(model: nn.Module) -> None:
+    # a run of minutes does not overfit enough to need it, and on a CPU it costs a third of the time
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+
+def similar_batches(vectors: NDArray[np.float32], batch_size: int, *, seed: int) -> NDArray[np.int64]:
+    """An order of the rows in which each run of `batch_size` holds similar rows, the runs themselves shuffled.
+
+    In-batch negatives are then hard at no cost: the topic-aware sampling of Hofstätter et al. (SIGIR 2021).
+
+    Args:
+        vectors: one vector per row; shape (rows, dimensions).
+        batch_size: rows per batch.
+        seed: of the clustering and of the order.
+
+    Returns:
+        Positions of the rows, each once.
+    """
+    generator = np.random.default_rng(seed)
+    clusters = max(1, len(vectors) // batch_size)
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    kmeans = faiss.Kmeans(vectors.shape[1], clusters, niter=8, seed=seed, min_points_per_centroid=1)
+    kmeans.train(vectors)
+    _, nearest = kmeans.index.search(vectors, 1)
+    # clusters that are near on a random line follow each other, so that a batch over two of them stays similar
+    along = np.argsort(np.argsort(kmeans.centroids @ generator.standard_normal(vectors.shape[1])))
+    order = np.lexsort((generator.random(len(vectors)), along[nearest[:, 0]]))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    generator.shuffle(batches)  # type: ignore[arg-type]
+    return np.concatenate(batches)
+
+
+class _InOrder(DefaultBatchSampler):
+    """Batches of consecutive rows, in the order of the data set."""
+
+    def __init__(self, dataset: Dataset, batch_size: int, drop_last: bool, **_: Any) -> None:
+        super().__init__(torch.utils.data.SequentialSampler(dataset), batch_size=batch_size, drop_last=drop_last)
+
+
+def tune_biencoder(model: SentenceTransformer, rows: pd.DataFrame, schedule: Schedule, *, scale: float, label: str) -> None:
+    """Tune a bi-encoder with in-batch negatives, batches being consecutive rows.
+
+    Args:
+        model: changed in place.
+        rows: columns query, passage, group (rows of one group are not negatives of each other).
+        schedule: see `Schedule`.
+        scale: factor of the cosines in the loss.
+        label: shown before the progress.
+    """
+    _without_dropout(model)
+    data = Dataset.from_dict({"query": list(rows["query"]), "passage": list(rows["passage"]), "label": list(rows["group"])})
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = SentenceTransformerTrainer(
+            model=model,
+            args=SentenceTransformerTrainingArguments(scratch, batch_sampler=_InOrder, save_strategy="no", **_arguments(len(data), schedule)),
+            train_dataset=data,
+            loss=InBatchSoftmaxLoss(model, scale),
+            callbacks=[_ShowProgress(label)],
+        )
+        _train(trainer)
+
+
+def group_rows(groups: pd.DataFrame, loss: str) -> Dataset:
+    """Training data in the shape that a loss wants.
+
+    Args:
+        groups: columns query, passages (a list, the right one first), teacher (a logit per passage).
+        loss: a name of params.yaml.
+
+    Returns:
+        Pairs with a 0 or 1 for binary_cross_entropy, else lists; the numbers are the teacher's logits for
+        group_softmax and relevance for the others.
+    """
+    if loss == "binary_cross_entropy":
+        pairs = [
+            (query, passage, float(place == 0))
+            for query, passages in zip(groups["query"], groups["passages"], strict=True)
+            for place, passage in enumerate(passages)
+        ]
+        return Dataset.from_pandas(pd.DataFrame(pairs, columns=["query", "passage", "label"]))
+    # list_net takes a softmax of the labels: 10 and 0 make the right passage's target nearly 1
+    right = 10.0 if loss == "list_net" else 1.0
+    labels = (
+        [list(map(float, logits)) for logits in groups["teacher"]]
+        if loss == "group_softmax"
+        else [[right] + [0.0] * (len(passages) - 1) for passages in groups["passages"]]
+    )
+    return Dataset.from_dict(
+        {"query": list(groups["query"]), "passages": [list(passages) for passages in groups["passages"]], "label": labels}
+    )
+
+
+def make_loss(name: str, model: CrossEncoder, *, distillation: float, group_size: int) -> nn.Module:
+    """A loss by its name in params.yaml.
+
+    Args:
+        name: `group_softmax`, `binary_cross_entropy` or one of `LIST_LOSSES`.
+        model: to be trained.
+        distillation: weight of the teacher in group_softmax.
+        group_size: passages per query; the weight of the right ones in binary_cross_entropy balances the others.
+    """
+    if name == "group_softmax":
+        return GroupSoftmaxLoss(model, distillation)
+    if name == "binary_cross_entropy":
+        return losses.BinaryCrossEntropyLoss(model, pos_weight=torch.tensor(float(group_size - 1)))
+    return LIST_LOSSES[name](model)
+
+
+def tune_cross_encoder(
+    model: CrossEncoder,
+    data: Dataset,
+    loss: nn.Module,
+    schedule: Schedule,
+    *,
+    evaluator: BaseEvaluator,
+    evaluations: int,
+    patience: int,
+    head_lr: float,
+    label: str,
+) -> Curve:
+    """Fine-tune a cross-encoder and keep the checkpoint that is best on dev.
+
+    Args:
+        model: changed in place; afterwards it has the weights of the best evaluation.
+        data: rows in the shape of the loss.
+        loss: see `make_loss`.
+        schedule: see `Schedule`.
+        evaluator: returns `ndcg@10` on dev.
+        evaluations: how many there are during training, evenly spread, the last one at the end.
+        patience: evaluations without a gain after which training stops.
+        head_lr: learning rate of the head, which starts from nothing.
+        label: shown before the progress.
+    """
+    every = max(1, _steps(len(data), schedule) // evaluations)
+    watched = "eval_ndcg@10"
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = CrossEncoderTrainingArguments(
+            scratch,
+            eval_strategy="steps",
+            eval_steps=every,
+            save_strategy="steps",
+            save_steps=every,
+            save_total_limit=2,
+            save_only_model=True,
+            load_best_model_at_end=True,
+            metric_for_best_model=watched,
+            greater_is_better=True,
+            learning_rate_mapping={r"\b2\.linear\.": head_lr},
+            **_arguments(len(data), schedule),
+        )
+        trainer = CrossEncoderTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=data,
+            loss=loss,
+            evaluator=evaluator,
+            callbacks=[_ShowProgress(label), EarlyStoppingCallback(patience)],
+        )
+        before = evaluator(model)
+        _train(trainer)
+    history = trainer.state.log_history
+    dev = [(0, before["ndcg@10"]), *((entry["step"], entry[watched]) for entry in history if watched in entry)]
+    return Curve(
+        pd.DataFrame([(entry["step"], entry["loss"]) for entry in history if "loss" in entry], columns=["step", "loss"]),
+        pd.DataFrame(dev, columns=["step", "ndcg@10"]),
+        float(trainer.lr_scheduler.base_lrs[0]),
+    )
+
+
+def _steps(rows: int, schedule: Schedule) -> int:
+    return schedule.epochs * -(-rows // schedule.batch_size)
+
+
+def _arguments(rows: int, schedule: Schedule) -> dict[str, Any]:
+    return {
+        "learning_rate": schedule.lr,
+        "num_train_epochs": schedule.epochs,
+        "per_device_train_batch_size": schedule.batch_size,
+        "warmup_steps": schedule.warmup,
+        "weight_decay": schedule.weight_decay,
+        "bf16": schedule.precision == "bfloat16",
+        "seed": schedule.seed,
+        "data_seed": schedule.seed,
+        "logging_steps": max(1, _steps(rows, schedule) // LOGGED),
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "optim": "adamw_torch_fused",
+    }
+
+
+def _train(trainer: SentenceTransformerTrainer | CrossEncoderTrainer) -> None:
+    trainer.remove_callback(PrinterCallback)
+    trainer.model.model_card_data.generate_widget_examples = False
+    trainer.train()
+
+
+class _ShowProgress(TrainerCallback):
+    """The trainer's steps as our progress, with the last loss and dev figure."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._shown: Progress | None = None
+        self._notes: dict[str, str] = {}
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._shown = Progress(self._label, state.max_steps, "steps")
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any) -> None:
+        for key, name in (("loss", "loss"), ("eval_ndcg@10", "dev ndcg@10")):
+            if key in logs:
+                self._notes[name] = f"{name} {float(logs[key]):.3f}"
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._shown:
+            self._shown.advance(note=", ".join(self._notes.values()))
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._shown:
+            self._shown.close()
