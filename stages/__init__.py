@@ -1,0 +1,1 @@
+"""One small script a stage: read, call, write, say what was made."""

@@ -1,0 +1,61 @@
+"""evaluate: metrics of every system on the test queries, in both modes, with intervals and paired tests.
+
+    python -m stages.evaluate
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+
+import pandas as pd
+
+from reranker import evaluation
+from reranker.fusion import fuse
+from reranker.params import load_params
+from reranker.progress import run_stage
+from reranker.records import PATHS, read_table, read_tables, read_weights, record_time, write_csv, write_json
+from reranker.runs import write_scored
+
+FIRST_STAGE = {"retriever": "score", "bm25": "bm25", "teacher_score": "teacher_score"}
+SCORED = ("zero_shot", "tuned_biencoder", "cross_encoder")
+SHIPPED = "reranker"
+COMPARED = ("retriever", "zero_shot", "tuned_biencoder", "cross_encoder", "fusion_without_cross_encoder")
+
+
+def main(arguments: Sequence[str]) -> str:
+    started = time.monotonic()
+    params = load_params(PATHS.params)
+    tables = read_tables()
+    candidates = read_table(PATHS.candidates, ["query_id", "passage_id", "rank", "split", *FIRST_STAGE.values()])
+    pairs = candidates[candidates["split"] == "test"].reset_index(drop=True)
+    test = set(pairs["query_id"])
+    judgments = tables.judgments[tables.judgments["query_id"].isin(test)]
+
+    scores = {system: pairs[column] for system, column in FIRST_STAGE.items()}
+    for system in SCORED:
+        scored = read_table(PATHS.scored / f"{system}.parquet", ["query_id", "passage_id", "score"])
+        scores[system] = evaluation.align(pairs, scored, system)
+    for system, weights in read_weights(PATHS.reranker / "fusion.json").items():
+        scores[system] = pd.Series(fuse(scores, weights))
+        write_scored(pairs[["query_id", "passage_id"]].assign(score=scores[system]), system)
+    del scores["teacher_score"]
+
+    retrieved = pairs["rank"] <= params.top_k
+    values = evaluation.both_modes(pairs, retrieved, judgments, scores)
+    systems = evaluation.summarise(values, seed=params.statistics_seed)
+    compared = evaluation.compare(values, SHIPPED, COMPARED, seed=params.statistics_seed)
+    figures = evaluation.flatten(systems, compared, SHIPPED, queries=len(test))
+
+    write_csv(systems, PATHS.metrics / "systems.csv")
+    write_csv(evaluation.by_query(values, "ndcg@10"), PATHS.metrics / "per_query.csv")
+    write_json(figures, PATHS.metrics / "evaluate.json")
+    record_time("evaluate", time.monotonic() - started)
+    return (
+        f"evaluate: NDCG@10 {figures['ndcg@10']:.3f} on {len(test):,} test queries, "
+        f"{figures['gain_vs_tuned_biencoder']:+.3f} (p {figures['p_vs_tuned_biencoder']:.4f}) against the tuned bi-encoder "
+        f"-> {PATHS.metrics / 'evaluate.json'}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage(main, sys.argv[1:]))

@@ -1,0 +1,111 @@
+"""mine: rank the corpus for the queries; candidates for dev and test, hard negatives for train.
+
+    python -m stages.mine
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+
+from reranker.progress import quiet_libraries, run_stage
+
+quiet_libraries()
+
+import pandas as pd
+
+from reranker import lexical, metrics, negatives, retrieval
+from reranker.params import load_params
+from reranker.records import PATHS, read_tables, record_time, require, write_json, write_table
+from reranker.rows import in_hash_order
+from reranker.scoring import choose_precision, embed, load_biencoder, load_retriever, pair_cosines
+
+DEPTH = 100
+"""Ranks kept for the recall figures."""
+
+
+def main(arguments: Sequence[str]) -> str:
+    started = time.monotonic()
+    params = load_params(PATHS.params)
+    tables = read_tables()
+    require(PATHS.biencoder)
+    split = tables.queries.set_index("query_id")["split"]
+    text = pd.concat([tables.queries.set_index("query_id")["text"], tables.passages.set_index("passage_id")["text"]])
+
+    retriever = load_retriever(params.retriever_model)
+    passages = embed(retriever, tables.passages["text"], label="mine: passages")
+    queries = embed(retriever, tables.queries["text"], label="mine: queries")
+    depth = max(DEPTH, params.top_k, params.range_max + int(tables.judgments.groupby("query_id").size().max()))
+    ranking = retrieval.search(passages, queries, depth)
+    ranked = retrieval.candidates(ranking, tables.queries["query_id"], tables.passages["passage_id"])
+    ranked["split"] = ranked["query_id"].map(split)
+
+    judged = tables.judgments.assign(split=tables.judgments["query_id"].map(split))
+    asked, held_out = ranked[ranked["split"] != "train"], judged[judged["split"] != "train"]
+    top = asked[asked["rank"] <= params.top_k]
+    missed = retrieval.missed_positives(
+        top, held_out, passages, queries, tables.queries["query_id"], tables.passages["passage_id"]
+    )
+    candidates = pd.concat([top, missed.assign(split=missed["query_id"].map(split))])
+    candidates = candidates.sort_values(["query_id", "rank", "passage_id"], ignore_index=True)
+
+    # the bi-encoder has learned its own queries by heart: its scores of them would teach nothing
+    unseen = in_hash_order(split.index[split == "train"].to_series(), salt=params.warm_seed)[params.warm_queries :]
+    filters = negatives.Filters(
+        num_negatives=params.num_negatives,
+        range_min=params.range_min,
+        range_max=params.range_max,
+        sampling=params.sampling,
+        absolute_margin=params.absolute_margin,
+        relative_margin=params.relative_margin,
+        max_score=params.max_score,
+        min_score=params.min_score,
+    )
+    mined = negatives.mine(
+        ranked[ranked["query_id"].isin(unseen)],
+        unseen,
+        tables,
+        passages,
+        filters,
+        number=params.train_queries,
+        random_negatives=params.random_negatives,
+        duplicate_similarity=params.duplicate_similarity,
+        seed=params.mining_seed,
+    )
+
+    counted = lexical.statistics(tables.passages["text"])
+    biencoder = load_biencoder(str(PATHS.biencoder), params.max_length)
+    both = pd.concat([candidates, mined.rows])
+    query_texts, passage_texts = both["query_id"].map(text).tolist(), both["passage_id"].map(text).tolist()
+    bm25 = lexical.bm25(counted, query_texts, passage_texts)
+    precision = choose_precision(params.precision)
+    cosines = pair_cosines(biencoder, query_texts, passage_texts, label="mine: teacher", precision=precision)
+    write_table(candidates.assign(bm25=bm25[: len(candidates)], teacher_score=cosines[: len(candidates)]), PATHS.candidates)
+    write_table(mined.rows.assign(bm25=bm25[len(candidates) :], teacher_score=cosines[len(candidates) :]), PATHS.negatives)
+
+    dev = metrics.per_query(
+        judged.loc[judged["split"] == "dev", ["query_id", "passage_id", "relevance"]],
+        ranked.loc[ranked["split"] == "dev", ["query_id", "passage_id", "score"]],
+        ["nDCG@10", "R@10", "R@30", "R@100"],
+    ).mean()
+    number = mined.rows["query_id"].nunique()
+    found = int((mined.rows["kind"] != "positive").sum())
+    write_json(
+        {
+            "ndcg@10": dev["nDCG@10"],
+            **{f"recall@{k}": dev[f"R@{k}"] for k in (10, 30, 100)},
+            "queries": number,
+            "negatives": found,
+            "negatives_per_query": found / max(number, 1),
+            **{f"refused_{guard}": count for guard, count in mined.refused.items()},
+        },
+        PATHS.metrics / "mine.json",
+    )
+    record_time("mine", time.monotonic() - started)
+    return (
+        f"mine: {found:,} negatives for {number:,} queries, {len(candidates):,} candidates; "
+        f"retriever on dev: NDCG@10 {dev['nDCG@10']:.3f}, recall@{30} {dev['R@30']:.3f} -> {PATHS.candidates.parent}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage(main, sys.argv[1:]))

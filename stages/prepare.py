@@ -1,0 +1,66 @@
+"""prepare: docstrings of installed packages become passages, queries and judgments.
+
+    python -m stages.prepare
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+
+from reranker import dataset, sources
+from reranker.errors import UserError
+from reranker.models import tokenizer_file
+from reranker.params import load_params
+from reranker.progress import run_stage, track
+from reranker.records import PATHS, record_time, write_json, write_table
+
+
+def main(arguments: Sequence[str]) -> str:
+    started = time.monotonic()
+    params = load_params(PATHS.params)
+    examples = [
+        example
+        for found in track(sources.pydocs(params.packages), "prepare", "packages", len(params.packages))
+        for example in found
+    ]
+    limits = dataset.Limits(params.min_query_words, params.max_query_words, params.min_passage_chars)
+    rows, dropped = dataset.clean(examples, limits)
+    if rows.empty:
+        raise UserError(f"params.yaml: packages: no rows left of {len(examples)} after cleaning; dropped {dropped}")
+    tables = dataset.build(rows, dev_share=params.dev_share, test_share=params.test_share)
+    sizes = tables.queries["split"].value_counts()
+    for split in dataset.SPLITS:
+        if split not in sizes:
+            raise UserError(f"params.yaml: the {split} split has no queries; add packages or raise its share")
+
+    tokens = {}
+    if file := tokenizer_file(params.base_model):
+        tokenizer = Tokenizer.from_file(str(file))
+        tokens |= dataset.token_percentiles(tokenizer, tables.queries["text"], "query_tokens")
+        tokens |= dataset.token_percentiles(tokenizer, tables.passages["text"], "passage_tokens")
+
+    write_table(tables.passages, PATHS.passages)
+    write_table(tables.queries, PATHS.queries)
+    write_table(tables.judgments, PATHS.judgments)
+    write_json(
+        {
+            "rows": len(examples),
+            "passages": len(tables.passages),
+            "judgments": len(tables.judgments),
+            **{f"queries_{split}": int(sizes[split]) for split in dataset.SPLITS},
+            **{f"dropped_{reason}": number for reason, number in dropped.items()},
+            "merged_passages": len(rows) - len(tables.passages),
+            "merged_queries": len(rows) - len(tables.queries),
+            **tokens,
+        },
+        PATHS.metrics / "prepare.json",
+    )
+    record_time("prepare", time.monotonic() - started)
+    split_sizes = ", ".join(f"{sizes[split]:,} {split}" for split in dataset.SPLITS)
+    return f"prepare: {len(tables.passages):,} passages, {len(tables.queries):,} queries ({split_sizes}), {sum(dropped.values()):,} of {len(examples):,} rows dropped"
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage(main, sys.argv[1:]))

@@ -1,0 +1,49 @@
+"""report: the figures of the earlier stages as one page, three pictures and the table of results.
+
+python -m stages.report
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+
+from reranker import report
+from reranker.progress import run_stage
+from reranker.records import PATHS, read_csv, read_json, record_time, write_bytes, write_text
+
+
+def main(arguments: Sequence[str]) -> str:
+    started = time.monotonic()
+    systems = read_csv(PATHS.metrics / "systems.csv", report.SYSTEM_COLUMNS)
+    evaluation = read_json(PATHS.metrics / "evaluate.json")
+    pictures = {
+        "systems": report.systems_figure(systems),
+        "training": report.training_figure(
+            read_csv(PATHS.metrics / "curve_loss.csv", ["step", "loss"]),
+            read_csv(PATHS.metrics / "curve_dev.csv", ["step", "ndcg@10"]),
+        ),
+        "gains": report.gains_figure(
+            read_csv(PATHS.metrics / "per_query.csv", ["query_id", report.BASELINE, report.SHIPPED])
+        ),
+    }
+    numbers = report.Numbers(
+        systems=systems,
+        evaluation=evaluation,
+        prepare=read_json(PATHS.metrics / "prepare.json"),
+        mine=read_json(PATHS.metrics / "mine.json"),
+        train=read_json(PATHS.metrics / "train.json"),
+    )
+    html = report.page(numbers, pictures)
+
+    for name, picture in pictures.items():
+        write_text(picture.svg, PATHS.report / f"{name}.svg")
+        write_bytes(picture.png, PATHS.report / f"{name}.png")
+    index = PATHS.report / "index.html"
+    write_text(html, index)
+    record_time("report", time.monotonic() - started)
+    table = report.text_table(systems, int(evaluation["queries"]))
+    return f"\n{table}\n\nreport: figures, comparisons and data -> {index}"
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage(main, sys.argv[1:]))

@@ -1,0 +1,56 @@
+"""score: one system scores the candidates of the test queries, retrieved or added, in one pass.
+
+    python -m stages.score SYSTEM
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+
+from reranker.progress import quiet_libraries, run_stage
+
+quiet_libraries()
+
+from sentence_transformers import CrossEncoder
+
+from reranker.errors import UserError
+from reranker.models import resolve
+from reranker.params import load_params
+from reranker.records import PATHS, read_table, read_tables, record_time, require
+from reranker.runs import write_scored
+from reranker.scoring import choose_precision, load_biencoder, pair_cosines, score_pairs
+
+BIENCODERS = {"zero_shot": None, "tuned_biencoder": PATHS.control}
+SYSTEMS = (*BIENCODERS, "cross_encoder")
+
+
+def main(arguments: Sequence[str]) -> str:
+    started = time.monotonic()
+    if len(arguments) != 1 or arguments[0] not in SYSTEMS:
+        raise UserError(f"python -m stages.score: name one of the systems {', '.join(SYSTEMS)}")
+    (system,) = arguments
+    params = load_params(PATHS.params)
+    tables = read_tables()
+    candidates = read_table(PATHS.candidates, ["query_id", "passage_id", "split"])
+    test = candidates.loc[candidates["split"] == "test", ["query_id", "passage_id"]]
+    queries = test["query_id"].map(tables.queries.set_index("query_id")["text"]).tolist()
+    passages = test["passage_id"].map(tables.passages.set_index("passage_id")["text"]).tolist()
+
+    label, precision = f"score {system}", choose_precision(params.precision)
+    if system in BIENCODERS:
+        folder = BIENCODERS[system]
+        if folder:
+            require(folder)
+        biencoder = load_biencoder(str(folder) if folder else resolve(params.base_model), params.max_length)
+        scores = pair_cosines(biencoder, queries, passages, label=label, precision=precision)
+    else:
+        require(PATHS.reranker)
+        scores = score_pairs(CrossEncoder(str(PATHS.reranker)), queries, passages, label=label, precision=precision)
+
+    path = write_scored(test.assign(score=scores), system)
+    record_time(f"score_{system}", time.monotonic() - started)
+    return f"score: {system} scored {len(test):,} pairs in {time.monotonic() - started:,.0f} s -> {path}"
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage(main, sys.argv[1:]))

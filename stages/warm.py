@@ -1,0 +1,69 @@
+"""warm: tune the base model as a bi-encoder. It teaches the cross-encoder and is fused with it.
+
+With --continue, the stage control: the same bi-encoder goes on for the minutes that the cross-encoder
+takes, on further queries. It is the system that the shipped reranker has to beat.
+
+    python -m stages.warm [--continue]
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+
+from reranker.progress import quiet_libraries, run_stage
+
+quiet_libraries()
+
+from reranker.models import resolve
+from reranker.params import load_params
+from reranker.records import PATHS, folder, read_tables, record_time, require
+from reranker.rows import in_hash_order, right_pairs
+from reranker.scoring import choose_precision, embed, load_biencoder, load_retriever
+from reranker.training import Schedule, similar_batches, tune_biencoder
+
+
+def main(arguments: Sequence[str]) -> str:
+    started = time.monotonic()
+    go_on = "--continue" in arguments
+    params = load_params(PATHS.params)
+    tables = read_tables()
+    train = tables.queries.loc[tables.queries["split"] == "train", "query_id"]
+    wanted = in_hash_order(train, salt=params.warm_seed)
+    if go_on:
+        require(PATHS.biencoder)
+        label, base, target = "control", str(PATHS.biencoder), PATHS.control
+        wanted = wanted[params.warm_queries : params.warm_queries + params.control_queries]
+    else:
+        label, base, target = "warm", resolve(params.base_model), PATHS.biencoder
+        wanted = wanted[: params.warm_queries]
+    rows = right_pairs(wanted, tables, seed=params.warm_seed)
+
+    retriever = load_retriever(params.retriever_model)
+    vectors = embed(retriever, rows["query"].tolist() + rows["passage"].tolist(), label=f"{label}: batches")
+    vectors = vectors[: len(rows)] + vectors[len(rows) :]
+    rows = rows.iloc[similar_batches(vectors, params.warm_batch_size, seed=params.warm_seed)]
+
+    schedule = Schedule(
+        lr=params.warm_lr,
+        epochs=1,
+        batch_size=params.warm_batch_size,
+        warmup=params.warm_warmup,
+        weight_decay=params.warm_weight_decay,
+        precision=choose_precision(params.precision),
+        seed=params.warm_seed,
+    )
+    model = load_biencoder(base, params.warm_max_length)
+    training = time.monotonic()
+    tune_biencoder(model, rows, schedule, scale=params.warm_scale, label=label)
+    training = time.monotonic() - training
+
+    model.max_seq_length = params.max_length
+    with folder(target) as part:
+        model.save_pretrained(str(part), create_model_card=False)
+    record_time(f"{label}_training", training)
+    record_time(label, time.monotonic() - started)
+    return f"{label}: bi-encoder tuned on {len(rows):,} queries in {training:,.0f} s -> {target}"
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage(main, sys.argv[1:]))
