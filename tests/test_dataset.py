@@ -1,0 +1,222 @@
+from collections import defaultdict
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+from reranker.dataset import (
+    SPLITS,
+    Limits,
+    Tables,
+    assign_splits,
+    build,
+    clean,
+    fingerprint,
+    query_groups,
+    token_percentiles,
+)
+from reranker.sources import Example
+
+LIMITS = Limits(min_query_words=2, max_query_words=4, min_passage_chars=5)
+
+# few words, so that equal texts, fingerprint-equal texts and shared passages are common
+TEXTS = st.builds(
+    lambda words, end: " ".join(words) + end,
+    st.lists(st.sampled_from(["Sort", "sort", "array", "axis", "mean", "42"]), min_size=1, max_size=3),
+    st.sampled_from(["", ".", " 2"]),
+)
+ROWS = st.lists(st.tuples(TEXTS, TEXTS), max_size=12)
+UNRELATED = st.lists(st.tuples(st.sampled_from(["plot a line", "close a file"]), st.sampled_from(["draw", "shut"])))
+quick = settings(max_examples=40, deadline=None, database=None)
+
+
+def table(*pairs: tuple[str, str]) -> pd.DataFrame:
+    return pd.DataFrame(pairs, columns=["query", "passage"], dtype="str")
+
+
+def built(pairs: list[tuple[str, str]]) -> Tables:
+    return build(table(*pairs), dev_share=0.3, test_share=0.3)
+
+
+def linked_components(pairs: list[tuple[str, str]]) -> list[set[str]]:
+    """Sets of case-folded queries that are linked by a text with the same fingerprint, found by merging sets."""
+    components: list[set[tuple[str, str]]] = []
+    for query, passage in pairs:
+        own = {("query", query.casefold()), ("q", fingerprint(query)), ("p", fingerprint(passage))}
+        own = own.union(*(other for other in components if other & own))
+        components = [other for other in components if not other & own] + [own]
+    return [{text for kind, text in component if kind == "query"} for component in components]
+
+
+@pytest.mark.parametrize(
+    ("query", "passage", "reason"),
+    [
+        ("  ", "long enough", "query_empty"),
+        ("sort an array", " \n", "passage_empty"),
+        ("", "", "query_empty"),
+        ("Parameters: x the number", "long enough", "query_is_a_field_list"),
+        ("See also : numpy.max", "long enough", "query_is_a_field_list"),
+        ("sort(`x` int)", "long enough", "query_is_a_field_list"),
+        ("sort", "long enough", "query_short"),
+        ("sort an array in place", "long enough", "query_long"),
+        ("sort an array", "tiny", "passage_short"),
+    ],
+)
+def test_unusable_row_is_dropped_for_its_reason(query: str, passage: str, reason: str):
+    rows, dropped = clean([Example("here", query, passage)], LIMITS)
+    assert rows.empty
+    assert {name: number for name, number in dropped.items() if number} == {reason: 1}
+
+
+def test_lengths_at_the_limits_are_kept():
+    rows, dropped = clean([Example("a", "two words", "12345"), Example("b", "now four words here", "12345")], LIMITS)
+    assert rows["origin"].tolist() == ["a", "b"]
+    assert not any(dropped.values())
+
+
+def test_white_space_is_normalised_and_a_repeated_row_dropped():
+    rows, dropped = clean([Example("a", " sort\n it ", " in place\n"), Example("b", "sort it", "in place")], LIMITS)
+    assert rows.to_dict("records") == [{"origin": "a", "query": "sort it", "passage": "in place"}]
+    assert dropped["same_row"] == 1
+
+
+@quick
+@given(st.lists(st.tuples(st.text(max_size=25), st.text(max_size=12))))
+def test_every_row_is_kept_or_counted(pairs: list[tuple[str, str]]):
+    rows, dropped = clean([Example("here", *pair) for pair in pairs], LIMITS)
+    assert len(rows) + sum(dropped.values()) == len(pairs)
+    assert not rows.duplicated(["query", "passage"]).any()
+
+
+def test_equal_passages_are_one_and_equal_queries_share_their_right_passages():
+    tables = built([("Sort it", "one"), ("sort it", "two"), ("shuffle it", "one")])
+    assert sorted(tables.passages["text"]) == ["one", "two"]
+    assert sorted(tables.queries["text"]) == ["Sort it", "shuffle it"]
+    found = tables.judgments.merge(tables.queries).merge(tables.passages, on="passage_id", suffixes=("", "_passage"))
+    assert set(zip(found["text"], found["text_passage"], strict=True)) == {
+        ("Sort it", "one"),
+        ("Sort it", "two"),
+        ("shuffle it", "one"),
+    }
+    assert (tables.judgments["relevance"] == 1).all()
+
+
+@quick
+@given(ROWS, st.randoms(use_true_random=False))
+def test_order_of_the_rows_does_not_matter(pairs, random):
+    shuffled = random.sample(pairs, len(pairs))
+    for first, second in zip(built(pairs), built(shuffled), strict=True):
+        pd.testing.assert_frame_equal(first, second)
+
+
+def test_text_of_a_merged_query_does_not_depend_on_the_order_of_the_rows():
+    pairs = [("sort it", "one"), ("Sort it", "two"), ("SORT it", "three")]
+    assert {built(pairs).queries["text"].item(), built(pairs[::-1]).queries["text"].item()} == {"SORT it"}
+
+
+@quick
+@given(ROWS)
+def test_tables_are_sorted_unique_and_refer_to_each_other(pairs):
+    passages, queries, judgments = built(pairs)
+    assert passages["passage_id"].is_unique
+    assert queries["query_id"].is_unique
+    assert not judgments.duplicated(["query_id", "passage_id"]).any()
+    assert set(judgments["query_id"]) == set(queries["query_id"])
+    assert set(judgments["passage_id"]) == set(passages["passage_id"])
+    assert passages["passage_id"].is_monotonic_increasing
+    assert queries["query_id"].is_monotonic_increasing
+    assert judgments.sort_values(["query_id", "passage_id"]).index.tolist() == list(range(len(judgments)))
+    assert set(queries["split"]) <= set(SPLITS)
+
+
+@quick
+@given(ROWS)
+def test_linked_queries_are_one_group_and_others_are_not(pairs):
+    tables = built(pairs)
+    groups = query_groups(tables.passages, tables.queries, tables.judgments)
+    members = defaultdict(set)
+    for group, text in zip(groups, tables.queries["text"], strict=True):
+        members[group].add(text.casefold())
+    assert sorted(map(sorted, members.values())) == sorted(map(sorted, linked_components(pairs)))
+
+
+@quick
+@given(ROWS)
+def test_no_link_crosses_a_split(pairs):
+    queries = built(pairs).queries
+    split = dict(zip(queries["text"].str.casefold(), queries["split"], strict=True))
+    for component in linked_components(pairs):
+        assert len({split[text] for text in component}) == 1
+
+
+@quick
+@given(ROWS.filter(bool), UNRELATED)
+def test_split_and_ids_stay_when_unrelated_rows_are_added(pairs, unrelated):
+    before, after = built(pairs), built(unrelated + pairs)
+    pd.testing.assert_frame_equal(before.queries, after.queries.merge(before.queries["query_id"]))
+    pd.testing.assert_frame_equal(before.passages, after.passages.merge(before.passages["passage_id"]))
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        pytest.param([("sort", "same text"), ("order", "same text")], id="shared passage"),
+        pytest.param([("Sort it.", "one"), ("sort it", "two")], id="queries with one fingerprint"),
+        pytest.param([("sort", "Axis 0."), ("order", "axis, 1")], id="passages with one fingerprint"),
+        pytest.param([("sort", "a text"), ("order", "a text"), ("order", "other"), ("rank", "other")], id="transitive"),
+    ],
+)
+def test_linked_queries_share_a_group(pairs):
+    tables = built([*pairs, ("unrelated", "alone")])
+    groups = query_groups(tables.passages, tables.queries, tables.judgments)
+    assert groups.nunique() == 2
+    assert set(groups) <= set(tables.queries["query_id"])
+
+
+def test_query_text_does_not_link_to_an_equal_passage_text():
+    tables = built([("sort", "order"), ("order", "shuffle")])
+    assert query_groups(tables.passages, tables.queries, tables.judgments).nunique() == 2
+
+
+def test_shares_of_the_groups_are_roughly_met():
+    groups = pd.Series([f"q{number}" for number in range(2000)])
+    shares = assign_splits(groups, dev_share=0.1, test_share=0.2).value_counts(normalize=True)
+    assert shares["dev"] == pytest.approx(0.1, abs=0.02)
+    assert shares["test"] == pytest.approx(0.2, abs=0.03)
+
+
+def test_larger_test_share_keeps_every_earlier_test_query():
+    groups = pd.Series([f"q{number}" for number in range(500)])
+    small, large = (assign_splits(groups, dev_share=0.1, test_share=share) == "test" for share in (0.1, 0.2))
+    assert small.sum() < large.sum()
+    assert not (small & ~large).any()
+
+
+def test_shares_of_zero_leave_everything_in_train():
+    assert set(assign_splits(pd.Series(["a", "b"]), dev_share=0.0, test_share=0.0)) == {"train"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "equal"),
+    [("Sort_it 2!", "sort\nIT", True), ("sort", "sorts", False), ("42", "43", False), ("Ärger", "ÄRGER.", True)],
+)
+def test_fingerprint_ignores_case_digits_punctuation_and_white_space(first: str, second: str, equal: bool):
+    assert (fingerprint(first) == fingerprint(second)) is equal
+
+
+def test_token_percentiles_are_lengths_that_occur():
+    tokenizer = Tokenizer(WordLevel({"a": 0}))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.enable_truncation(2)
+    texts = pd.Series([" ".join("a" * count) for count in np.arange(1, 11)])
+    assert token_percentiles(tokenizer, texts, "words") == {
+        "words_p50": 6,
+        "words_p90": 10,
+        "words_p99": 10,
+        "words_max": 10,
+    }

@@ -1,0 +1,82 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from reranker import models
+from reranker.errors import UserError
+from reranker.models import BUNDLED, bundled_weights, resolve, tokenizer_file
+
+STATIC = "bundled/static-256"
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder without models, and no hub."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+
+
+def replace(monkeypatch: pytest.MonkeyPatch, **fields: str) -> None:
+    monkeypatch.setitem(models.BUNDLED, STATIC, dataclasses.replace(BUNDLED[STATIC], **fields))
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_bundled_weights_are_the_published_ones_and_have_a_tokenizer(name: str):
+    weights = bundled_weights(name)
+    assert weights.suffix == ".safetensors"
+    assert resolve(name) == str(weights.parent)
+    tokenizer = tokenizer_file(name)
+    assert tokenizer is not None
+    assert tokenizer.exists()
+
+
+def test_weights_with_another_hash_are_refused(monkeypatch: pytest.MonkeyPatch):
+    replace(monkeypatch, sha256="0" * 64)
+    with pytest.raises(UserError, match=r"sha256 64b47a2dc493… is not the published 000000000000…; reinstall"):
+        resolve(STATIC)
+
+
+def test_weights_that_are_gone_are_named(monkeypatch: pytest.MonkeyPatch):
+    replace(monkeypatch, weights="wordllama/gone.safetensors")
+    with pytest.raises(UserError, match=r"wordllama/gone\.safetensors is missing; reinstall"):
+        bundled_weights(STATIC)
+
+
+def test_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch):
+    replace(monkeypatch, package="no-such-package")
+    with pytest.raises(UserError, match="'no-such-package' is not installed; run `make setup`"):
+        tokenizer_file(STATIC)
+
+
+@pytest.mark.parametrize("find", [resolve, bundled_weights, tokenizer_file])
+def test_unknown_bundled_name_lists_the_known_ones(find):
+    with pytest.raises(UserError, match=r"no model 'bundled/nothing'; the bundled ones are .*static-256"):
+        find("bundled/nothing")
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("name", ["someone/some-model", "some-model"])
+def test_hub_name_while_the_hub_is_off_tells_how_to_switch_it_on(name: str):
+    with pytest.raises(UserError, match=f"'{name}' is neither bundled .* HF_HUB_OFFLINE=0") as caught:
+        resolve(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("offline")
+def test_hub_is_off_unless_the_environment_switches_it_on(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    with pytest.raises(UserError, match="the hub is switched off"):
+        resolve("someone/some-model")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    assert resolve("someone/some-model") == "someone/some-model"
+    assert tokenizer_file("someone/some-model") is None
+
+
+@pytest.mark.usefixtures("offline")
+def test_local_folder_is_taken_as_it_is():
+    Path("models/mine").mkdir(parents=True)
+    assert resolve("models/mine") == "models/mine"
+    assert tokenizer_file("models/mine") is None
+    Path("models/mine/tokenizer.json").write_text("{}")
+    assert tokenizer_file("models/mine") == Path("models/mine/tokenizer.json")

@@ -1,0 +1,145 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from reranker.errors import UserError
+from reranker.params import Params, load_params
+
+COMMITTED = Path(__file__).parent.parent / "params.yaml"
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def without_lr() -> str:
+    lines = COMMITTED.read_text(encoding="utf-8").splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("lr:"))
+
+
+def changed(folder: Path, **values: object) -> Path:
+    """The committed parameters with other values."""
+    return written(folder, yaml.safe_dump(yaml.safe_load(COMMITTED.read_text(encoding="utf-8")) | values))
+
+
+def problem(path: Path) -> str:
+    """The message of the error, without the path at its start."""
+    with pytest.raises(UserError) as caught:
+        load_params(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(str(path))
+    return message.removeprefix(str(path)).removeprefix(": ")
+
+
+def test_committed_parameters_are_valid_and_name_each_key_of_the_schema():
+    assert set(yaml.safe_load(COMMITTED.read_text(encoding="utf-8"))) == set(Params.model_fields)
+    assert load_params(COMMITTED).packages
+
+
+@pytest.mark.parametrize("number", ["2e-05", "2E-5", "2.e-05", "0.2e-4", "0.00002", "+2e-05"])
+def test_number_in_scientific_notation_is_a_float(tmp_path: Path, number: str):
+    value = load_params(written(tmp_path, without_lr() + f"lr: {number}\n")).lr
+    assert isinstance(value, float)
+    assert value == 2e-5
+
+
+def test_whole_number_is_a_rate_too(tmp_path: Path):
+    assert load_params(changed(tmp_path, lr=1)).lr == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "remedy"),
+    [
+        ("sampeling", "did you mean 'sampling'?"),
+        ("head-lr", "did you mean 'head_lr'?"),
+        ("zzzzz", "remove it"),
+        (7, "remove it"),
+    ],
+)
+def test_unknown_key_is_named_with_the_nearest_known_one(tmp_path: Path, key: object, remedy: str):
+    path = written(tmp_path, COMMITTED.read_text(encoding="utf-8") + f"\n{key}: 1\n")
+    assert problem(path) == f"unknown key '{key}'; {remedy}"
+
+
+def test_missing_key_is_named(tmp_path: Path):
+    assert "key 'lr' is missing; add it" in problem(written(tmp_path, without_lr()))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("lr", "fast", "a valid number"),
+        ("lr", 0, "greater than 0"),
+        ("lr", -1e-5, "greater than 0"),
+        ("lr", 2, "less than or equal to 1"),
+        ("lr", None, "a valid number"),
+        ("lr", True, "a valid number"),
+        ("epochs", 1.5, "a valid integer"),
+        ("epochs", "3", "a valid integer"),
+        ("epochs", 0, "greater than or equal to 1"),
+        ("dev_share", 1, "less than 1"),
+        ("relative_margin", 2, "less than or equal to 1"),
+        ("absolute_margin", "none", "a valid number"),
+        ("sampling", "best", "'top' or 'random'"),
+        ("loss", "mse", "'group_softmax'"),
+        ("base_model", "", "at least 1 character"),
+        ("packages", [], "at least 1 item"),
+        ("packages", "numpy", "a valid list"),
+        ("packages", ["numpy", 3], "a valid string"),
+        ("seed", -1, "greater than or equal to 0"),
+        ("seed", 2**32, "less than 4294967296"),
+    ],
+)
+def test_value_that_is_not_allowed_is_named_with_what_is(tmp_path: Path, key: str, value: object, allowed: str):
+    message = problem(changed(tmp_path, **{key: value}))
+    assert message.startswith(f"{key}: {value!r} is not allowed: it ")
+    assert allowed in message
+
+
+@pytest.mark.parametrize(
+    ("values", "key", "rule"),
+    [
+        ({"min_query_words": 9, "max_query_words": 3}, "max_query_words: 3", "min_query_words"),
+        ({"dev_share": 0.5, "test_share": 0.5}, "test_share: 0.5", "leave some queries for train"),
+        ({"range_min": 5, "num_negatives": 4, "range_max": 8}, "range_max: 8", "range_min + num_negatives"),
+    ],
+)
+def test_keys_that_do_not_fit_together_are_named(tmp_path: Path, values: dict[str, object], key: str, rule: str):
+    message = problem(changed(tmp_path, **values))
+    assert message.startswith(key)
+    assert rule in message
+
+
+def test_range_that_just_holds_the_negatives_is_allowed(tmp_path: Path):
+    assert load_params(changed(tmp_path, range_min=5, num_negatives=4, range_max=9)).range_max == 9
+
+
+@pytest.mark.parametrize("text", ["lr: [1", "a: *nowhere", "\tlr: 1", "lr: 1: 2"])
+def test_malformed_yaml_is_said_to_be_so_with_the_line(tmp_path: Path, text: str):
+    message = problem(written(tmp_path, text))
+    assert message.startswith("not valid YAML:")
+    assert "line 1" in message
+
+
+@pytest.mark.parametrize(("text", "found"), [("", "NoneType"), ("- lr", "list"), ("lr", "str")])
+def test_file_without_keys_is_said_to_be_so(tmp_path: Path, text: str, found: str):
+    assert problem(written(tmp_path, text)) == f"must be `key: value` lines, found {found}"
+
+
+def test_bytes_that_are_not_utf8_are_said_to_be_so(tmp_path: Path):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(b"lr: \xff")
+    assert problem(path).startswith("not valid YAML:")
+
+
+def test_missing_file_is_named_with_the_way_to_get_it_back(tmp_path: Path):
+    assert "does not exist; restore it with `git checkout" in problem(tmp_path / "params.yaml")
+
+
+def test_parameters_cannot_be_changed_after_reading():
+    with pytest.raises(ValueError, match="frozen"):
+        load_params(COMMITTED).lr = 1.0

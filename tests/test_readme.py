@@ -1,0 +1,34 @@
+"""The README's figures are those of the committed metrics, and its links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tools.readme import results, with_results
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_result_table_is_the_one_of_the_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert with_results(readme, results()) == readme, "run `make readme`"
+
+
+def test_links_to_files_lead_somewhere() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    broken = [
+        f"{page.name}: {link}"
+        for page in pages
+        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
+        if not (page.parent / link).exists()
+    ]
+    assert not broken
+
+
+def test_every_parameter_is_explained() -> None:
+    text = (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8")
+    keys = re.findall(r"^(\w+):", (ROOT / "params.yaml").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    without_family = [key for key in keys if not key.startswith("warm_") and f"`{key}`" not in text]
+    assert set(without_family) <= {"mining_seed", "statistics_seed", "top_k"}
