@@ -69,4 +69,6 @@ def _table(head: str, values: Mapping[str, object]) -> str:
     def show(value: object) -> str:
         return f"{value:.4g}" if isinstance(value, float) else str(value)
 
-    return "\n".join([f"| {head} | value |", "|---|---|", *(f"| {key} | {show(value)} |" for key, value in values.items())])
+    return "\n".join(
+        [f"| {head} | value |", "|---|---|", *(f"| {key} | {show(value)} |" for key, value in values.items())]
+    )

@@ -41,7 +41,15 @@ def clean(examples: Iterable[Example], limits: Limits) -> tuple[pd.DataFrame, di
         A table with the columns origin, query, passage in the input's order, and counts by reason.
     """
     reasons = dict.fromkeys(
-        ("query_empty", "passage_empty", "query_is_a_field_list", "query_short", "query_long", "passage_short", "same_row"),
+        (
+            "query_empty",
+            "passage_empty",
+            "query_is_a_field_list",
+            "query_short",
+            "query_long",
+            "passage_short",
+            "same_row",
+        ),
         0,
     )
     kept: dict[tuple[str, str], str] = {}
@@ -63,7 +71,11 @@ def _refusal(query: str, passage: str, limits: Limits) -> str | None:
         return "query_empty"
     if not passage:
         return "passage_empty"
-    if re.match(r"(args|arguments|parameters|returns?|yields|raises|examples?|notes?|see also)\s*:|\w+ ?\(`", query, re.IGNORECASE):
+    if re.match(
+        r"(args|arguments|parameters|returns?|yields|raises|examples?|notes?|see also)\s*:|\w+ ?\(`",
+        query,
+        re.IGNORECASE,
+    ):
         return "query_is_a_field_list"
     if words < limits.min_query_words:
         return "query_short"
@@ -93,8 +105,8 @@ def build(rows: pd.DataFrame, *, dev_share: float, test_share: float) -> Tables:
         }
     )
     # the smallest text of a merged query stands for it, so that the order of the rows does not matter
-    queries = pairs.groupby("query_id", as_index=False)["query"].min().rename(columns={"query": "text"})
-    passages = pairs.groupby("passage_id", as_index=False)["passage"].first().rename(columns={"passage": "text"})
+    queries = pairs.groupby("query_id", as_index=False).agg(text=("query", "min"))
+    passages = pairs.groupby("passage_id", as_index=False).agg(text=("passage", "first"))
     judgments = pairs[["query_id", "passage_id"]].drop_duplicates().sort_values(["query_id", "passage_id"])
     judgments = judgments.reset_index(drop=True).assign(relevance=1)
     queries["split"] = assign_splits(query_groups(passages, queries, judgments), dev_share, test_share)

@@ -35,8 +35,8 @@ def align(pairs: pd.DataFrame, scored: pd.DataFrame, system: str) -> pd.Series:
     merged = pairs[["query_id", "passage_id"]].merge(scored, on=["query_id", "passage_id"], how="left")
     if merged["score"].isna().any():
         raise UserError(
-            f"data/scored/{system}.parquet: {int(merged['score'].isna().sum())} of {len(pairs)} candidates have no score; "
-            f"run `dvc repro score@{system}`"
+            f"data/scored/{system}.parquet: {int(merged['score'].isna().sum())} of {len(pairs)} candidates "
+            f"have no score; run `dvc repro score@{system}`"
         )
     return merged["score"]
 
@@ -95,15 +95,15 @@ def flatten(
     systems: pd.DataFrame, compared: Mapping[str, Comparison], shipped: str, *, queries: int
 ) -> dict[str, float | int]:
     """The figures that `dvc exp show` lists: flat, the shipped system's own without a suffix."""
-    table = systems.set_index(["system", "mode"])
-    ours = table.loc[(shipped, "retrieved")]
+    table = systems.set_index(["system", "mode"]).to_dict("index")
+    ours = table[shipped, "retrieved"]
     figures: dict[str, float | int] = {"queries": queries}
     figures |= {name: float(ours[name]) for name in MEASURES}
     figures |= {f"ndcg@10_{end}": float(ours[f"ndcg@10_{end}"]) for end in ("low", "high")}
-    figures["ndcg@10_all_positives"] = float(table.loc[(shipped, "all_positives"), "ndcg@10"])
+    figures["ndcg@10_all_positives"] = float(table[shipped, "all_positives"]["ndcg@10"])
     for system in dict.fromkeys(systems["system"]):
         if system != shipped:
-            figures[f"ndcg@10_{system}"] = float(table.loc[(system, "retrieved"), "ndcg@10"])
+            figures[f"ndcg@10_{system}"] = float(table[system, "retrieved"]["ndcg@10"])
     for other, (gain, low, high, p) in compared.items():
         figures[f"gain_vs_{other}"] = gain
         figures |= {f"gain_vs_{other}_low": low, f"gain_vs_{other}_high": high, f"p_vs_{other}": p}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 from sentence_transformers import CrossEncoder
 from sentence_transformers.base.evaluation import BaseEvaluator
+from sentence_transformers.base.model import BaseModel
 
 from reranker import metrics
 from reranker.scoring import score_pairs
@@ -29,15 +30,21 @@ class DevRanking(BaseEvaluator):
         passages: Sequence[str],
         precision: str,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.primary_metric = "ndcg@10"
         self._candidates, self._judgments = candidates, judgments
         self._queries, self._passages, self._precision = queries, passages, precision
 
     def __call__(
-        self, model: CrossEncoder, output_path: str | None = None, epoch: int = -1, steps: int = -1
+        self, model: BaseModel, output_path: str | None = None, epoch: int = -1, steps: int = -1
     ) -> dict[str, float]:
         """The figure, under the name that the trainer looks for."""
+        if not isinstance(model, CrossEncoder):
+            raise TypeError(f"a cross-encoder is evaluated here, not a {type(model).__name__}")
+        return {"ndcg@10": self.ndcg(model)}
+
+    def ndcg(self, model: CrossEncoder) -> float:
+        """Mean NDCG@10 over the queries."""
         scores = score_pairs(model, self._queries, self._passages, label="train: dev", precision=self._precision)
         run = self._candidates[["query_id", "passage_id"]].assign(score=scores)
-        return {"ndcg@10": float(metrics.per_query(self._judgments, run, ["nDCG@10"])["nDCG@10"].mean())}
+        return float(metrics.per_query(self._judgments, run, ["nDCG@10"])["nDCG@10"].mean())

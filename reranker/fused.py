@@ -49,7 +49,9 @@ class Reranker:
             return np.zeros(0)
         features = {
             "bm25": lexical.bm25(self._words, queries, passages),
-            "teacher_score": pair_cosines(self._biencoder, queries, passages, label="bi-encoder", precision=self._precision),
+            "teacher_score": pair_cosines(
+                self._biencoder, queries, passages, label="bi-encoder", precision=self._precision
+            ),
             "cross_encoder": score_pairs(
                 self._cross_encoder, queries, passages, label="cross-encoder", precision=self._precision
             ),

@@ -72,11 +72,15 @@ def _loss(
     return float(loss), (chance - target) @ values / len(starts) + 2 * PENALTY * weights
 
 
-def fuse(scores: Mapping[str, NDArray[np.float64]] | pd.DataFrame, weights: Mapping[str, float]) -> NDArray[np.float64]:
+def fuse(
+    scores: Mapping[str, NDArray[np.float64] | pd.Series] | pd.DataFrame, weights: Mapping[str, float]
+) -> NDArray[np.float64]:
     """The weighted sum; features without a weight do not count.
 
     Args:
         scores: one array or column per feature, all of the same length.
         weights: weight by feature.
     """
-    return np.sum([weight * np.asarray(scores[feature], dtype=float) for feature, weight in weights.items()], axis=0)
+    parts = [weight * np.asarray(scores[feature], dtype=float) for feature, weight in weights.items()]
+    fused: NDArray[np.float64] = np.sum(parts, axis=0)
+    return fused

@@ -62,8 +62,12 @@ def refusals(
     refused = {
         "group_positive": pairs.isin(group_positives),
         "near_duplicate": near_duplicates,
-        "absolute_margin": never if filters.absolute_margin is None else pool["score"] > positive - filters.absolute_margin,
-        "relative_margin": never if filters.relative_margin is None else pool["score"] > positive - positive.abs() * filters.relative_margin,
+        "absolute_margin": never
+        if filters.absolute_margin is None
+        else pool["score"] > positive - filters.absolute_margin,
+        "relative_margin": never
+        if filters.relative_margin is None
+        else pool["score"] > positive - positive.abs() * filters.relative_margin,
         "max_score": never if filters.max_score is None else pool["score"] > filters.max_score,
         "min_score": never if filters.min_score is None else pool["score"] < filters.min_score,
     }
@@ -85,7 +89,9 @@ def choose(pool: pd.DataFrame, filters: Filters, *, seed: int) -> pd.DataFrame:
     """
     usable = pool[(pool["reason"] == "") & pool["position"].between(filters.range_min, filters.range_max - 1)]
     if filters.sampling == "random":
-        lot = pd.util.hash_pandas_object(usable["query_id"] + usable["passage_id"], index=False, hash_key=f"{seed:016d}")
+        lot = pd.util.hash_pandas_object(
+            usable["query_id"] + usable["passage_id"], index=False, hash_key=f"{seed:016d}"
+        )
         usable = usable.assign(lot=lot.to_numpy()).sort_values(["query_id", "lot"], kind="stable")
     chosen = usable[usable.groupby("query_id").cumcount() < filters.num_negatives]
     return chosen[["query_id", "passage_id", "score"]].reset_index(drop=True)
@@ -184,7 +190,9 @@ def mine(
     """
     passages, queries, judgments = tables
     right = judgments[judgments["relevance"] > 0]
-    marked = ranked.merge(right[["query_id", "passage_id"]], on=["query_id", "passage_id"], how="left", indicator="judged")
+    marked = ranked.merge(
+        right[["query_id", "passage_id"]], on=["query_id", "passage_id"], how="left", indicator="judged"
+    )
     marked["judged"] = marked["judged"] == "both"
     positives = marked[marked["judged"] & (marked["rank"] <= filters.range_max)]
     retrieved = set(positives["query_id"])
@@ -205,11 +213,15 @@ def mine(
         near_duplicates=near_duplicate_pairs(pool, right, texts, vectors, duplicate_similarity),
     )
     hard = choose(pool, filters, seed=seed).assign(kind="hard")
-    forbidden = pd.MultiIndex.from_frame(pd.concat([same_group.to_frame(index=False), hard[["query_id", "passage_id"]]]))
+    forbidden = pd.MultiIndex.from_frame(
+        pd.concat([same_group.to_frame(index=False), hard[["query_id", "passage_id"]]])
+    )
     easy = choose_random(pd.Series(taken), passages["passage_id"], forbidden, random_negatives, seed=seed)
     rows = pd.concat([positives.assign(kind="positive"), hard, easy.assign(kind="random")])
     rows = rows[["query_id", "passage_id", "score", "kind"]]
-    rows = rows.sort_values("kind", key=lambda kind: kind != "positive", kind="stable").sort_values("query_id", kind="stable")
+    rows = rows.sort_values("kind", key=lambda kind: kind != "positive", kind="stable").sort_values(
+        "query_id", kind="stable"
+    )
     # a query with nothing but its right passage has nothing to teach
     rows = rows[rows.groupby("query_id")["kind"].transform("size") > 1].reset_index(drop=True)
     counts = pool["reason"].value_counts()

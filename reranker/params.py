@@ -23,7 +23,7 @@ LossName = Literal["group_softmax", "binary_cross_entropy", "lambda", "list_net"
 class Params(BaseModel):
     """params.yaml, key by key; units and meaning stand there."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     packages: Annotated[list[Name], Field(min_length=1)]
     min_query_words: Count
@@ -92,9 +92,9 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader that also reads `2e-05` as a number, as YAML 1.2 and DVC do."""
 
 
-_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+_Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)"),
+    re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)$"),
     list("-+.0123456789"),
 )
 
@@ -110,7 +110,7 @@ def load_params(path: Path) -> Params:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; restore it with `git checkout {path}`") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: must be `key: value` lines, found {type(values).__name__}")
@@ -130,5 +130,5 @@ def _explain(problem: Any, values: dict[str, Any]) -> str:
     if not key:
         key, _, allowed = str(problem["ctx"]["error"]).partition("|")
         return f"{key}: {values[key]!r}: {allowed}"
-    allowed = problem["msg"].replace("Input should", "should")
+    allowed = re.sub(r"^\w+ should", "should", problem["msg"])
     return f"{key}: {values[key]!r} is not allowed: it {allowed}"

@@ -28,7 +28,9 @@ class Progress:
     """
 
     def __init__(self, label: str, total: int, unit: str) -> None:
-        self._bar = tqdm(total=total, desc=label, unit=f" {unit}", file=sys.stderr, disable=not sys.stderr.isatty(), leave=False)
+        self._bar = tqdm(
+            total=total, desc=label, unit=f" {unit}", file=sys.stderr, disable=not sys.stderr.isatty(), leave=False
+        )
         self._label, self._total, self._unit = label, total, unit
         self._done = 0
         self._note = ""

@@ -69,6 +69,8 @@ PRODUCER = {
     PATHS.biencoder: "warm",
     PATHS.control: "control",
     PATHS.reranker: "train",
+    PATHS.reranker / "fusion.json": "train",
+    **{PATHS.scored / f"{name}.parquet": f"score@{name}" for name in ("zero_shot", "tuned_biencoder", "cross_encoder")},
     PATHS.metrics / "curve_loss.csv": "train",
     PATHS.metrics / "curve_dev.csv": "train",
     PATHS.metrics / "systems.csv": "evaluate",
@@ -79,7 +81,9 @@ PRODUCER = {
 def missing(path: Path) -> UserError:
     """The error for an input that no stage has written yet."""
     stage = PRODUCER.get(path, path.stem)
-    return UserError(f"{path} does not exist: run the stage that makes it with `dvc repro {stage}`, or all with `dvc repro`")
+    return UserError(
+        f"{path} does not exist: run the stage that makes it with `dvc repro {stage}`, or all with `dvc repro`"
+    )
 
 
 def require(path: Path) -> None:
@@ -103,7 +107,10 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         return pd.read_parquet(path, columns=list(columns))
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: not a Parquet table with the columns {', '.join(columns)} ({reason}); run `dvc repro --force` for its stage") from None
+        raise UserError(
+            f"{path}: not a Parquet table with the columns {', '.join(columns)} ({reason}); "
+            "run `dvc repro --force` for its stage"
+        ) from None
 
 
 def read_tables() -> Tables:
@@ -134,7 +141,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); run `dvc repro --force {PRODUCER.get(path, path.stem)}`") from None
+        raise UserError(
+            f"{path}: not valid JSON ({error}); run `dvc repro --force {PRODUCER.get(path, path.stem)}`"
+        ) from None
 
 
 def write_json(values: Mapping[str, object], path: Path) -> None:
@@ -157,9 +166,11 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
-        raise UserError(f"{path}: could not be written ({error.strerror or error}); the earlier file, if any, is untouched") from None
+        raise UserError(
+            f"{path}: could not be written ({error.strerror or error}); the earlier file, if any, is untouched"
+        ) from None
     finally:
         if temporary.exists():
             temporary.unlink()
@@ -175,10 +186,12 @@ def folder(path: Path) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         yield temporary
         if path.exists():
-            os.replace(path, earlier)  # deleting it in place would leave half of it at an interrupt
-        os.replace(temporary, path)
+            path.replace(earlier)  # deleting it in place would leave half of it at an interrupt
+        temporary.replace(path)
     except OSError as error:
-        raise UserError(f"{path}: could not be written ({error.strerror or error}); the earlier folder, if any, is untouched") from None
+        raise UserError(
+            f"{path}: could not be written ({error.strerror or error}); the earlier folder, if any, is untouched"
+        ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(earlier, ignore_errors=True)

@@ -5,6 +5,7 @@ numbers, so that a report that did not change shows no difference.
 """
 
 import io
+import math
 import re
 import textwrap
 from collections.abc import Callable, Mapping
@@ -437,7 +438,7 @@ def _count(value: float) -> str:
 
 
 def _score(value: float) -> str:
-    return "–" if pd.isna(value) else f"{value:.3f}"
+    return "–" if math.isnan(value) else f"{value:.3f}"
 
 
 def _signed(value: float) -> str:

@@ -1,4 +1,4 @@
-"""First-stage retrieval: texts to vectors, vectors to ranked candidates. Which become negatives is decided elsewhere."""
+"""First-stage retrieval: vectors to ranked candidates. Which become negatives is decided elsewhere."""
 
 from typing import NamedTuple
 
@@ -31,11 +31,6 @@ def search(passages: Vectors, queries: Vectors, depth: int) -> Ranking:
     index.add(np.ascontiguousarray(passages))
     scores, positions = index.search(np.ascontiguousarray(queries), min(depth, len(passages)))
     return Ranking(positions.astype(np.int64), scores)
-
-
-def pair_scores(passages: Vectors, queries: Vectors, at: NDArray[np.int64], of: NDArray[np.int64]) -> Vectors:
-    """Inner product of passage `at[i]` with query `of[i]`, for each i."""
-    return np.einsum("ij,ij->i", passages[at], queries[of]).astype(np.float32)
 
 
 def candidates(ranking: Ranking, query_ids: pd.Series, passage_ids: pd.Series) -> pd.DataFrame:

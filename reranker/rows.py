@@ -40,7 +40,9 @@ def right_pairs(query_ids: pd.Series, tables: Tables, *, seed: int) -> pd.DataFr
     )
 
 
-def training_groups(negatives: pd.DataFrame, queries: pd.Series, passages: pd.Series, teacher: pd.Series) -> pd.DataFrame:
+def training_groups(
+    negatives: pd.DataFrame, queries: pd.Series, passages: pd.Series, teacher: pd.Series
+) -> pd.DataFrame:
     """Each query with its passages, the right one first.
 
     A list-wise loss wants groups of one size: queries with fewer passages than the largest group are

@@ -9,7 +9,9 @@ from reranker.records import PATHS, write_table, write_text
 
 def rank(run: pd.DataFrame) -> pd.DataFrame:
     """The run sorted by query and score, ties in trec_eval's order, with a rank column from 1."""
-    ordered = run.sort_values(["query_id", "score", "passage_id"], ascending=[True, False, False]).reset_index(drop=True)
+    ordered = run.sort_values(["query_id", "score", "passage_id"], ascending=[True, False, False]).reset_index(
+        drop=True
+    )
     return ordered.assign(rank=ordered.groupby("query_id").cumcount() + 1)
 
 

@@ -58,7 +58,9 @@ def load_biencoder(name: str, max_length: int) -> SentenceTransformer:
     return model
 
 
-def embed(model: SentenceTransformer, texts: Sequence[str], *, label: str, precision: str = "float32") -> NDArray[np.float32]:
+def embed(
+    model: SentenceTransformer, texts: Sequence[str], *, label: str, precision: str = "float32"
+) -> NDArray[np.float32]:
     """Normalised vectors of the texts, in their order; shape (texts, dimensions)."""
     order = _by_length([len(text) for text in texts])
     vectors: list[NDArray[np.float32]] = []
@@ -71,7 +73,12 @@ def embed(model: SentenceTransformer, texts: Sequence[str], *, label: str, preci
 
 
 def pair_cosines(
-    model: SentenceTransformer, queries: Sequence[str], passages: Sequence[str], *, label: str, precision: str = "float32"
+    model: SentenceTransformer,
+    queries: Sequence[str],
+    passages: Sequence[str],
+    *,
+    label: str,
+    precision: str = "float32",
 ) -> NDArray[np.float64]:
     """Cosine of each query with the passage at the same place; every distinct text is embedded once."""
     texts = list(dict.fromkeys([*queries, *passages]))
@@ -79,7 +86,8 @@ def pair_cosines(
     vectors = embed(model, texts, label=label, precision=precision)
     left = vectors[[place[text] for text in queries]]
     right = vectors[[place[text] for text in passages]]
-    return np.einsum("ij,ij->i", left, right).astype(float)
+    cosines: NDArray[np.float64] = np.einsum("ij,ij->i", left, right).astype(float)
+    return cosines
 
 
 def score_pairs(

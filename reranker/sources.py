@@ -15,7 +15,6 @@ from pathlib import Path
 from reranker.errors import UserError
 from reranker.records import Example
 
-
 Documented = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 

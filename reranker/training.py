@@ -19,13 +19,13 @@ from sentence_transformers import (
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
-from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.cross_encoder import losses
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import nn
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerControl, TrainerState
 
+from reranker.evaluator import DevRanking
 from reranker.losses import GroupSoftmaxLoss, InBatchSoftmaxLoss
 from reranker.progress import Progress
 
@@ -88,7 +88,7 @@ def build_cross_encoder(name: str, max_length: int) -> CrossEncoder:
     transformer = Transformer(name, max_seq_length=max_length, model_kwargs={"dtype": torch.float32})
     size = transformer.get_embedding_dimension()
     head = Dense(size, 1, activation_function=nn.Identity(), module_output_name="scores")
-    model = CrossEncoder(modules=[transformer, Pooling(size), head], activation_fn=nn.Identity())
+    model: CrossEncoder = CrossEncoder(modules=[transformer, Pooling(size), head], activation_fn=nn.Identity())
     _without_dropout(model)
     return model
 
@@ -120,10 +120,11 @@ def similar_batches(vectors: NDArray[np.float32], batch_size: int, *, seed: int)
     kmeans.train(vectors)
     _, nearest = kmeans.index.search(vectors, 1)
     # clusters that are near on a random line follow each other, so that a batch over two of them stays similar
+    assert kmeans.centroids is not None  # noqa: S101 - it has been trained
     along = np.argsort(np.argsort(kmeans.centroids @ generator.standard_normal(vectors.shape[1])))
     order = np.lexsort((generator.random(len(vectors)), along[nearest[:, 0]]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    generator.shuffle(batches)  # type: ignore[arg-type]
+    generator.shuffle(batches)
     return np.concatenate(batches)
 
 
@@ -134,7 +135,9 @@ class _InOrder(DefaultBatchSampler):
         super().__init__(torch.utils.data.SequentialSampler(dataset), batch_size=batch_size, drop_last=drop_last)
 
 
-def tune_biencoder(model: SentenceTransformer, rows: pd.DataFrame, schedule: Schedule, *, scale: float, label: str) -> None:
+def tune_biencoder(
+    model: SentenceTransformer, rows: pd.DataFrame, schedule: Schedule, *, scale: float, label: str
+) -> None:
     """Tune a bi-encoder with in-batch negatives, batches being consecutive rows.
 
     Args:
@@ -144,12 +147,17 @@ def tune_biencoder(model: SentenceTransformer, rows: pd.DataFrame, schedule: Sch
         scale: factor of the cosines in the loss.
         label: shown before the progress.
     """
+    model.model_card_data.generate_widget_examples = False
     _without_dropout(model)
-    data = Dataset.from_dict({"query": list(rows["query"]), "passage": list(rows["passage"]), "label": list(rows["group"])})
+    data = Dataset.from_dict(
+        {"query": list(rows["query"]), "passage": list(rows["passage"]), "label": list(rows["group"])}
+    )
     with tempfile.TemporaryDirectory() as scratch:
         trainer = SentenceTransformerTrainer(
             model=model,
-            args=SentenceTransformerTrainingArguments(scratch, batch_sampler=_InOrder, save_strategy="no", **_arguments(len(data), schedule)),
+            args=SentenceTransformerTrainingArguments(
+                scratch, batch_sampler=_InOrder, save_strategy="no", **_arguments(len(data), schedule)
+            ),
             train_dataset=data,
             loss=InBatchSoftmaxLoss(model, scale),
             callbacks=[_ShowProgress(label)],
@@ -183,7 +191,11 @@ def group_rows(groups: pd.DataFrame, loss: str) -> Dataset:
         else [[right] + [0.0] * (len(passages) - 1) for passages in groups["passages"]]
     )
     return Dataset.from_dict(
-        {"query": list(groups["query"]), "passages": [list(passages) for passages in groups["passages"]], "label": labels}
+        {
+            "query": list(groups["query"]),
+            "passages": [list(passages) for passages in groups["passages"]],
+            "label": labels,
+        }
     )
 
 
@@ -209,7 +221,7 @@ def tune_cross_encoder(
     loss: nn.Module,
     schedule: Schedule,
     *,
-    evaluator: BaseEvaluator,
+    evaluator: DevRanking,
     evaluations: int,
     patience: int,
     head_lr: float,
@@ -228,6 +240,7 @@ def tune_cross_encoder(
         head_lr: learning rate of the head, which starts from nothing.
         label: shown before the progress.
     """
+    model.model_card_data.generate_widget_examples = False
     every = max(1, _steps(len(data), schedule) // evaluations)
     watched = "eval_ndcg@10"
     with tempfile.TemporaryDirectory() as scratch:
@@ -253,12 +266,15 @@ def tune_cross_encoder(
             evaluator=evaluator,
             callbacks=[_ShowProgress(label), EarlyStoppingCallback(patience)],
         )
-        before = evaluator(model)
+        before = evaluator.ndcg(model)
         _train(trainer)
+    assert trainer.lr_scheduler is not None  # noqa: S101 - it has trained
     history = trainer.state.log_history
-    dev = [(0, before["ndcg@10"]), *((entry["step"], entry[watched]) for entry in history if watched in entry)]
+    dev = [(0, before), *((entry["step"], entry[watched]) for entry in history if watched in entry)]
     return Curve(
-        pd.DataFrame([(entry["step"], entry["loss"]) for entry in history if "loss" in entry], columns=["step", "loss"]),
+        pd.DataFrame(
+            [(entry["step"], entry["loss"]) for entry in history if "loss" in entry], columns=["step", "loss"]
+        ),
         pd.DataFrame(dev, columns=["step", "ndcg@10"]),
         float(trainer.lr_scheduler.base_lrs[0]),
     )
@@ -288,7 +304,6 @@ def _arguments(rows: int, schedule: Schedule) -> dict[str, Any]:
 
 def _train(trainer: SentenceTransformerTrainer | CrossEncoderTrainer) -> None:
     trainer.remove_callback(PrinterCallback)
-    trainer.model.model_card_data.generate_widget_examples = False
     trainer.train()
 
 
@@ -303,7 +318,8 @@ class _ShowProgress(TrainerCallback):
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._shown = Progress(self._label, state.max_steps, "steps")
 
-    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **others: Any) -> None:
+        logs: dict[str, float] = others["logs"]
         for key, name in (("loss", "loss"), ("eval_ndcg@10", "dev ndcg@10")):
             if key in logs:
                 self._notes[name] = f"{name} {float(logs[key]):.3f}"

@@ -1,6 +1,6 @@
 """evaluate: metrics of every system on the test queries, in both modes, with intervals and paired tests.
 
-    python -m stages.evaluate
+python -m stages.evaluate
 """
 
 import sys
@@ -52,8 +52,8 @@ def main(arguments: Sequence[str]) -> str:
     record_time("evaluate", time.monotonic() - started)
     return (
         f"evaluate: NDCG@10 {figures['ndcg@10']:.3f} on {len(test):,} test queries, "
-        f"{figures['gain_vs_tuned_biencoder']:+.3f} (p {figures['p_vs_tuned_biencoder']:.4f}) against the tuned bi-encoder "
-        f"-> {PATHS.metrics / 'evaluate.json'}"
+        f"{figures['gain_vs_tuned_biencoder']:+.3f} (p {figures['p_vs_tuned_biencoder']:.4f}) "
+        f"against the tuned bi-encoder -> {PATHS.metrics / 'evaluate.json'}"
     )
 
 

@@ -1,6 +1,6 @@
 """mine: rank the corpus for the queries; candidates for dev and test, hard negatives for train.
 
-    python -m stages.mine
+python -m stages.mine
 """
 
 import sys
@@ -32,8 +32,8 @@ def main(arguments: Sequence[str]) -> str:
     text = pd.concat([tables.queries.set_index("query_id")["text"], tables.passages.set_index("passage_id")["text"]])
 
     retriever = load_retriever(params.retriever_model)
-    passages = embed(retriever, tables.passages["text"], label="mine: passages")
-    queries = embed(retriever, tables.queries["text"], label="mine: queries")
+    passages = embed(retriever, tables.passages["text"].tolist(), label="mine: passages")
+    queries = embed(retriever, tables.queries["text"].tolist(), label="mine: queries")
     depth = max(DEPTH, params.top_k, params.range_max + int(tables.judgments.groupby("query_id").size().max()))
     ranking = retrieval.search(passages, queries, depth)
     ranked = retrieval.candidates(ranking, tables.queries["query_id"], tables.passages["passage_id"])
@@ -79,8 +79,12 @@ def main(arguments: Sequence[str]) -> str:
     bm25 = lexical.bm25(counted, query_texts, passage_texts)
     precision = choose_precision(params.precision)
     cosines = pair_cosines(biencoder, query_texts, passage_texts, label="mine: teacher", precision=precision)
-    write_table(candidates.assign(bm25=bm25[: len(candidates)], teacher_score=cosines[: len(candidates)]), PATHS.candidates)
-    write_table(mined.rows.assign(bm25=bm25[len(candidates) :], teacher_score=cosines[len(candidates) :]), PATHS.negatives)
+    write_table(
+        candidates.assign(bm25=bm25[: len(candidates)], teacher_score=cosines[: len(candidates)]), PATHS.candidates
+    )
+    write_table(
+        mined.rows.assign(bm25=bm25[len(candidates) :], teacher_score=cosines[len(candidates) :]), PATHS.negatives
+    )
 
     dev = metrics.per_query(
         judged.loc[judged["split"] == "dev", ["query_id", "passage_id", "relevance"]],

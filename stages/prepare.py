@@ -1,6 +1,6 @@
 """prepare: docstrings of installed packages become passages, queries and judgments.
 
-    python -m stages.prepare
+python -m stages.prepare
 """
 
 import sys
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> str:
         if split not in sizes:
             raise UserError(f"params.yaml: the {split} split has no queries; add packages or raise its share")
 
-    tokens = {}
+    tokens: dict[str, int] = {}
     if file := tokenizer_file(params.base_model):
         tokenizer = Tokenizer.from_file(str(file))
         tokens |= dataset.token_percentiles(tokenizer, tables.queries["text"], "query_tokens")
@@ -59,7 +59,10 @@ def main(arguments: Sequence[str]) -> str:
     )
     record_time("prepare", time.monotonic() - started)
     split_sizes = ", ".join(f"{sizes[split]:,} {split}" for split in dataset.SPLITS)
-    return f"prepare: {len(tables.passages):,} passages, {len(tables.queries):,} queries ({split_sizes}), {sum(dropped.values()):,} of {len(examples):,} rows dropped"
+    return (
+        f"prepare: {len(tables.passages):,} passages, {len(tables.queries):,} queries ({split_sizes}), "
+        f"{sum(dropped.values()):,} of {len(examples):,} rows dropped -> {PATHS.passages.parent}"
+    )
 
 
 if __name__ == "__main__":

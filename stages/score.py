@@ -1,6 +1,6 @@
 """score: one system scores the candidates of the test queries, retrieved or added, in one pass.
 
-    python -m stages.score SYSTEM
+python -m stages.score SYSTEM
 """
 
 import sys

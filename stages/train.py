@@ -1,6 +1,6 @@
 """train: fine-tune a cross-encoder on the mined groups and fit the weights of its fusion on dev.
 
-    python -m stages.train
+python -m stages.train
 """
 
 import shutil
@@ -49,9 +49,7 @@ def main(arguments: Sequence[str]) -> str:
     seed_everything(params.seed)
     start = str(PATHS.biencoder) if params.start_from_biencoder else resolve(params.base_model)
     model = build_cross_encoder(start, params.max_length)
-    loss = make_loss(
-        params.loss, model, distillation=params.distillation, group_size=len(groups["passages"].iloc[0])
-    )
+    loss = make_loss(params.loss, model, distillation=params.distillation, group_size=len(groups["passages"].iloc[0]))
     schedule = Schedule(
         lr=params.lr,
         epochs=params.epochs,

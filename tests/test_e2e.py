@@ -101,7 +101,11 @@ def repo(tmp_path_factory: pytest.TempPathFactory, hub: Hub) -> Repo:
     """A committed tiny repository whose pipeline has run once."""
     path = tmp_path_factory.mktemp("clone")
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     for name in listed.stdout.split("\n"):
         if name and (ROOT / name).is_file() and not name.startswith(("metrics/", "report/", "tests/")):

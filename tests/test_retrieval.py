@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reranker.retrieval import Ranking, candidates, missed_positives, pair_scores, search
+from reranker.retrieval import Ranking, candidates, missed_positives, search
 
 
 @pytest.fixture
@@ -31,14 +31,6 @@ def test_first_passages_do_not_depend_on_the_depth(vectors):
     np.testing.assert_array_equal(
         search(passages, queries, 3).positions, search(passages, queries, 20).positions[:, :3]
     )
-
-
-def test_pair_scores_are_the_scores_of_the_search(vectors):
-    passages, queries = vectors
-    ranking = search(passages, queries, 4)
-    scores = pair_scores(passages, queries, ranking.positions.ravel(), np.repeat(np.arange(6), 4))
-    np.testing.assert_allclose(scores, ranking.scores.ravel(), rtol=1e-5)
-    assert scores.dtype == np.float32
 
 
 def test_candidates_are_sorted_by_query_and_rank_whatever_the_order_of_the_queries():
