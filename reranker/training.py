@@ -147,7 +147,7 @@ def tune_biencoder(
         scale: factor of the cosines in the loss.
         label: shown before the progress.
     """
-    model.model_card_data.generate_widget_examples = False
+    model.model_card_data.widget = [{}]  # none: they would be computed, with a bar, for a card that is not written
     _without_dropout(model)
     data = Dataset.from_dict(
         {"query": list(rows["query"]), "passage": list(rows["passage"]), "label": list(rows["group"])}
