@@ -28,10 +28,12 @@ from sentence_transformers import CrossEncoder
 CrossEncoder("models/reranker").rank("your question", ["a passage", "another passage"])
 ```
 
-As shipped and evaluated, fused with the bi-encoder in `biencoder/` and BM25 by the weights in `fusion.json`:
+As shipped and evaluated, it reads the excerpt of a long passage that suits
+the query, and is fused with the bi-encoder in `biencoder/`, the static embedding in `static/` and BM25 by the
+weights in `fusion.json`:
 
 ```python
-from reranker import Reranker
+from reranker.fused import Reranker
 
 Reranker("models/reranker").rank("your question", ["a passage", "another passage"])
 ```
@@ -54,11 +56,11 @@ def model_card(base: str, params: Mapping[str, object], figures: Mapping[str, ob
     Args:
         base: name of the model that training started from.
         params: what training was told.
-        figures: what training measured; has `queries` and `pairs`.
+        figures: what training measured; has `train_queries` and `pairs`.
     """
     return TEMPLATE.format(
         base=base,
-        queries=figures["queries"],
+        queries=figures["train_queries"],
         pairs=figures["pairs"],
         figures=_table("measured", figures),
         params=_table("parameter", params),

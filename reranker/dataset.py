@@ -44,6 +44,7 @@ def clean(examples: Iterable[Example], limits: Limits) -> tuple[pd.DataFrame, di
         (
             "query_empty",
             "passage_empty",
+            "not_unicode",
             "query_is_a_field_list",
             "query_short",
             "query_long",
@@ -71,6 +72,8 @@ def _refusal(query: str, passage: str, limits: Limits) -> str | None:
         return "query_empty"
     if not passage:
         return "passage_empty"
+    if not (_is_unicode(query) and _is_unicode(passage)):
+        return "not_unicode"
     if re.match(
         r"(args|arguments|parameters|returns?|yields|raises|examples?|notes?|see also)\s*:|\w+ ?\(`",
         query,
@@ -82,6 +85,11 @@ def _refusal(query: str, passage: str, limits: Limits) -> str | None:
     if words > limits.max_query_words:
         return "query_long"
     return "passage_short" if len(passage) < limits.min_passage_chars else None
+
+
+def _is_unicode(text: str) -> bool:
+    # half of a surrogate pair is a character to Python and an error to every tokenizer and file
+    return not re.search("[\ud800-\udfff]", text)
 
 
 def build(rows: pd.DataFrame, *, dev_share: float, test_share: float) -> Tables:
@@ -116,12 +124,15 @@ def build(rows: pd.DataFrame, *, dev_share: float, test_share: float) -> Tables:
 def query_groups(passages: pd.DataFrame, queries: pd.DataFrame, judgments: pd.DataFrame) -> pd.Series:
     """Name of each query's group: queries that must not be on two sides of a split.
 
+    Judgments of relevance 0 join nothing.
+
     Two queries are in one group when they share a right passage, or when their texts, or the texts of
     their right passages, have the same fingerprint; also through a third query.
 
     Returns:
         Group names (the smallest query_id of the group), in the order and with the index of `queries`.
     """
+    judgments = judgments[judgments["relevance"] > 0]
     query_at = pd.Series(np.arange(len(queries)), index=queries["query_id"])
     fingerprints = passages.set_index("passage_id")["text"].map(fingerprint)
     edges = pd.concat(
@@ -174,4 +185,4 @@ def token_percentiles(tokenizer: Tokenizer, texts: pd.Series, name: str) -> dict
 
 
 def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()

@@ -1,7 +1,5 @@
 """NDCG@10 of a cross-encoder on dev queries: the same figure before, during and after training."""
 
-from collections.abc import Sequence
-
 import pandas as pd
 from sentence_transformers import CrossEncoder
 from sentence_transformers.base.evaluation import BaseEvaluator
@@ -15,25 +13,15 @@ class DevRanking(BaseEvaluator):
     """Reranks the candidates of some queries by the model and measures the order with trec_eval's definition.
 
     Args:
-        candidates: columns query_id, passage_id.
+        candidates: columns query_id, passage_id, query and text, what the model reads of both.
         judgments: columns query_id, passage_id, relevance, of the same queries.
-        queries: text of each candidate's query.
-        passages: text of each candidate.
         precision: `float32` or `bfloat16`.
     """
 
-    def __init__(
-        self,
-        candidates: pd.DataFrame,
-        judgments: pd.DataFrame,
-        queries: Sequence[str],
-        passages: Sequence[str],
-        precision: str,
-    ) -> None:
+    def __init__(self, candidates: pd.DataFrame, judgments: pd.DataFrame, precision: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.primary_metric = "ndcg@10"
-        self._candidates, self._judgments = candidates, judgments
-        self._queries, self._passages, self._precision = queries, passages, precision
+        self._candidates, self._judgments, self._precision = candidates, judgments, precision
 
     def __call__(
         self, model: BaseModel, output_path: str | None = None, epoch: int = -1, steps: int = -1
@@ -45,6 +33,7 @@ class DevRanking(BaseEvaluator):
 
     def ndcg(self, model: CrossEncoder) -> float:
         """Mean NDCG@10 over the queries."""
-        scores = score_pairs(model, self._queries, self._passages, label="train: dev", precision=self._precision)
+        texts = (self._candidates[column].tolist() for column in ("query", "text"))
+        scores = score_pairs(model, *texts, label="train: dev", precision=self._precision)
         run = self._candidates[["query_id", "passage_id"]].assign(score=scores)
         return float(metrics.per_query(self._judgments, run, ["nDCG@10"])["nDCG@10"].mean())

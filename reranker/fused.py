@@ -1,4 +1,4 @@
-"""The shipped reranker: the cross-encoder's score fused with the bi-encoder's and BM25, as evaluated."""
+"""The shipped reranker: the cross-encoder's score fused with the bi-encoder's, the static embedding's and BM25."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from reranker import lexical
+from reranker.excerpts import excerpts
 from reranker.fusion import fuse
 from reranker.records import read_weights
 from reranker.scoring import choose_precision, pair_cosines, score_pairs
@@ -37,23 +38,26 @@ class Reranker:
 
     def __init__(self, path: str | Path, precision: str = "auto") -> None:
         path = Path(path)
-        self.weights = read_weights(path / "fusion.json")["reranker"]
+        self.weights = read_weights(path / "fusion.json", "reranker")["reranker"]
         self._words = lexical.load(path / "words.json")
         self._cross_encoder = CrossEncoder(str(path))
         self._biencoder = SentenceTransformer(str(path / "biencoder"))
+        self._static = SentenceTransformer(str(path / "static"))
         self._precision = choose_precision(precision)
 
     def scores(self, queries: Sequence[str], passages: Sequence[str]) -> NDArray[np.float64]:
         """Score of each query with the passage at the same place; shape (pairs,)."""
-        if len(queries) == 0:
-            return np.zeros(0)
+        shown = excerpts(
+            self._cross_encoder.tokenizer, self._cross_encoder.max_seq_length, self._words, queries, passages
+        )
         features = {
             "bm25": lexical.bm25(self._words, queries, passages),
+            "static_score": pair_cosines(self._static, queries, passages, label="static embedding"),
             "teacher_score": pair_cosines(
                 self._biencoder, queries, passages, label="bi-encoder", precision=self._precision
             ),
             "cross_encoder": score_pairs(
-                self._cross_encoder, queries, passages, label="cross-encoder", precision=self._precision
+                self._cross_encoder, queries, shown, label="cross-encoder", precision=self._precision
             ),
         }
         return fuse(features, self.weights)

@@ -33,7 +33,12 @@ class Statistics(NamedTuple):
 
 def words(text: str) -> list[str]:
     """Runs of letters and digits in lower case; `_` and punctuation separate."""
-    return re.findall(r"[^\W_]+", text.casefold())
+    return [word for word, _ in word_spans(text)]
+
+
+def word_spans(text: str) -> list[tuple[str, int]]:
+    """The words of a text, each with the place of its first character."""
+    return [(found.group().casefold(), found.start()) for found in re.finditer(r"[^\W_]+", text)]
 
 
 def statistics(passages: Iterable[str]) -> Statistics:
@@ -68,10 +73,14 @@ def bm25(counted: Statistics, queries: Sequence[str], passages: Sequence[str]) -
         length = K1 * (1 - B + B * bag.total() / (counted.mean_length or 1))
         for word in words(query):
             if times := bag.get(word):
-                seen = counted.frequency.get(word, 0)
-                idf = math.log(1 + (counted.passages - seen + 0.5) / (seen + 0.5))
-                scores[place] += idf * times / (times + length)
+                scores[place] += rarity(counted, word) * times / (times + length)
     return scores
+
+
+def rarity(counted: Statistics, word: str) -> float:
+    """Inverse document frequency of a word as Lucene defines it; above 0 for every word."""
+    seen = counted.frequency.get(word, 0)
+    return math.log(1 + (counted.passages - seen + 0.5) / (seen + 0.5))
 
 
 def dump(counted: Statistics) -> str:

@@ -77,8 +77,20 @@ class InBatchSoftmaxLoss(nn.Module):
         queries, passages = (
             F.normalize(self.model(features)["sentence_embedding"].float(), dim=-1) for features in sentence_features
         )
-        cosines = self.scale * queries @ passages.T
-        same = (labels[:, None] == labels[None, :]) & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-        cosines = cosines.masked_fill(same, float("-inf"))
-        right = torch.arange(len(labels), device=labels.device)
-        return (F.cross_entropy(cosines, right) + F.cross_entropy(cosines.T, right)) / 2
+        return in_batch_softmax(queries, passages, labels, self.scale)
+
+
+def in_batch_softmax(queries: Tensor, passages: Tensor, groups: Tensor, scale: float) -> Tensor:
+    """Cross-entropy of the right passage among all of the batch and of the right query, averaged.
+
+    Args:
+        queries: normalised vectors; shape (batch, dimensions).
+        passages: normalised vectors of the right passages, row by row; same shape.
+        groups: shape (batch,); rows of one group are not negatives of each other.
+        scale: factor of the cosines.
+    """
+    cosines = scale * queries @ passages.T
+    same = (groups[:, None] == groups[None, :]) & ~torch.eye(len(groups), dtype=torch.bool, device=groups.device)
+    cosines = cosines.masked_fill(same, float("-inf"))
+    right = torch.arange(len(groups), device=groups.device)
+    return (F.cross_entropy(cosines, right) + F.cross_entropy(cosines.T, right)) / 2

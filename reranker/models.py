@@ -50,7 +50,9 @@ def resolve(name: str) -> str:
         return str(bundled_weights(name).parent)
     if Path(name).is_dir():
         return name
-    if os.environ.get("HF_HUB_OFFLINE", "1") == "1" and not _is_cached(name):
+    # the values that huggingface_hub takes for true
+    offline = os.environ.get("HF_HUB_OFFLINE", "1").upper() in ("1", "ON", "YES", "TRUE")
+    if offline and not _is_cached(name):
         raise UserError(
             f"params.yaml: model '{name}' is neither bundled ({', '.join(BUNDLED)}) nor a local folder, "
             "and the hub is switched off; set HF_HUB_OFFLINE=0 to download it"
@@ -103,5 +105,9 @@ def _locate(package: str, file: str) -> Path:
 
 def _is_cached(name: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    return any(isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", "modules.json"))
+    try:
+        return any(isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", "modules.json"))
+    except HFValidationError:
+        return False  # not a Hub id at all: a path that does not exist

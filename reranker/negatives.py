@@ -1,8 +1,9 @@
 """Which candidates become hard negatives, and the guards against false ones.
 
-The filters have the names and the meaning of `sentence_transformers.util.mine_hard_negatives`. Beyond
-them, a candidate is refused as a probably unlabelled right answer when it answers another query of the
-same group, or is nearly the same text as a right passage.
+The filters have the names of `sentence_transformers.util.mine_hard_negatives` and its meaning but for two
+points: a margin is kept from the best-ranked right passage instead of the lowest one, and the range counts
+the candidates that a guard refuses. Beyond them, a candidate is refused as a probably unlabelled right answer
+when it answers another query of the same group, or is nearly the same text as a right passage.
 """
 
 from typing import NamedTuple
@@ -55,8 +56,13 @@ def refusals(
 
     Returns:
         The first guard that applies, a name of `GUARDS`, with the index of `pool`.
+
+    Raises:
+        ValueError: a query of `pool` has no positive score.
     """
     positive = pool["query_id"].map(positive_scores)
+    if positive.isna().any():
+        raise ValueError("a query has no score of a right passage, so no margin can be kept from it")
     pairs = pd.MultiIndex.from_frame(pool[["query_id", "passage_id"]])
     never = pd.Series(False, index=pool.index)
     refused = {
@@ -217,6 +223,7 @@ def mine(
         pd.concat([same_group.to_frame(index=False), hard[["query_id", "passage_id"]]])
     )
     easy = choose_random(pd.Series(taken), passages["passage_id"], forbidden, random_negatives, seed=seed)
+    easy = easy[~near_duplicate_pairs(easy, right, texts, vectors, duplicate_similarity)]
     rows = pd.concat([positives.assign(kind="positive"), hard, easy.assign(kind="random")])
     rows = rows[["query_id", "passage_id", "score", "kind"]]
     rows = rows.sort_values("kind", key=lambda kind: kind != "positive", kind="stable").sort_values(

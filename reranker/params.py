@@ -47,6 +47,16 @@ class Params(BaseModel):
     warm_seed: Seed
     control_queries: Count
 
+    static_model: Name
+    static_lr: Rate
+    static_queries: Count
+    static_epochs: Count
+    static_batch_size: Annotated[int, Field(ge=2)]
+    static_dropout: Share
+    static_scale: Annotated[float, Field(gt=0)]
+    static_max_tokens: Count
+    static_seed: Seed
+
     top_k: Count
     train_queries: Count
     num_negatives: Count
@@ -66,6 +76,7 @@ class Params(BaseModel):
     loss: LossName
     distillation: Annotated[float, Field(ge=0, le=1)]
     start_from_biencoder: bool
+    frozen_layers: CountOrNone
     epochs: Count
     batch_size: Count
     warmup: Share
@@ -99,6 +110,18 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if key.value in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"key '{key.value}' stands there twice", key.start_mark)
+        seen.add(key.value)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+
+
 def load_params(path: Path) -> Params:
     """Read and check params.yaml.
 
@@ -110,6 +133,8 @@ def load_params(path: Path) -> Params:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; restore it with `git checkout {path}`") from None
+    except OSError as error:
+        raise UserError(f"{path}: could not be read ({error.strerror or error})") from None
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

@@ -43,7 +43,7 @@ class Progress:
         if not self._bar.disable:
             self._bar.set_postfix_str(self._note, refresh=False)
             self._bar.update(steps)
-        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES and self._done < self._total:
+        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES and 0 < self._done < self._total:
             self._last_line = time.monotonic()
             left = (self._last_line - self._start) / self._done * (self._total - self._done)
             behind = f" · {self._note}" if self._note else ""

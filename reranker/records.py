@@ -30,6 +30,7 @@ class Paths:
     negatives: Path = Path("data/mined/negatives.parquet")
     scored: Path = Path("data/scored")
     biencoder: Path = Path("models/biencoder")
+    static: Path = Path("models/static")
     control: Path = Path("models/control")
     reranker: Path = Path("models/reranker")
     metrics: Path = Path("metrics")
@@ -67,6 +68,7 @@ PRODUCER = {
     PATHS.candidates: "mine",
     PATHS.negatives: "mine",
     PATHS.biencoder: "warm",
+    PATHS.static: "static",
     PATHS.control: "control",
     PATHS.reranker: "train",
     PATHS.reranker / "fusion.json": "train",
@@ -220,19 +222,26 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
     _write(path, lambda temporary: table.to_csv(temporary, index=False, lineterminator="\n"))
 
 
-def read_weights(path: Path) -> dict[str, dict[str, float]]:
+def read_weights(path: Path, *names: str) -> dict[str, dict[str, float]]:
     """Weights of the fused scores by their name.
+
+    Args:
+        path: of the file.
+        names: of fused scores that must be there.
 
     Raises:
         UserError: the file is missing or is not what training writes.
     """
-    weights = read_json(path)
-    if not weights or not all(isinstance(part, dict) for part in weights.values()):
+    weights = read_json(path) if path.exists() else {}
+    if not weights or not all(isinstance(part, dict) for part in weights.values()) or not weights.keys() >= {*names}:
         raise UserError(f"{path}: not fusion weights; run `dvc repro train`")
     return weights
 
 
 def record_time(stage: str, seconds: float) -> None:
     """Note a stage's wall-clock seconds in the timing file, which no metrics diff shows."""
-    times = read_json(PATHS.timing) if PATHS.timing.exists() else {}
+    try:
+        times = read_json(PATHS.timing)
+    except UserError:
+        times = {}  # there is none yet, or it is damaged: not worth stopping a stage for
     write_json({**times, f"{stage}_seconds": round(seconds, 1)}, PATHS.timing)

@@ -40,31 +40,23 @@ def right_pairs(query_ids: pd.Series, tables: Tables, *, seed: int) -> pd.DataFr
     )
 
 
-def training_groups(
-    negatives: pd.DataFrame, queries: pd.Series, passages: pd.Series, teacher: pd.Series
-) -> pd.DataFrame:
+def training_groups(negatives: pd.DataFrame) -> pd.DataFrame:
     """Each query with its passages, the right one first.
 
     A list-wise loss wants groups of one size: queries with fewer passages than the largest group are
     filled up by repeating their last one, which in a softmax only weighs that passage more.
 
     Args:
-        negatives: columns query_id, passage_id, kind (one `positive` per query, the others negatives).
-        queries: text by query_id.
-        passages: text by passage_id.
-        teacher: a logit for each row of `negatives`, with its index.
+        negatives: columns query_id, query, text (of the passage), kind (one `positive` per query, the others
+            negatives), teacher (a logit).
 
     Returns:
         Columns query, passages, teacher; sorted by query_id.
     """
-    table = negatives.assign(teacher=teacher, first=negatives["kind"] != "positive")
-    table = table.sort_values(["query_id", "first"], kind="stable")
-    lists = table.groupby("query_id").agg(passages=("passage_id", list), teacher=("teacher", list)).reset_index()
-    size = int(lists["passages"].map(len).max())
-    return pd.DataFrame(
-        {
-            "query": lists["query_id"].map(queries),
-            "passages": [passages[ids + ids[-1:] * (size - len(ids))].tolist() for ids in lists["passages"]],
-            "teacher": [values + values[-1:] * (size - len(values)) for values in lists["teacher"]],
-        }
-    )
+    table = negatives.assign(negative=negatives["kind"] != "positive")
+    table = table.sort_values(["query_id", "negative"], kind="stable")
+    groups = table.groupby("query_id").agg(query=("query", "first"), passages=("text", list), teacher=("teacher", list))
+    size = int(groups["passages"].map(len).max())
+    for column in ("passages", "teacher"):
+        groups[column] = [values + values[-1:] * (size - len(values)) for values in groups[column]]
+    return groups.reset_index(drop=True)

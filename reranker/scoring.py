@@ -14,8 +14,8 @@ from reranker.errors import UserError
 from reranker.models import BUNDLED, bundled_weights, resolve, tokenizer_file
 from reranker.progress import progress
 
-CHUNK = 512
-"""Texts or pairs between two updates of the progress."""
+BATCH = 32
+"""Texts or pairs per pass: a CPU's caches hold no more, and batches of equal length waste nothing."""
 
 
 def choose_precision(wish: str) -> str:
@@ -46,6 +46,18 @@ def load_retriever(name: str) -> SentenceTransformer:
     return SentenceTransformer(resolve(name))
 
 
+def load_static(name: str) -> SentenceTransformer:
+    """A static embedding by its name in params.yaml.
+
+    Raises:
+        UserError: the model is there but is not static.
+    """
+    model = load_retriever(name)
+    if not isinstance(model[0], StaticEmbedding):
+        raise UserError(f"params.yaml: static_model: '{name}' is not a static embedding; use bundled/static-256")
+    return model
+
+
 def load_biencoder(name: str, max_length: int) -> SentenceTransformer:
     """A bi-encoder in float32.
 
@@ -62,12 +74,14 @@ def embed(
     model: SentenceTransformer, texts: Sequence[str], *, label: str, precision: str = "float32"
 ) -> NDArray[np.float32]:
     """Normalised vectors of the texts, in their order; shape (texts, dimensions)."""
-    order = _by_length([len(text) for text in texts])
+    if len(texts) == 0:
+        return np.zeros((0, model.get_embedding_dimension() or 0), dtype=np.float32)
+    order = _longest_first(model, texts)
     vectors: list[NDArray[np.float32]] = []
     with progress(label, len(texts), "texts") as shown, _precision(precision):
-        for start in range(0, len(order), CHUNK):
-            part = [texts[place] for place in order[start : start + CHUNK]]
-            vectors.append(model.encode(part, batch_size=64, normalize_embeddings=True, show_progress_bar=False))
+        for start in range(0, len(order), BATCH):
+            part = [texts[place] for place in order[start : start + BATCH]]
+            vectors.append(model.encode(part, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False))
             shown.advance(len(part))
     return np.concatenate(vectors)[np.argsort(order)].astype(np.float32)
 
@@ -95,18 +109,31 @@ def score_pairs(
 ) -> NDArray[np.float64]:
     """The cross-encoder's score of each query with the passage at the same place."""
     pairs = list(zip(queries, passages, strict=True))
-    order = _by_length([len(query) + len(passage) for query, passage in pairs])
+    if not pairs:
+        return np.zeros(0)
+    order = _longest_first(model, pairs)
     scores: list[NDArray[np.float32]] = []
     with progress(label, len(pairs), "pairs") as shown, _precision(precision):
-        for start in range(0, len(order), CHUNK):
-            part = [pairs[place] for place in order[start : start + CHUNK]]
-            scores.append(model.predict(part, batch_size=64, show_progress_bar=False))
+        for start in range(0, len(order), BATCH):
+            part = [pairs[place] for place in order[start : start + BATCH]]
+            scores.append(model.predict(part, batch_size=BATCH, show_progress_bar=False))
             shown.advance(len(part))
     return np.concatenate(scores)[np.argsort(order)].astype(float)
 
 
-def _by_length(lengths: list[int]) -> NDArray[np.int64]:
-    # longest first: running out of memory shows at once, and the time left is not underestimated
+def _longest_first(
+    model: SentenceTransformer | CrossEncoder, inputs: Sequence[str] | Sequence[tuple[str, str]]
+) -> NDArray[np.int64]:
+    """Order of the inputs by their tokens, as the model cuts them.
+
+    Longest first: running out of memory shows at once, and the time left is not underestimated.
+    """
+    lengths: list[int] = []
+    for start in range(0, len(inputs), 1024):
+        part = list(inputs[start : start + 1024])
+        mask = model.preprocess(part).get("attention_mask")
+        # a static embedding has no padding, and so no mask
+        lengths += [0] * len(part) if mask is None else mask.sum(dim=1).tolist()
     return np.argsort(-np.asarray(lengths), kind="stable")
 
 

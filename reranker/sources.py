@@ -21,8 +21,9 @@ Documented = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 def pydocs(packages: Sequence[str]) -> Iterator[list[Example]]:
     """Docstrings of installed packages: the summary is the query, the rest the passage.
 
-    The packages' source files are parsed, on all cores, and never imported. Private names and test
-    folders are left out: they document nothing that a user looks for.
+    The packages' source files are parsed, on all cores, and never imported. Names that begin with `_` and
+    test files are left out: they document nothing that a user looks for. Files that begin with `_` are read,
+    for packages define their public names there.
 
     Args:
         packages: distribution names as `pip list` shows them, e.g. `scikit-learn`.
@@ -55,13 +56,15 @@ def _source_files(package: str) -> list[Path]:
     files = _distribution(package).files
     if not files:
         raise UserError(f"params.yaml: packages: the installation of '{package}' lists no files; reinstall it with pip")
-    return [Path(str(file.locate())) for file in sorted(files) if file.suffix == ".py" and _is_public(file.parts)]
+    paths = [Path(str(file.locate())) for file in sorted(files) if file.suffix == ".py" and _is_public(file.parts)]
+    return [path for path in paths if path.exists()]  # an installation may list files that were taken away
 
 
 def _is_public(parts: tuple[str, ...]) -> bool:
     folders, name = parts[:-1], parts[-1]
-    in_tests = any(folder in ("tests", "test", "testing", "conftest.py") for folder in folders)
-    return not in_tests and not name.startswith("test_") and not any(part.startswith("..") for part in parts)
+    in_tests = any(folder in ("tests", "test", "testing") for folder in folders)
+    is_test = name.startswith("test_") or name == "conftest.py"
+    return not in_tests and not is_test and not any(part.startswith("..") for part in parts)
 
 
 def _file_examples(path: Path) -> list[Example]:

@@ -1,5 +1,6 @@
 """Fine-tuning: models to start from, rows in the shape that a loss wants, a loss by its name, the trainers' set-up."""
 
+import itertools
 import tempfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,8 +24,16 @@ from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.cross_encoder import losses
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import nn
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
 
+from reranker.errors import UserError
 from reranker.evaluator import DevRanking
 from reranker.losses import GroupSoftmaxLoss, InBatchSoftmaxLoss
 from reranker.progress import Progress
@@ -64,7 +73,7 @@ class Curve(NamedTuple):
     loss: pd.DataFrame
     """Columns step, loss: the mean since the row before."""
     dev: pd.DataFrame
-    """Columns step, ndcg@10: on dev, before the first step too."""
+    """Columns step, ndcg@10: on dev."""
     peak_lr: float
     """Learning rate that the optimiser was given for the body of the model."""
 
@@ -75,7 +84,7 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed)
 
 
-def build_cross_encoder(name: str, max_length: int) -> CrossEncoder:
+def build_cross_encoder(name: str, max_length: int, frozen_layers: int = 0) -> CrossEncoder:
     """A cross-encoder on a bi-encoder's or language model's weights: mean of the joint tokens, then one linear output.
 
     Mean pooling is what the sentence-embedding checkpoints were trained through; a first-token head starts
@@ -84,13 +93,34 @@ def build_cross_encoder(name: str, max_length: int) -> CrossEncoder:
     Args:
         name: a local folder or a Hub id.
         max_length: tokens per pair.
+        frozen_layers: so many of the first layers, and the embeddings before them, keep their weights; each
+            saves two thirds of its share of the training time.
+
+    Raises:
+        UserError: the model has fewer layers.
     """
     transformer = Transformer(name, max_seq_length=max_length, model_kwargs={"dtype": torch.float32})
     size = transformer.get_embedding_dimension()
     head = Dense(size, 1, activation_function=nn.Identity(), module_output_name="scores")
     model: CrossEncoder = CrossEncoder(modules=[transformer, Pooling(size), head], activation_fn=nn.Identity())
     _without_dropout(model)
+    if frozen_layers:
+        _freeze(transformer.model, frozen_layers)
     return model
+
+
+def _freeze(body: PreTrainedModel, number: int) -> None:
+    layers = next(
+        part
+        for part in body.modules()
+        if isinstance(part, nn.ModuleList) and len(part) == body.config.num_hidden_layers
+    )
+    if number >= len(layers):
+        raise UserError(f"params.yaml: frozen_layers: {number}: of the model's {len(layers)} layers one must be left")
+    trained = set(layers[number:].parameters())
+    # weights come in the order in which they are passed through
+    for weights in itertools.takewhile(lambda weights: weights not in trained, body.parameters()):
+        weights.requires_grad_(False)
 
 
 def _without_dropout(model: nn.Module) -> None:
@@ -241,15 +271,15 @@ def tune_cross_encoder(
         label: shown before the progress.
     """
     model.model_card_data.generate_widget_examples = False
-    every = max(1, _steps(len(data), schedule) // evaluations)
+    steps = _steps(len(data), schedule)
     watched = "eval_ndcg@10"
     with tempfile.TemporaryDirectory() as scratch:
         arguments = CrossEncoderTrainingArguments(
             scratch,
             eval_strategy="steps",
-            eval_steps=every,
+            eval_steps=steps,
             save_strategy="steps",
-            save_steps=every,
+            save_steps=steps,
             save_total_limit=2,
             save_only_model=True,
             load_best_model_at_end=True,
@@ -264,13 +294,12 @@ def tune_cross_encoder(
             train_dataset=data,
             loss=loss,
             evaluator=evaluator,
-            callbacks=[_ShowProgress(label), EarlyStoppingCallback(patience)],
+            callbacks=[_ShowProgress(label), _EvenlySpread(steps, evaluations), EarlyStoppingCallback(patience)],
         )
-        before = evaluator.ndcg(model)
         _train(trainer)
     assert trainer.lr_scheduler is not None  # noqa: S101 - it has trained
     history = trainer.state.log_history
-    dev = [(0, before), *((entry["step"], entry[watched]) for entry in history if watched in entry)]
+    dev = [(entry["step"], entry[watched]) for entry in history if watched in entry]
     return Curve(
         pd.DataFrame(
             [(entry["step"], entry["loss"]) for entry in history if "loss" in entry], columns=["step", "loss"]
@@ -291,6 +320,7 @@ def _arguments(rows: int, schedule: Schedule) -> dict[str, Any]:
         "per_device_train_batch_size": schedule.batch_size,
         "warmup_steps": schedule.warmup,
         "weight_decay": schedule.weight_decay,
+        "use_cpu": not torch.cuda.is_available(),  # else bfloat16 is refused on a CPU
         "bf16": schedule.precision == "bfloat16",
         "seed": schedule.seed,
         "data_seed": schedule.seed,
@@ -305,6 +335,17 @@ def _arguments(rows: int, schedule: Schedule) -> dict[str, Any]:
 def _train(trainer: SentenceTransformerTrainer | CrossEncoderTrainer) -> None:
     trainer.remove_callback(PrinterCallback)
     trainer.train()
+
+
+class _EvenlySpread(TrainerCallback):
+    """So many evaluations, each with a checkpoint; the trainer itself only knows every so many steps."""
+
+    def __init__(self, steps: int, evaluations: int) -> None:
+        self._at = {round(steps * number / evaluations) for number in range(1, evaluations + 1)}
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step in self._at:
+            control.should_evaluate = control.should_save = True
 
 
 class _ShowProgress(TrainerCallback):

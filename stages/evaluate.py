@@ -16,7 +16,9 @@ from reranker.progress import run_stage
 from reranker.records import PATHS, read_table, read_tables, read_weights, record_time, write_csv, write_json
 from reranker.runs import write_scored
 
-FIRST_STAGE = {"retriever": "score", "bm25": "bm25", "teacher_score": "teacher_score"}
+MINED = {"retriever": "score", "bm25": "bm25", "tuned_static": "static_score"}
+"""Systems whose scores mine has written, and their columns."""
+KEYS = ["query_id", "passage_id"]
 SCORED = ("zero_shot", "tuned_biencoder", "cross_encoder")
 SHIPPED = "reranker"
 COMPARED = ("retriever", "zero_shot", "tuned_biencoder", "cross_encoder", "fusion_without_cross_encoder")
@@ -26,19 +28,19 @@ def main(arguments: Sequence[str]) -> str:
     started = time.monotonic()
     params = load_params(PATHS.params)
     tables = read_tables()
-    candidates = read_table(PATHS.candidates, ["query_id", "passage_id", "rank", "split", *FIRST_STAGE.values()])
+    candidates = read_table(PATHS.candidates, [*KEYS, "rank", "split", *MINED.values(), "teacher_score"])
     pairs = candidates[candidates["split"] == "test"].reset_index(drop=True)
     test = set(pairs["query_id"])
     judgments = tables.judgments[tables.judgments["query_id"].isin(test)]
 
-    scores = {system: pairs[column] for system, column in FIRST_STAGE.items()}
+    scores = {system: pairs[column] for system, column in MINED.items()}
     for system in SCORED:
-        scored = read_table(PATHS.scored / f"{system}.parquet", ["query_id", "passage_id", "score"])
+        scored = read_table(PATHS.scored / f"{system}.parquet", [*KEYS, "score"])
         scores[system] = evaluation.align(pairs, scored, system)
+    features = pairs.assign(cross_encoder=scores["cross_encoder"])
     for system, weights in read_weights(PATHS.reranker / "fusion.json").items():
-        scores[system] = pd.Series(fuse(scores, weights))
-        write_scored(pairs[["query_id", "passage_id"]].assign(score=scores[system]), system)
-    del scores["teacher_score"]
+        scores[system] = pd.Series(fuse(features, weights))
+        write_scored(pairs[KEYS].assign(score=scores[system]), system)
 
     retrieved = pairs["rank"] <= params.top_k
     values = evaluation.both_modes(pairs, retrieved, judgments, scores)

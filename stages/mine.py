@@ -17,7 +17,7 @@ from reranker import lexical, metrics, negatives, retrieval
 from reranker.params import load_params
 from reranker.records import PATHS, read_tables, record_time, require, write_json, write_table
 from reranker.rows import in_hash_order
-from reranker.scoring import choose_precision, embed, load_biencoder, load_retriever, pair_cosines
+from reranker.scoring import choose_precision, embed, load_biencoder, load_retriever, load_static, pair_cosines
 
 DEPTH = 100
 """Ranks kept for the recall figures."""
@@ -28,6 +28,7 @@ def main(arguments: Sequence[str]) -> str:
     params = load_params(PATHS.params)
     tables = read_tables()
     require(PATHS.biencoder)
+    require(PATHS.static)
     split = tables.queries.set_index("query_id")["split"]
     text = pd.concat([tables.queries.set_index("query_id")["text"], tables.passages.set_index("passage_id")["text"]])
 
@@ -48,8 +49,10 @@ def main(arguments: Sequence[str]) -> str:
     candidates = pd.concat([top, missed.assign(split=missed["query_id"].map(split))])
     candidates = candidates.sort_values(["query_id", "rank", "passage_id"], ignore_index=True)
 
-    # the bi-encoder has learned its own queries by heart: its scores of them would teach nothing
-    unseen = in_hash_order(split.index[split == "train"].to_series(), salt=params.warm_seed)[params.warm_queries :]
+    # the teachers have learned their own queries by heart: their scores of others teach more, so those come first
+    train = in_hash_order(split.index[split == "train"].to_series(), salt=params.warm_seed)
+    seen = max(params.warm_queries, params.static_queries)
+    train = pd.concat([train[seen:], train[:seen]])
     filters = negatives.Filters(
         num_negatives=params.num_negatives,
         range_min=params.range_min,
@@ -61,8 +64,8 @@ def main(arguments: Sequence[str]) -> str:
         min_score=params.min_score,
     )
     mined = negatives.mine(
-        ranked[ranked["query_id"].isin(unseen)],
-        unseen,
+        ranked[ranked["split"] == "train"],
+        train,
         tables,
         passages,
         filters,
@@ -73,18 +76,18 @@ def main(arguments: Sequence[str]) -> str:
     )
 
     counted = lexical.statistics(tables.passages["text"])
-    biencoder = load_biencoder(str(PATHS.biencoder), params.max_length)
     both = pd.concat([candidates, mined.rows])
-    query_texts, passage_texts = both["query_id"].map(text).tolist(), both["passage_id"].map(text).tolist()
-    bm25 = lexical.bm25(counted, query_texts, passage_texts)
-    precision = choose_precision(params.precision)
-    cosines = pair_cosines(biencoder, query_texts, passage_texts, label="mine: teacher", precision=precision)
-    write_table(
-        candidates.assign(bm25=bm25[: len(candidates)], teacher_score=cosines[: len(candidates)]), PATHS.candidates
+    texts = both["query_id"].map(text).tolist(), both["passage_id"].map(text).tolist()
+    both["bm25"] = lexical.bm25(counted, *texts)
+    both["static_score"] = pair_cosines(load_static(str(PATHS.static)), *texts, label="mine: static")
+    both["teacher_score"] = pair_cosines(
+        load_biencoder(str(PATHS.biencoder), params.max_length),
+        *texts,
+        label="mine: teacher",
+        precision=choose_precision(params.precision),
     )
-    write_table(
-        mined.rows.assign(bm25=bm25[len(candidates) :], teacher_score=cosines[len(candidates) :]), PATHS.negatives
-    )
+    write_table(both[: len(candidates)].drop(columns="kind"), PATHS.candidates)
+    write_table(both[len(candidates) :].drop(columns=["rank", "split"]), PATHS.negatives)
 
     dev = metrics.per_query(
         judged.loc[judged["split"] == "dev", ["query_id", "passage_id", "relevance"]],
@@ -95,9 +98,9 @@ def main(arguments: Sequence[str]) -> str:
     found = int((mined.rows["kind"] != "positive").sum())
     write_json(
         {
-            "ndcg@10": dev["nDCG@10"],
-            **{f"recall@{k}": dev[f"R@{k}"] for k in (10, 30, 100)},
-            "queries": number,
+            "retriever_dev_ndcg@10": dev["nDCG@10"],
+            **{f"retriever_dev_recall@{k}": dev[f"R@{k}"] for k in (10, 30, 100)},
+            "mined_queries": number,
             "negatives": found,
             "negatives_per_query": found / max(number, 1),
             **{f"refused_{guard}": count for guard, count in mined.refused.items()},

@@ -7,23 +7,23 @@ import sys
 import time
 from collections.abc import Sequence
 
-from reranker import report
+from reranker import figures, report, tables
 from reranker.progress import run_stage
 from reranker.records import PATHS, read_csv, read_json, record_time, write_bytes, write_text
 
 
 def main(arguments: Sequence[str]) -> str:
     started = time.monotonic()
-    systems = read_csv(PATHS.metrics / "systems.csv", report.SYSTEM_COLUMNS)
+    systems = read_csv(PATHS.metrics / "systems.csv", tables.SYSTEM_COLUMNS)
     evaluation = read_json(PATHS.metrics / "evaluate.json")
     pictures = {
-        "systems": report.systems_figure(systems),
-        "training": report.training_figure(
+        "systems": figures.systems_figure(systems),
+        "training": figures.training_figure(
             read_csv(PATHS.metrics / "curve_loss.csv", ["step", "loss"]),
             read_csv(PATHS.metrics / "curve_dev.csv", ["step", "ndcg@10"]),
         ),
-        "gains": report.gains_figure(
-            read_csv(PATHS.metrics / "per_query.csv", ["query_id", report.BASELINE, report.SHIPPED])
+        "gains": figures.gains_figure(
+            read_csv(PATHS.metrics / "per_query.csv", ["query_id", tables.BASELINE, tables.SHIPPED])
         ),
     }
     numbers = report.Numbers(
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> str:
     index = PATHS.report / "index.html"
     write_text(html, index)
     record_time("report", time.monotonic() - started)
-    table = report.text_table(systems, int(evaluation["queries"]))
+    table = tables.text_table(systems, int(evaluation["queries"]))
     return f"\n{table}\n\nreport: figures, comparisons and data -> {index}"
 
 

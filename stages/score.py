@@ -13,7 +13,9 @@ quiet_libraries()
 
 from sentence_transformers import CrossEncoder
 
+from reranker import lexical
 from reranker.errors import UserError
+from reranker.excerpts import excerpts
 from reranker.models import resolve
 from reranker.params import load_params
 from reranker.records import PATHS, read_table, read_tables, record_time, require
@@ -45,7 +47,10 @@ def main(arguments: Sequence[str]) -> str:
         scores = pair_cosines(biencoder, queries, passages, label=label, precision=precision)
     else:
         require(PATHS.reranker)
-        scores = score_pairs(CrossEncoder(str(PATHS.reranker)), queries, passages, label=label, precision=precision)
+        model = CrossEncoder(str(PATHS.reranker))
+        counted = lexical.load(PATHS.reranker / "words.json")
+        shown = excerpts(model.tokenizer, model.max_seq_length, counted, queries, passages)
+        scores = score_pairs(model, queries, shown, label=label, precision=precision)
 
     path = write_scored(test.assign(score=scores), system)
     record_time(f"score_{system}", time.monotonic() - started)

@@ -14,11 +14,10 @@ quiet_libraries()
 
 import json
 
-import pandas as pd
-
 from reranker import fusion, lexical
 from reranker.card import model_card
 from reranker.evaluator import DevRanking
+from reranker.excerpts import excerpts
 from reranker.models import resolve
 from reranker.params import load_params
 from reranker.records import PATHS, folder, read_table, read_tables, record_time, require, write_csv, write_json
@@ -26,7 +25,7 @@ from reranker.rows import training_groups
 from reranker.scoring import choose_precision, score_pairs
 from reranker.training import Schedule, build_cross_encoder, group_rows, make_loss, seed_everything, tune_cross_encoder
 
-FEATURES = ("bm25", "teacher_score")
+FEATURES = ("bm25", "static_score", "teacher_score")
 
 
 def main(arguments: Sequence[str]) -> str:
@@ -36,19 +35,25 @@ def main(arguments: Sequence[str]) -> str:
     candidates = read_table(PATHS.candidates, ["query_id", "passage_id", "rank", "split", *FEATURES])
     negatives = read_table(PATHS.negatives, ["query_id", "passage_id", "kind", *FEATURES])
     require(PATHS.biencoder)
+    require(PATHS.static)
     query_text = tables.queries.set_index("query_id")["text"]
     passage_text = tables.passages.set_index("passage_id")["text"]
     judgments = tables.judgments
 
     dev = candidates[(candidates["split"] == "dev") & (candidates["rank"] <= params.top_k)].reset_index(drop=True)
     teacher = fusion.fit_weights(dev, judgments, FEATURES)
-    groups = training_groups(negatives, query_text, passage_text, pd.Series(fusion.fuse(negatives, teacher)))
-    groups = groups.sample(frac=1, random_state=params.seed)
-
     precision = choose_precision(params.precision)
     seed_everything(params.seed)
     start = str(PATHS.biencoder) if params.start_from_biencoder else resolve(params.base_model)
-    model = build_cross_encoder(start, params.max_length)
+    model = build_cross_encoder(start, params.max_length, params.frozen_layers)
+    counted = lexical.statistics(tables.passages["text"])
+    for table in (dev, negatives):
+        table["query"] = table["query_id"].map(query_text)
+        shown = table["query"].tolist(), table["passage_id"].map(passage_text).tolist()
+        table["text"] = excerpts(model.tokenizer, params.max_length, counted, *shown)
+    groups = training_groups(negatives.assign(teacher=fusion.fuse(negatives, teacher)))
+    groups = groups.sample(frac=1, random_state=params.seed)
+
     loss = make_loss(params.loss, model, distillation=params.distillation, group_size=len(groups["passages"].iloc[0]))
     schedule = Schedule(
         lr=params.lr,
@@ -61,13 +66,7 @@ def main(arguments: Sequence[str]) -> str:
     )
     some = dev["query_id"].drop_duplicates()[: params.eval_queries]
     watched = dev[dev["query_id"].isin(some)]
-    evaluator = DevRanking(
-        watched,
-        judgments[judgments["query_id"].isin(some)],
-        watched["query_id"].map(query_text).tolist(),
-        watched["passage_id"].map(passage_text).tolist(),
-        precision,
-    )
+    evaluator = DevRanking(watched, judgments[judgments["query_id"].isin(some)], precision)
     training = time.monotonic()
     curve = tune_cross_encoder(
         model,
@@ -82,21 +81,21 @@ def main(arguments: Sequence[str]) -> str:
     )
     training = time.monotonic() - training
 
-    texts = (dev["query_id"].map(query_text).tolist(), dev["passage_id"].map(passage_text).tolist())
-    dev["cross_encoder"] = score_pairs(model, *texts, label="train: fusion", precision=precision)
+    dev["cross_encoder"] = score_pairs(
+        model, dev["query"].tolist(), dev["text"].tolist(), label="train: fusion", precision=precision
+    )
     weights = {
         "reranker": fusion.fit_weights(dev, judgments, [*FEATURES, "cross_encoder"]),
         "fusion_without_cross_encoder": teacher,
     }
     figures = {
         "pairs": int(sum(map(len, groups["passages"]))),
-        "queries": len(groups),
+        "train_queries": len(groups),
         "precision": precision,
         "learning_rate": curve.peak_lr,
         "steps": int(curve.loss["step"].max()),
         "final_loss": float(curve.loss["loss"].iloc[-1]),
-        "dev_ndcg@10_before": float(curve.dev["ndcg@10"].iloc[0]),
-        "dev_ndcg@10_best": float(curve.dev["ndcg@10"].max()),
+        "dev_ndcg@10": float(curve.dev["ndcg@10"].max()),
         **{f"weight_{feature}": weight for feature, weight in weights["reranker"].items()},
     }
     told = {"loss": params.loss, "distillation": params.distillation, "max_length": params.max_length}
@@ -104,7 +103,8 @@ def main(arguments: Sequence[str]) -> str:
     with folder(PATHS.reranker) as part:
         model.save_pretrained(str(part), create_model_card=False)
         shutil.copytree(PATHS.biencoder, part / "biencoder")
-        (part / "words.json").write_text(lexical.dump(lexical.statistics(tables.passages["text"])), encoding="utf-8")
+        shutil.copytree(PATHS.static, part / "static")
+        (part / "words.json").write_text(lexical.dump(counted), encoding="utf-8")
         (part / "fusion.json").write_text(json.dumps(weights, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         (part / "README.md").write_text(model_card(params.base_model, told, figures), encoding="utf-8")
     write_csv(curve.loss, PATHS.metrics / "curve_loss.csv")
@@ -114,7 +114,7 @@ def main(arguments: Sequence[str]) -> str:
     record_time("train", time.monotonic() - started)
     return (
         f"train: {figures['pairs']:,} pairs in {training:,.0f} s, cross-encoder alone on dev: "
-        f"NDCG@10 {figures['dev_ndcg@10_before']:.3f} -> {figures['dev_ndcg@10_best']:.3f} -> {PATHS.reranker}"
+        f"NDCG@10 {figures['dev_ndcg@10']:.3f} -> {PATHS.reranker}"
     )
 
 

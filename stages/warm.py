@@ -14,6 +14,7 @@ from reranker.progress import quiet_libraries, run_stage
 
 quiet_libraries()
 
+from reranker.errors import UserError
 from reranker.models import resolve
 from reranker.params import load_params
 from reranker.records import PATHS, folder, read_tables, record_time, require
@@ -24,7 +25,9 @@ from reranker.training import Schedule, similar_batches, tune_biencoder
 
 def main(arguments: Sequence[str]) -> str:
     started = time.monotonic()
-    go_on = "--continue" in arguments
+    go_on = list(arguments) == ["--continue"]
+    if arguments and not go_on:
+        raise UserError(f"python -m stages.warm: '{' '.join(arguments)}': the only argument is --continue")
     params = load_params(PATHS.params)
     tables = read_tables()
     train = tables.queries.loc[tables.queries["split"] == "train", "query_id"]

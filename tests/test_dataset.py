@@ -59,6 +59,8 @@ def linked_components(pairs: list[tuple[str, str]]) -> list[set[str]]:
         ("  ", "long enough", "query_empty"),
         ("sort an array", " \n", "passage_empty"),
         ("", "", "query_empty"),
+        ("sort an \ud800 array", "long enough", "not_unicode"),
+        ("sort an array", "long enough \udfff", "not_unicode"),
         ("Parameters: x the number", "long enough", "query_is_a_field_list"),
         ("See also : numpy.max", "long enough", "query_is_a_field_list"),
         ("sort(`x` int)", "long enough", "query_is_a_field_list"),

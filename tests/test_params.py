@@ -143,3 +143,14 @@ def test_missing_file_is_named_with_the_way_to_get_it_back(tmp_path: Path):
 def test_parameters_cannot_be_changed_after_reading():
     with pytest.raises(ValueError, match="frozen"):
         load_params(COMMITTED).lr = 1.0
+
+
+def test_key_that_stands_there_twice_is_an_error(tmp_path: Path):
+    path = written(tmp_path, COMMITTED.read_text(encoding="utf-8") + "lr: 1e-5\n")
+    with pytest.raises(UserError, match="key 'lr' stands there twice"):
+        load_params(path)
+
+
+def test_folder_in_place_of_the_file_is_an_error(tmp_path: Path):
+    with pytest.raises(UserError, match="could not be read"):
+        load_params(tmp_path)

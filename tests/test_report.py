@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 
-from reranker import report
+from reranker import figures, report, tables
 from reranker.errors import UserError
 from stages.report import main
 
@@ -23,7 +23,7 @@ SYSTEMS = pd.DataFrame(
         (HOSTILE, "all_positives", 0.55, 0.5, 0.6, 0.5, 0.5, 0.6, 1.0),
         ("reranker", "all_positives", 0.75, 0.73, 0.77, 0.71, 0.7, 0.8, 1.0),
     ],
-    columns=list(report.SYSTEM_COLUMNS),
+    columns=list(tables.SYSTEM_COLUMNS),
 )
 EVALUATION = {
     "queries": 1234,
@@ -83,11 +83,11 @@ class Reader(HTMLParser):
             self.rows[-1][-1] += data
 
 
-def pictures() -> dict[str, report.Picture]:
+def pictures() -> dict[str, figures.Picture]:
     return {
-        "systems": report.systems_figure(SYSTEMS),
-        "training": report.training_figure(LOSS, DEV),
-        "gains": report.gains_figure(PER_QUERY),
+        "systems": figures.systems_figure(SYSTEMS),
+        "training": figures.training_figure(LOSS, DEV),
+        "gains": figures.gains_figure(PER_QUERY),
     }
 
 
@@ -157,7 +157,7 @@ def test_page_fetches_nothing(html: str, read: Reader) -> None:
 def test_tables_have_captions_and_figures_have_names(read: Reader) -> None:
     assert read.tags.count("caption") == read.tags.count("table")
     assert read.attributes.count(("role", "img")) == read.tags.count("svg") == 3
-    assert ("aria-label", report.gains_figure(PER_QUERY).alt) in read.attributes
+    assert ("aria-label", figures.gains_figure(PER_QUERY).alt) in read.attributes
 
 
 def test_ids_are_unique_and_every_reference_has_its_target(html: str, read: Reader) -> None:
@@ -168,9 +168,9 @@ def test_ids_are_unique_and_every_reference_has_its_target(html: str, read: Read
 
 
 def test_inline_figures_follow_the_readers_colours(html: str) -> None:
-    figures = html[html.index("<figure>") :]
-    assert [colour for colour in report.LIGHT.values() if colour in figures] == []
-    assert "var(--accent)" in figures
+    drawn = html[html.index("<figure>") :]
+    assert [colour for colour in figures.LIGHT.values() if colour in drawn] == []
+    assert "var(--accent)" in drawn
 
 
 def test_same_numbers_give_the_same_bytes(html: str) -> None:
@@ -186,15 +186,15 @@ def test_svg_is_well_formed_and_png_is_png() -> None:
 
 
 def test_wins_ties_and_losses_add_up_and_ignore_the_last_bits() -> None:
-    assert "2 wins, 1 ties, 1 losses" in report.gains_figure(PER_QUERY).alt
+    assert "2 wins, 1 tie, 1 loss" in figures.gains_figure(PER_QUERY).alt
 
 
 def test_empty_curves_are_drawn() -> None:
-    assert report.training_figure(LOSS[:0], DEV[:0]).svg
+    assert figures.training_figure(LOSS[:0], DEV[:0]).svg
 
 
 def test_headline_says_what_was_found() -> None:
-    assert report.headline(EVALUATION).replace("\N{NO-BREAK SPACE}", " ") == (
+    assert tables.headline(EVALUATION).replace("\N{NO-BREAK SPACE}", " ") == (
         "On 1,234 test queries the reranker reaches an NDCG@10 of 0.642: 0.129 above the static retriever "
         "(95% interval +0.110 to +0.148, p < 0.001). The interval of its gain lies above 0 against 1 of 2 systems."
     )
@@ -202,13 +202,13 @@ def test_headline_says_what_was_found() -> None:
 
 def test_headline_does_not_hide_a_loss_or_a_doubt() -> None:
     worse = {**EVALUATION, "gain_vs_retriever": -0.004, "gain_vs_retriever_low": -0.02, "p_vs_retriever": 0.5}
-    text = report.headline(worse)
+    text = tables.headline(worse)
     assert "0.004 below the static retriever" in text
     assert "includes no difference" in text
 
 
 def test_text_table_fits_100_columns_and_keeps_the_order() -> None:
-    lines = report.text_table(SYSTEMS, 1234).splitlines()
+    lines = tables.text_table(SYSTEMS, 1234).splitlines()
     assert max(map(len, lines)) <= 100
     rows = [line.split() for line in lines if re.search(r"\d\.\d{3} \[", line)]
     assert [row[0] for row in rows] == ["Static", "<script>alert('x')</script>", "Reranker"]
@@ -217,13 +217,13 @@ def test_text_table_fits_100_columns_and_keeps_the_order() -> None:
 
 def test_text_table_cuts_a_long_name_and_marks_a_missing_mode() -> None:
     one = SYSTEMS.iloc[[0]].assign(system="a" * 60)
-    lines = report.text_table(one, 1).splitlines()
+    lines = tables.text_table(one, 1).splitlines()
     assert max(map(len, lines)) <= 100
     assert any(line.startswith("a" * 37 + "…") and line.endswith("–") for line in lines)
 
 
 def test_markdown_table_has_the_same_figures_and_cells_in_every_row() -> None:
-    header, rule, *rows = report.markdown_table(SYSTEMS.replace(HOSTILE, "a|b")).splitlines()
+    header, rule, *rows = tables.markdown_table(SYSTEMS.replace(HOSTILE, "a|b")).splitlines()
     assert {len(re.split(r"(?<!\\)\|", line)) for line in (header, rule, *rows)} == {8}
     assert rows[0] == "| Static retriever | 0.512 [0.490, 0.530] | 0.400 | 0.300 | 0.700 | 0.600 [0.580, 0.620] |"
     assert rows[2].startswith("| **Reranker (shipped: fused)** | **0.642 [0.620, 0.660]** |")
@@ -234,7 +234,7 @@ def test_stage_writes_the_page_and_three_pictures_and_ends_with_the_table(tmp_pa
     summary = main([])
     names = {f"{name}.{kind}" for name in ("systems", "training", "gains") for kind in ("svg", "png")}
     assert {path.name for path in (tmp_path / "report").iterdir()} == names | {"index.html"}
-    assert report.text_table(SYSTEMS, 1234) in summary
+    assert tables.text_table(SYSTEMS, 1234) in summary
     assert "report/index.html" in summary.splitlines()[-1]
 
 

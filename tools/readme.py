@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from reranker.records import PATHS, read_csv, read_json, write_text
-from reranker.report import SYSTEM_COLUMNS, markdown_table
+from reranker.tables import SYSTEM_COLUMNS, markdown_table
 
 README = Path("README.md")
 

@@ -1,0 +1,164 @@
+"""The figures of a run in words and tables: rounded here, computed elsewhere."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import pandas as pd
+
+SHIPPED = "reranker"
+BASELINE = "retriever"
+LABELS = {
+    "retriever": "Static retriever",
+    "bm25": "BM25 on the same candidates",
+    "tuned_static": "Static embedding, tuned",
+    "zero_shot": "Bi-encoder, zero-shot",
+    "tuned_biencoder": "Bi-encoder, tuned for the same minutes",
+    "cross_encoder": "Cross-encoder alone",
+    "fusion_without_cross_encoder": "Fusion without the cross-encoder",
+    "reranker": "Reranker (shipped: fused)",
+}
+NO_BREAK = "\N{NO-BREAK SPACE}"
+LABEL_WIDTH = 38
+"""Of the longest label; a longer name is cut in the terminal, where a line has 100 columns."""
+SYSTEM_COLUMNS = (
+    "system", "mode", "ndcg@10", "ndcg@10_low", "ndcg@10_high", "mrr@10", "map", "recall@10", "recall@30",
+)  # fmt: skip
+
+
+class ResultRow(NamedTuple):
+    """A system's figures in one mode, rounded."""
+
+    label: str
+    shipped: bool
+    ndcg: str
+    interval: str
+    mrr: str
+    map: str
+    recall_10: str
+    recall_30: str
+
+
+class ComparisonRow(NamedTuple):
+    """The shipped reranker against one system, rounded."""
+
+    label: str
+    gain: str
+    interval: str
+    p: str
+
+
+def label(system: str) -> str:
+    """A system's name for people; an unknown system keeps its own."""
+    return LABELS.get(system, system)
+
+
+def result_rows(systems: pd.DataFrame, mode: str) -> list[ResultRow]:
+    """The systems of one mode in their order.
+
+    Args:
+        systems: columns `SYSTEM_COLUMNS`.
+        mode: `retrieved` or `all_positives`.
+    """
+    return [
+        ResultRow(
+            label=label(row["system"]),
+            shipped=row["system"] == SHIPPED,
+            ndcg=score(row["ndcg@10"]),
+            interval=f"[{score(row['ndcg@10_low'])}, {score(row['ndcg@10_high'])}]",
+            mrr=score(row["mrr@10"]),
+            map=score(row["map"]),
+            recall_10=score(row["recall@10"]),
+            recall_30=score(row["recall@30"]),
+        )
+        for row in systems[systems["mode"] == mode].to_dict("records")
+    ]
+
+
+def comparison_rows(systems: pd.DataFrame, evaluation: Mapping[str, float]) -> list[ComparisonRow]:
+    """The shipped reranker against every system that it was compared with."""
+    return [
+        ComparisonRow(
+            label=label(system),
+            gain=signed(evaluation[f"gain_vs_{system}"]),
+            interval=_signed_interval(evaluation, system),
+            p=_p_value(evaluation[f"p_vs_{system}"]),
+        )
+        for system in systems["system"].unique()
+        if f"gain_vs_{system}" in evaluation
+    ]
+
+
+def headline(evaluation: Mapping[str, float]) -> str:
+    """The result in a few sentences, which say so where an interval leaves a difference open."""
+    gain, low, high = (evaluation[f"gain_vs_{BASELINE}{end}"] for end in ("", "_low", "_high"))
+    p_value = _p_value(evaluation[f"p_vs_{BASELINE}"])
+    relation = p_value if p_value.startswith("<") else f"= {p_value}"
+    found = (
+        f"On {count(evaluation['queries'])} test queries the reranker reaches an NDCG@10 of "
+        f"{score(evaluation['ndcg@10'])}: "
+        f"{score(abs(gain))} {'above' if gain >= 0 else 'below'} the {label(BASELINE).lower()} "
+        f"(95% interval {signed(low)} to {signed(high)}, {f'p {relation}'.replace(' ', NO_BREAK)})."
+    )
+    doubt = "" if low > 0 or high < 0 else " This interval includes no difference at all."
+    lows = [value for key, value in evaluation.items() if key.startswith("gain_vs_") and key.endswith("_low")]
+    better = sum(value > 0 for value in lows)
+    return f"{found}{doubt} The interval of its gain lies above 0 against {better} of {len(lows)} systems."
+
+
+def text_table(systems: pd.DataFrame, queries: int) -> str:
+    """The results for a terminal of 100 columns.
+
+    Args:
+        systems: columns `SYSTEM_COLUMNS`.
+        queries: number of test queries.
+    """
+    complete = {row.label: row.ndcg for row in result_rows(systems, "all_positives")}
+    head = f"{'System':<{LABEL_WIDTH}}  {'NDCG@10 [95%]':<20}  MRR@10    MAP  Recall@30  NDCG@10 *"
+    rule = "─" * len(head)
+    lines = [f"Results on {count(queries)} test queries", "", head, rule]
+    for row in result_rows(systems, "retrieved"):
+        name = row.label if len(row.label) <= LABEL_WIDTH else f"{row.label[: LABEL_WIDTH - 1]}…"
+        figures = f"{f'{row.ndcg} {row.interval}':<20}  {row.mrr:>6}  {row.map:>5}  {row.recall_30:>9}"
+        lines += [rule] * row.shipped + [f"{name:<{LABEL_WIDTH}}  {figures}  {complete.get(row.label, '–'):>7}  "]
+    lines += [rule, "* with the right passages that the retriever missed added to the candidates"]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def markdown_table(systems: pd.DataFrame) -> str:
+    """The results as a Markdown table, the shipped reranker in bold."""
+    complete = {row.label: f"{row.ndcg} {row.interval}" for row in result_rows(systems, "all_positives")}
+    lines = [
+        "| System | NDCG@10 [95% interval] | MRR@10 | MAP | Recall@30 | NDCG@10, missed right passages added |",
+        "|---|---|---:|---:|---:|---|",
+    ]
+    for row in result_rows(systems, "retrieved"):
+        name = re.sub(r"([\\|*_<>`\[\]])", r"\\\1", row.label)
+        cells = [name, f"{row.ndcg} {row.interval}", row.mrr, row.map, row.recall_30, complete.get(row.label, "–")]
+        lines.append(f"| {' | '.join(f'**{cell}**' if row.shipped else cell for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def count(value: float) -> str:
+    """A number of things, with commas."""
+    return f"{value:,.0f}"
+
+
+def score(value: float) -> str:
+    """A metric; a dash where there is none."""
+    return "–" if math.isnan(value) else f"{value:.3f}"
+
+
+def signed(value: float) -> str:
+    """A difference of metrics."""
+    # + 0.0 turns a rounded -0.0 into 0.0
+    return f"{round(value, 3) + 0.0:+.3f}".replace("-", "−")
+
+
+def _signed_interval(evaluation: Mapping[str, float], system: str) -> str:
+    return f"[{signed(evaluation[f'gain_vs_{system}_low'])}, {signed(evaluation[f'gain_vs_{system}_high'])}]"
+
+
+def _p_value(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

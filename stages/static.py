@@ -1,0 +1,52 @@
+"""static: tune a static embedding on the training queries, a signal of the whole passage for the fused score.
+
+python -m stages.static
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+
+from reranker.progress import quiet_libraries, run_stage
+
+quiet_libraries()
+
+from reranker.params import load_params
+from reranker.records import PATHS, folder, read_tables, record_time
+from reranker.rows import in_hash_order, right_pairs
+from reranker.scoring import load_static
+from reranker.static import StaticSchedule, tune_static, weigh_by_rarity
+
+
+def main(arguments: Sequence[str]) -> str:
+    started = time.monotonic()
+    params = load_params(PATHS.params)
+    tables = read_tables()
+    train = tables.queries.loc[tables.queries["split"] == "train", "query_id"]
+    wanted = in_hash_order(train, salt=params.warm_seed)[: params.static_queries]
+    rows = right_pairs(wanted, tables, seed=params.static_seed)
+
+    model = load_static(params.static_model)
+    weigh_by_rarity(model, tables.passages["text"].tolist())
+    schedule = StaticSchedule(
+        lr=params.static_lr,
+        epochs=params.static_epochs,
+        batch_size=params.static_batch_size,
+        dropout=params.static_dropout,
+        scale=params.static_scale,
+        max_tokens=params.static_max_tokens,
+        seed=params.static_seed,
+    )
+    training = time.monotonic()
+    tune_static(model, rows, schedule, label="static")
+    training = time.monotonic() - training
+
+    with folder(PATHS.static) as part:
+        model.save_pretrained(str(part), create_model_card=False)
+    record_time("static_training", training)
+    record_time("static", time.monotonic() - started)
+    return f"static: embedding tuned on {len(rows):,} queries in {training:,.0f} s -> {PATHS.static}"
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage(main, sys.argv[1:]))

@@ -1,0 +1,50 @@
+"""Models of 30,000 weights with the shape of the real ones: they load in milliseconds and need no network."""
+
+import os
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the libraries are imported
+
+WORDS = (
+    "a the of in from to sort order list numbers read write csv file table find shortest path graph red green apples"
+)
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a BERT of random weights that knows the words of WORDS."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    path = tmp_path_factory.mktemp("encoder")
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS.split()]
+    places = {word: place for place, word in enumerate(vocabulary)}
+    BertTokenizerFast(vocab=places, model_max_length=64).save_pretrained(path)
+    shape = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.3,  # with the usual 0.02 all texts have nearly the same vector
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        BertModel(shape).save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def biencoder(encoder: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a bi-encoder on these weights."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    path = str(tmp_path_factory.mktemp("biencoder"))
+    transformer = Transformer(encoder, max_seq_length=32)
+    model = SentenceTransformer(modules=[transformer, Pooling(transformer.get_embedding_dimension())])
+    model.save_pretrained(path, create_model_card=False)
+    return path

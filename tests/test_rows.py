@@ -1,0 +1,120 @@
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reranker.records import Tables
+from reranker.rows import in_hash_order, right_pairs, training_groups
+
+ids = st.lists(st.text(min_size=1, max_size=6), unique=True, max_size=20)
+
+
+def ordered(names: list[str], salt: int = 1) -> list[str]:
+    return in_hash_order(pd.Series(names, dtype="str"), salt=salt).tolist()
+
+
+@given(ids)
+def test_hash_order_loses_and_repeats_no_id(names):
+    assert sorted(ordered(names)) == sorted(names)
+
+
+@given(ids, st.randoms(use_true_random=False))
+def test_hash_order_does_not_depend_on_the_order_given(names, random):
+    assert ordered(random.sample(names, len(names))) == ordered(names)
+
+
+@given(ids, ids)
+def test_added_ids_slip_in_between_without_moving_the_others(names, added):
+    together = ordered(list(dict.fromkeys([*names, *added])))
+    assert [name for name in together if name in set(names)] == ordered(names)
+
+
+def test_salt_changes_the_hash_order_and_a_new_index_is_given():
+    names = [f"q{number}" for number in range(50)]
+    assert ordered(names) != ordered(names, salt=2)
+    assert ordered(names) not in (names, sorted(names))
+    found = in_hash_order(pd.Series(names, index=range(100, 150)), salt=1)
+    assert found.index.tolist() == list(range(50))
+    assert found.tolist() == ordered(names)
+
+
+def test_first_of_the_hash_order_are_a_fair_sample():
+    first = ordered([f"q{number:04}" for number in range(4000)])[:1000]
+    assert 420 < sum(name < "q2000" for name in first) < 580
+
+
+@pytest.fixture
+def tables() -> Tables:
+    """q1 and q2 share p2; q3 stands alone and has a wrong passage too; q4 has no right passage."""
+    right = [("q1", "p1", 1), ("q1", "p2", 1), ("q2", "p2", 1), ("q3", "p4", 2), ("q3", "p3", 0), ("q4", "p3", 0)]
+    texts = {"p1": "Read a table.", "p2": "Read a file.", "p3": "Sort a list.", "p4": "Find a path."}
+    return Tables(
+        pd.DataFrame(texts.items(), columns=["passage_id", "text"]),
+        pd.DataFrame(
+            {"query_id": ["q1", "q2", "q3", "q4"], "text": ["how to read", "open it", "route", "put in order"]}
+        ).assign(split="train"),
+        pd.DataFrame(right, columns=["query_id", "passage_id", "relevance"]),
+    )
+
+
+def test_each_query_gets_one_right_passage_with_both_texts_in_the_order_asked_for(tables):
+    rows = right_pairs(pd.Series(["q3", "q1", "q2"], index=[7, 5, 6]), tables, seed=1)
+    assert rows.columns.tolist() == ["query_id", "passage_id", "query", "passage", "group"]
+    assert rows["query_id"].tolist() == ["q3", "q1", "q2"]
+    assert rows["query"].tolist() == ["route", "how to read", "open it"]
+    assert rows.loc[[0, 2], "passage_id"].tolist() == ["p4", "p2"]
+    assert rows.loc[[0, 2], "passage"].tolist() == ["Find a path.", "Read a file."]
+    assert rows.loc[1, "passage_id"] in ("p1", "p2")
+
+
+def test_rows_of_one_group_share_a_number_and_others_do_not(tables):
+    group = right_pairs(pd.Series(["q1", "q2", "q3"]), tables, seed=1).set_index("query_id")["group"]
+    assert group["q1"] == group["q2"] != group["q3"]
+    assert pd.api.types.is_integer_dtype(group)
+
+
+def test_passage_that_is_judged_wrong_joins_no_group(tables):
+    wrong = pd.DataFrame({"query_id": ["q3"], "passage_id": ["p1"], "relevance": [0]})
+    joined = tables._replace(judgments=pd.concat([tables.judgments, wrong], ignore_index=True))
+    group = right_pairs(pd.Series(["q1", "q3"]), joined, seed=1)["group"]
+    assert group[0] != group[1]
+
+
+def test_query_without_a_right_passage_is_left_out(tables):
+    assert right_pairs(pd.Series(["q4", "q3"]), tables, seed=1)["query_id"].tolist() == ["q3"]
+
+
+def test_choice_between_several_right_passages_repeats_with_its_seed_and_reaches_all(tables):
+    chosen = [right_pairs(pd.Series(["q1"]), tables, seed=seed)["passage_id"].item() for seed in range(12)]
+    again = [right_pairs(pd.Series(["q1"]), tables, seed=seed)["passage_id"].item() for seed in range(12)]
+    assert chosen == again
+    assert set(chosen) == {"p1", "p2"}
+
+
+NEGATIVES = pd.DataFrame(
+    [
+        ("q2", "second", "one", "hard", 0.4),
+        ("q1", "first", "three", "hard", 0.8),
+        ("q2", "second", "two", "positive", 0.2),
+        ("q1", "first", "four", "random", 0.6),
+        ("q1", "first", "one", "positive", 0.0),
+    ],
+    columns=["query_id", "query", "text", "kind", "teacher"],
+    index=[4, 8, 2, 6, 0],
+)
+
+
+def test_groups_have_the_right_passage_first_and_one_size_and_are_sorted():
+    groups = training_groups(NEGATIVES)
+    assert groups["query"].tolist() == ["first", "second"]
+    assert groups["passages"].tolist() == [["one", "three", "four"], ["two", "one", "one"]]
+
+
+def test_teacher_stays_with_its_passage():
+    assert training_groups(NEGATIVES)["teacher"].tolist() == [[0.0, 0.8, 0.6], [0.2, 0.4, 0.4]]
+
+
+def test_negatives_stay_in_the_order_given_and_the_rows_are_not_changed():
+    before = NEGATIVES.copy()
+    assert training_groups(NEGATIVES[::-1])["passages"].tolist() == [["one", "four", "three"], ["two", "one", "one"]]
+    pd.testing.assert_frame_equal(NEGATIVES, before)

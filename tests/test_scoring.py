@@ -1,0 +1,132 @@
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer
+
+from reranker import scoring
+from reranker.scoring import choose_precision, embed, load_biencoder, load_retriever, pair_cosines, score_pairs
+from reranker.training import build_cross_encoder, seed_everything
+
+TEXTS = [
+    "sort",
+    "find the shortest path in a graph",
+    "",
+    "red apples",
+    "read a csv file " * 30,
+    "red apples",
+    "the table of numbers",
+]
+
+
+@pytest.fixture(scope="module")
+def two_towers(biencoder: str) -> SentenceTransformer:
+    return load_biencoder(biencoder, 32)
+
+
+@pytest.fixture(scope="module")
+def cross_encoder(encoder: str) -> CrossEncoder:
+    seed_everything(1)
+    return build_cross_encoder(encoder, 32)
+
+
+def test_asked_precision_is_taken_and_auto_becomes_one_of_the_two():
+    assert choose_precision("float32") == "float32"
+    assert choose_precision("auto") in ("float32", "bfloat16")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may lack bfloat16")
+def test_bfloat16_may_be_asked_for_on_any_cpu():
+    assert choose_precision("bfloat16") == "bfloat16"
+
+
+def test_vectors_have_length_1_and_the_order_of_the_texts(two_towers):
+    vectors = embed(two_towers, TEXTS, label="")
+    assert vectors.shape == (7, 32)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    for text, vector in zip(TEXTS, vectors, strict=True):
+        np.testing.assert_allclose(embed(two_towers, [text], label="")[0], vector, atol=1e-5)
+
+
+def test_order_is_kept_over_several_chunks(two_towers, monkeypatch):
+    whole = embed(two_towers, TEXTS, label="")
+    monkeypatch.setattr(scoring, "BATCH", 2)
+    np.testing.assert_allclose(embed(two_towers, TEXTS, label=""), whole, atol=1e-5)
+    assert not np.allclose(whole[0], whole[1], atol=0.1)
+
+
+def test_cosine_of_a_pair_is_the_product_of_its_vectors(two_towers):
+    left, right = embed(two_towers, TEXTS, label=""), embed(two_towers, TEXTS[::-1], label="")
+    cosines = pair_cosines(two_towers, TEXTS, TEXTS[::-1], label="")
+    np.testing.assert_allclose(cosines, (left * right).sum(axis=1), atol=1e-5)
+    np.testing.assert_allclose(pair_cosines(two_towers, TEXTS, TEXTS, label=""), 1, rtol=1e-5)
+    assert cosines.dtype == np.float64
+
+
+def test_scores_of_pairs_are_those_of_each_pair_on_its_own(cross_encoder, monkeypatch):
+    monkeypatch.setattr(scoring, "BATCH", 3)
+    scores = score_pairs(cross_encoder, TEXTS, TEXTS[::-1], label="")
+    alone = [
+        cross_encoder.predict((left, right), show_progress_bar=False)
+        for left, right in zip(TEXTS, TEXTS[::-1], strict=True)
+    ]
+    np.testing.assert_allclose(scores, alone, atol=1e-5)
+    assert scores.dtype == np.float64
+    assert scores.std() > 0.1
+
+
+def test_pairs_of_different_number_are_an_error(cross_encoder):
+    with pytest.raises(ValueError, match="zip"):
+        score_pairs(cross_encoder, TEXTS, TEXTS[1:], label="")
+
+
+@pytest.mark.parametrize("query", ["sort a list " * 40, "sort " * 29])
+def test_query_that_is_too_long_leaves_room_for_the_passage(cross_encoder, query):
+    scores = score_pairs(cross_encoder, [query] * 3, ["red apples", "read a csv file", "the path " * 60], label="")
+    assert np.isfinite(scores).all()
+    assert len(set(scores.round(4))) == 3
+
+
+def test_passage_is_cut_and_not_the_query(cross_encoder):
+    passage = "find the shortest path in a graph " * 20
+    scores = score_pairs(cross_encoder, ["sort a list", "read a file"], [passage] * 2, label="")
+    assert abs(scores[0] - scores[1]) > 1e-3
+    longer = score_pairs(cross_encoder, ["sort a list"], [passage + "red apples"], label="")
+    np.testing.assert_allclose(longer, scores[:1], atol=1e-5)
+
+
+def test_no_texts_and_no_pairs_give_no_scores(two_towers, cross_encoder):
+    assert len(embed(two_towers, [], label="")) == 0
+    assert pair_cosines(two_towers, [], [], label="").shape == (0,)
+    assert score_pairs(cross_encoder, [], [], label="").shape == (0,)
+
+
+def test_bfloat16_scores_are_near_those_of_float32(two_towers, cross_encoder):
+    for score, model in ((pair_cosines, two_towers), (score_pairs, cross_encoder)):
+        exact = score(model, TEXTS, TEXTS[::-1], label="")
+        rough = score(model, TEXTS, TEXTS[::-1], label="", precision="bfloat16")
+        np.testing.assert_allclose(rough, exact, atol=0.1)
+        assert np.isfinite(rough).all()
+
+
+def test_biencoder_reads_as_many_tokens_as_it_is_told(biencoder):
+    short, long = (load_biencoder(biencoder, tokens) for tokens in (8, 32))
+    texts = ["sort a list of numbers in order", "sort a list of numbers in order from a file"]
+    vectors = embed(short, texts, label="")
+    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
+    vectors = embed(long, texts, label="")
+    assert not np.allclose(vectors[0], vectors[1], atol=1e-3)
+
+
+def test_bundled_static_retriever_puts_the_same_topic_near():
+    retriever = load_retriever("bundled/static-256")
+    texts = ["sort a list of numbers", "order numbers in a list", "neural network layer"]
+    vectors = embed(retriever, texts, label="")
+    assert vectors.shape == (3, 256)
+    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.2
+
+
+def test_local_folder_may_be_the_retriever(biencoder, two_towers):
+    np.testing.assert_allclose(
+        embed(load_retriever(biencoder), TEXTS, label=""), embed(two_towers, TEXTS, label=""), atol=1e-5
+    )

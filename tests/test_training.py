@@ -1,0 +1,289 @@
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer
+
+from reranker.errors import UserError
+from reranker.evaluator import DevRanking
+from reranker.params import LossName
+from reranker.scoring import embed, load_biencoder, score_pairs
+from reranker.training import (
+    LIST_LOSSES,
+    LOGGED,
+    Curve,
+    Schedule,
+    build_cross_encoder,
+    group_rows,
+    make_loss,
+    seed_everything,
+    similar_batches,
+    tune_biencoder,
+    tune_cross_encoder,
+)
+
+LOSSES = get_args(LossName)
+SCHEDULE = Schedule(lr=1e-3, epochs=1, batch_size=4, warmup=0.0, weight_decay=0.0, precision="float32", seed=5)
+
+ABOUT = {
+    "sort a list": "order numbers in a list",
+    "find the path": "the shortest path in a graph",
+    "read a csv file": "read the table from a file",
+    "red apples": "green apples",
+}
+GROUPS = pd.DataFrame(
+    [(query, [right, *(other for other in ABOUT.values() if other != right)]) for query, right in ABOUT.items()] * 6,
+    columns=["query", "passages"],
+).assign(teacher=[[2.0, 0.5, -0.5, -1.0]] * 24)
+
+
+@pytest.fixture
+def dev() -> DevRanking:
+    pairs = [(query, passage) for query in ABOUT for passage in ABOUT.values()]
+    candidates = pd.DataFrame(pairs, columns=["query_id", "passage_id"])
+    candidates = candidates.assign(query=candidates["query_id"], text=candidates["passage_id"])
+    judgments = pd.DataFrame(ABOUT.items(), columns=["query_id", "passage_id"]).assign(relevance=1)
+    return DevRanking(candidates, judgments, "float32")
+
+
+class Trained:
+    """A cross-encoder of the tiny weights, tuned."""
+
+    def __init__(self, encoder: str, dev: DevRanking, loss: str = "group_softmax", **options: object) -> None:
+        schedule = SCHEDULE._replace(**{key: options.pop(key) for key in SCHEDULE._fields if key in options})
+        seed_everything(schedule.seed)
+        self.model = build_cross_encoder(encoder, 32, options.pop("frozen_layers", 0))
+        self.before = weights(self.model)
+        self.curve: Curve = tune_cross_encoder(
+            self.model,
+            group_rows(GROUPS, loss),
+            make_loss(loss, self.model, distillation=0.5, group_size=4),
+            schedule,
+            **{"evaluator": dev, "evaluations": 2, "patience": 9, "head_lr": 1e-2, "label": "train"} | options,
+        )
+
+    @property
+    def scores(self) -> np.ndarray:
+        return scores(self.model)
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def scores(model: CrossEncoder) -> np.ndarray:
+    queries = [query for query in ABOUT for _ in ABOUT]
+    return score_pairs(model, queries, list(ABOUT.values()) * 4, label="")
+
+
+def largest_change(trained: Trained) -> dict[str, float]:
+    """How far the weights of the body and of the head went at most."""
+    change = {name: float((value - trained.before[name]).abs().max()) for name, value in weights(trained.model).items()}
+    head = [name for name in change if name.startswith("2.")]
+    assert len(head) == 2
+    return {"head": max(change[name] for name in head), "body": max(change[n] for n in change if n not in head)}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_rows_have_the_shape_that_the_loss_wants(loss):
+    rows = group_rows(GROUPS.head(2), loss)
+    if loss == "binary_cross_entropy":
+        assert rows.column_names == ["query", "passage", "label"]
+        assert rows["label"][:] == [1.0, 0.0, 0.0, 0.0] * 2
+        assert rows["query"][:] == ["sort a list"] * 4 + ["find the path"] * 4
+        assert rows["passage"][:] == [*GROUPS["passages"][0], *GROUPS["passages"][1]]
+    else:
+        labels = {"group_softmax": [2.0, 0.5, -0.5, -1.0], "list_net": [10.0, 0.0, 0.0, 0.0]}
+        assert rows.column_names == ["query", "passages", "label"]
+        assert rows["query"][:] == ["sort a list", "find the path"]
+        assert rows["passages"][:] == GROUPS["passages"].tolist()[:2]
+        assert rows["label"][:] == [labels.get(loss, [1.0, 0.0, 0.0, 0.0])] * 2
+
+
+def test_every_loss_of_the_parameters_can_be_made():
+    assert set(LOSSES) == {"group_softmax", "binary_cross_entropy", *LIST_LOSSES}
+
+
+def clouds(number: int, size: int) -> np.ndarray:
+    """Rows around a few directions, mixed."""
+    generator = np.random.default_rng(2)
+    centres = generator.normal(size=(number, 8))
+    rows = centres.repeat(size, axis=0) + generator.normal(scale=0.1, size=(number * size, 8))
+    return generator.permutation(rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype("float32")
+
+
+@pytest.mark.parametrize(("rows", "size"), [(64, 8), (61, 8), (5, 8), (8, 8), (1, 2), (9, 2)])
+def test_order_of_batches_has_every_row_once(rows, size):
+    order = similar_batches(clouds(8, 8)[:rows], size, seed=1)
+    assert sorted(order) == list(range(rows))
+
+
+def similarity_inside(vectors: np.ndarray, order: np.ndarray, size: int) -> float:
+    batches = vectors[order].reshape(-1, size, vectors.shape[1])
+    return float((batches @ batches.transpose(0, 2, 1)).mean())
+
+
+def test_rows_of_a_batch_are_more_similar_than_those_of_a_random_one():
+    vectors = clouds(8, 16)
+    order = similar_batches(vectors, 16, seed=1)
+    assert similarity_inside(vectors, order, 16) > similarity_inside(vectors, np.arange(128), 16) + 0.5
+
+
+def test_order_of_batches_repeats_with_its_seed_and_changes_with_it():
+    vectors = clouds(8, 16)
+    first, again, other = (similar_batches(vectors, 16, seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_new_cross_encoder_has_no_dropout_and_scores_differ_by_pair_and_seed(encoder: str):
+    models = []
+    for seed in (1, 1, 2):
+        seed_everything(seed)
+        models.append(build_cross_encoder(encoder, 32))
+    first, again, other = map(scores, models)
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other)
+    assert len(set(first.round(4))) > 8
+    assert {part.p for part in models[0].modules() if isinstance(part, torch.nn.Dropout)} == {0.0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", LOSSES)
+def test_tuned_model_learns_and_is_the_same_when_loaded_again(loss, encoder: str, dev, tmp_path: Path):
+    trained = Trained(encoder, dev, loss, epochs=4, lr=2e-3)
+    assert trained.curve.loss["loss"].iloc[-1] < trained.curve.loss["loss"].iloc[0]
+    seed_everything(SCHEDULE.seed)
+    assert trained.curve.dev["ndcg@10"].max() > dev.ndcg(build_cross_encoder(encoder, 32))
+    trained.model.save_pretrained(str(tmp_path), create_model_card=False)
+    np.testing.assert_allclose(scores(CrossEncoder(str(tmp_path))), trained.scores, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_same_seed_gives_the_same_weights_and_another_one_others(encoder: str, dev):
+    first, again, other = (Trained(encoder, dev, seed=seed, epochs=1) for seed in (5, 5, 6))
+    for name, value in weights(first.model).items():
+        assert torch.equal(value, weights(again.model)[name]), name
+    pd.testing.assert_frame_equal(first.curve.loss, again.curve.loss)
+    assert not np.allclose(first.scores, other.scores)
+
+
+@pytest.mark.slow
+def test_optimiser_gets_the_learning_rates_of_body_and_head(encoder: str, dev):
+    # the first step of Adam moves each weight by the learning rate, unless its gradient is almost 0
+    trained = Trained(encoder, dev, lr=3e-4, head_lr=7e-3, batch_size=24, evaluations=1)
+    assert largest_change(trained) == pytest.approx({"body": 3e-4, "head": 7e-3}, rel=0.01)
+    assert trained.curve.peak_lr == 3e-4
+
+
+@pytest.mark.slow
+def test_frozen_layers_keep_their_weights_and_the_others_learn(encoder: str, dev):
+    trained = Trained(encoder, dev, frozen_layers=1, evaluations=1)
+    moved = {name for name, value in weights(trained.model).items() if not torch.equal(value, trained.before[name])}
+    kept = trained.before.keys() - moved  # the pooler of BERT has no part in the mean of the tokens
+    assert kept == {
+        name for name in trained.before if ".embeddings." in name or ".layer.0." in name or ".pooler." in name
+    }
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_model_with_all_layers_frozen_is_refused(encoder: str, number):
+    with pytest.raises(UserError, match=f"frozen_layers: {number}: of the model's 2 layers one must be left"):
+        build_cross_encoder(encoder, 32, number)
+
+
+@pytest.mark.slow
+def test_learning_rate_rises_during_the_warmup(encoder: str, dev):
+    # two steps, both of them warm-up: the first one's rate is 0, the second one's a half
+    trained = Trained(encoder, dev, lr=4e-4, head_lr=8e-3, batch_size=12, warmup=0.99, evaluations=1)
+    assert largest_change(trained) == pytest.approx({"body": 2e-4, "head": 4e-3}, rel=0.01)
+
+
+@pytest.mark.slow
+def test_evaluations_are_spread_over_the_steps(encoder: str, dev):
+    trained = Trained(encoder, dev, epochs=2, evaluations=3)
+    assert trained.curve.dev["step"].tolist() == [4, 8, 12]
+    assert trained.curve.loss["step"].tolist() == list(range(1, 13))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("evaluations", [4, 5])
+def test_last_evaluation_is_at_the_end_and_there_are_as_many_as_asked_for(encoder: str, dev, evaluations):
+    steps = Trained(encoder, dev, evaluations=evaluations).curve.dev["step"].tolist()
+    assert steps[-1] == 6
+    assert len(steps) == evaluations
+
+
+@pytest.mark.slow
+def test_best_evaluation_is_kept_and_training_stops_without_a_gain(encoder: str, dev):
+    # a rate that soon destroys what was learned
+    trained = Trained(encoder, dev, lr=0.05, head_lr=0.5, epochs=10, evaluations=60, patience=3)
+    dev_curve = trained.curve.dev.set_index("step")["ndcg@10"]
+    assert dev.ndcg(trained.model) == pytest.approx(dev_curve.max())
+    assert dev_curve.iloc[-1] < dev_curve.max()
+    assert dev_curve.index[-1] == dev_curve.idxmax() + 3 < 60
+
+
+@pytest.mark.slow
+def test_loss_curve_has_about_as_many_points_as_wanted_however_many_steps_there_are(encoder: str, dev):
+    trained = Trained(encoder, dev, epochs=16, evaluations=1)  # 96 steps
+    assert LOGGED <= len(trained.curve.loss) <= 2 * LOGGED
+
+
+@pytest.mark.slow
+def test_training_in_bfloat16_learns_too_and_leaves_weights_in_float32(encoder: str, dev):
+    trained = Trained(encoder, dev, precision="bfloat16", epochs=4, lr=2e-3)
+    assert trained.curve.loss["loss"].iloc[-1] < trained.curve.loss["loss"].iloc[0]
+    assert {value.dtype for value in weights(trained.model).values()} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_training_leaves_nothing_in_the_working_directory(encoder: str, dev, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Trained(encoder, dev, evaluations=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+ROWS = pd.DataFrame(ABOUT.items(), columns=["query", "passage"]).assign(group=range(4))
+
+
+def tuned(biencoder: str, rows: pd.DataFrame, **changes: object) -> SentenceTransformer:
+    seed_everything(1)
+    model = load_biencoder(biencoder, 32)
+    tune_biencoder(model, rows, SCHEDULE._replace(**changes), scale=20.0, label="warm")
+    return model
+
+
+def margin(model: SentenceTransformer) -> float:
+    """How much nearer the right passages are than the others."""
+    cosines = embed(model, list(ABOUT), label="") @ embed(model, list(ABOUT.values()), label="").T
+    return float(np.diag(cosines).mean() - cosines.mean())
+
+
+@pytest.mark.slow
+def test_tuned_biencoder_moves_right_passages_nearer_and_is_the_same_when_loaded_again(biencoder: str, tmp_path: Path):
+    model = tuned(biencoder, pd.concat([ROWS] * 10))
+    assert margin(model) > margin(load_biencoder(biencoder, 32)) + 0.1
+    model.save_pretrained(str(tmp_path), create_model_card=False)
+    loaded = load_biencoder(str(tmp_path), 32)
+    np.testing.assert_allclose(embed(loaded, list(ABOUT), label=""), embed(model, list(ABOUT), label=""), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_biencoder_is_tuned_in_the_order_of_the_rows(biencoder: str):
+    # batches of one group each have nothing to tell apart: the weights stay; mixed ones move them
+    grouped = pd.concat([ROWS.head(2).assign(group=7), ROWS.tail(2).assign(group=8)])
+    still = weights(load_biencoder(biencoder, 32))
+    for name, value in weights(tuned(biencoder, grouped, batch_size=2)).items():
+        assert torch.equal(value, still[name]), name
+    moved = weights(tuned(biencoder, grouped.iloc[[0, 2, 1, 3]], batch_size=2))
+    assert not all(torch.equal(value, still[name]) for name, value in moved.items())
+
+
+@pytest.mark.slow
+def test_same_rows_give_the_same_biencoder(biencoder: str):
+    first, again = (tuned(biencoder, pd.concat([ROWS] * 3)) for _ in range(2))
+    np.testing.assert_array_equal(*(embed(model, list(ABOUT), label="") for model in (first, again)))
