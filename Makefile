@@ -1,6 +1,6 @@
 # Every command of the project: `make help` lists them.
 
-# The locked versions need Python 3.11 or newer. Another interpreter: `make setup PYTHON=python3.12`.
+# Python 3.10 or newer. Another interpreter than the first on PATH: `make setup PYTHON=python3.12`.
 PYTHON ?= python3
 # Nothing is fetched from a model hub unless asked: `make repro HF_HUB_OFFLINE=0` for a Hub id in params.yaml.
 export HF_HUB_OFFLINE ?= 1
@@ -37,18 +37,8 @@ check-fresh: setup ## fail if a committed result is older than its code, params 
 readme: setup ## write the result table of metrics/ into the README
 	@$(IN_VENV) python -m tools.readme
 
-lock: ## write requirements.lock anew from the ranges in pyproject.toml
-	@$(check_python)
-	@set -e; venv=$$(mktemp -d); trap 'rm -rf "$$venv"' EXIT; \
-	$(PYTHON) -m venv "$$venv"; \
-	"$$venv/bin/python" -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-	print(*project["dependencies"], *project["optional-dependencies"]["dev"], sep="\n")' > "$$venv/ranges.txt"; \
-	"$$venv/bin/python" -m pip install -qq -r "$$venv/ranges.txt"; \
-	{ \
-		echo "# Made by 'make lock' from pyproject.toml; edit the ranges there, not the versions here."; \
-		"$$venv/bin/python" -m pip freeze --all --exclude pip | sed 's/+[a-z0-9.]*$$//'; \
-	} > "$$venv/requirements.lock"; \
-	cp "$$venv/requirements.lock" requirements.lock
+lock: ## write requirements.lock anew from the ranges in pyproject.toml (with Python 3.11 or newer)
+	@$(PYTHON) tools/lock.py
 
 clean: ## remove .venv, tool caches and training checkpoints; DVC's cache and outputs stay
 	@rm -rf .venv .checkpoints .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -64,9 +54,9 @@ clean: ## remove .venv, tool caches and training checkpoints; DVC's cache and ou
 	fi
 
 define check_python
-$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
 	{ found=$$($(PYTHON) --version 2>&1) || found="not found"; \
-	echo "error: $(PYTHON) is $$found; need Python 3.11 or newer: make setup PYTHON=/path/to/python3" >&2; exit 1; }; \
+	echo "error: $(PYTHON) is $$found; need Python 3.10 or newer: make setup PYTHON=/path/to/python3" >&2; exit 1; }; \
 $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	{ echo "error: $(PYTHON) has no venv module; install it (Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
 endef

@@ -35,6 +35,7 @@ class Params(BaseModel):
     base_model: Name
     retriever_model: Name
     max_length: Annotated[int, Field(ge=8, le=8192)]
+    biencoder_max_length: Annotated[int, Field(ge=8, le=8192)]
     precision: Literal["auto", "float32", "bfloat16"]
 
     warm_lr: Rate

@@ -41,17 +41,20 @@ def candidates(ranking: Ranking, query_ids: pd.Series, passage_ids: pd.Series) -
     Returns:
         Columns query_id, passage_id, rank (from 1), score; sorted by query_id and rank.
     """
-    depth = ranking.positions.shape[1]
-    table = pd.DataFrame(
+    queries = np.argsort(query_ids.to_numpy(), kind="stable")
+    positions, scores = ranking.positions[queries], ranking.scores[queries]
+    # sorting numbers row by row takes a tenth of the time that sorting millions of ids takes
+    by_id = np.argsort(np.argsort(passage_ids.to_numpy()))
+    best_first = np.lexsort((-by_id[positions], -scores), axis=1)
+    depth = positions.shape[1]
+    return pd.DataFrame(
         {
-            "query_id": np.repeat(query_ids.to_numpy(), depth),
-            "passage_id": passage_ids.to_numpy()[ranking.positions.ravel()],
-            "score": ranking.scores.ravel(),
+            "query_id": np.repeat(query_ids.to_numpy()[queries], depth),
+            "passage_id": passage_ids.to_numpy()[np.take_along_axis(positions, best_first, axis=1).ravel()],
+            "rank": np.tile(np.arange(1, depth + 1), len(queries)),
+            "score": np.take_along_axis(scores, best_first, axis=1).ravel(),
         }
     )
-    table = table.sort_values(["query_id", "score", "passage_id"], ascending=[True, False, False], ignore_index=True)
-    table["rank"] = table.groupby("query_id").cumcount() + 1
-    return table[["query_id", "passage_id", "rank", "score"]]
 
 
 def missed_positives(

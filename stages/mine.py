@@ -35,19 +35,25 @@ def main(arguments: Sequence[str]) -> str:
     retriever = load_retriever(params.retriever_model)
     passages = embed(retriever, tables.passages["text"].tolist(), label="mine: passages")
     queries = embed(retriever, tables.queries["text"].tolist(), label="mine: queries")
-    depth = max(DEPTH, params.top_k, params.range_max + int(tables.judgments.groupby("query_id").size().max()))
-    ranking = retrieval.search(passages, queries, depth)
-    ranked = retrieval.candidates(ranking, tables.queries["query_id"], tables.passages["passage_id"])
-    ranked["split"] = ranked["query_id"].map(split)
 
+    def ranking(wanted: pd.Series, depth: int) -> pd.DataFrame:
+        found = retrieval.search(passages, queries[wanted.to_numpy()], depth)
+        return retrieval.candidates(found, tables.queries.loc[wanted, "query_id"], tables.passages["passage_id"])
+
+    in_train = tables.queries["split"] == "train"
+    held_out = ranking(~in_train, max(DEPTH, params.top_k))
     judged = tables.judgments.assign(split=tables.judgments["query_id"].map(split))
-    asked, held_out = ranked[ranked["split"] != "train"], judged[judged["split"] != "train"]
-    top = asked[asked["rank"] <= params.top_k]
+    top = held_out[held_out["rank"] <= params.top_k]
     missed = retrieval.missed_positives(
-        top, held_out, passages, queries, tables.queries["query_id"], tables.passages["passage_id"]
+        top,
+        judged[judged["split"] != "train"],
+        passages,
+        queries,
+        tables.queries["query_id"],
+        tables.passages["passage_id"],
     )
-    candidates = pd.concat([top, missed.assign(split=missed["query_id"].map(split))])
-    candidates = candidates.sort_values(["query_id", "rank", "passage_id"], ignore_index=True)
+    candidates = pd.concat([top, missed]).sort_values(["query_id", "rank", "passage_id"], ignore_index=True)
+    candidates["split"] = candidates["query_id"].map(split)
 
     # the teachers have learned their own queries by heart: their scores of others teach more, so those come first
     train = in_hash_order(split.index[split == "train"].to_series(), salt=params.warm_seed)
@@ -64,7 +70,8 @@ def main(arguments: Sequence[str]) -> str:
         min_score=params.min_score,
     )
     mined = negatives.mine(
-        ranked[ranked["split"] == "train"],
+        # the range counts passages that are not judged, so as many more are needed
+        ranking(in_train, params.range_max + int(judged.groupby("query_id").size().max())),
         train,
         tables,
         passages,
@@ -81,7 +88,7 @@ def main(arguments: Sequence[str]) -> str:
     both["bm25"] = lexical.bm25(counted, *texts)
     both["static_score"] = pair_cosines(load_static(str(PATHS.static)), *texts, label="mine: static")
     both["teacher_score"] = pair_cosines(
-        load_biencoder(str(PATHS.biencoder), params.max_length),
+        load_biencoder(str(PATHS.biencoder), params.biencoder_max_length),
         *texts,
         label="mine: teacher",
         precision=choose_precision(params.precision),
@@ -91,7 +98,7 @@ def main(arguments: Sequence[str]) -> str:
 
     dev = metrics.per_query(
         judged.loc[judged["split"] == "dev", ["query_id", "passage_id", "relevance"]],
-        ranked.loc[ranked["split"] == "dev", ["query_id", "passage_id", "score"]],
+        held_out[held_out["query_id"].map(split) == "dev"],
         ["nDCG@10", "R@10", "R@30", "R@100"],
     ).mean()
     number = mined.rows["query_id"].nunique()
@@ -110,7 +117,7 @@ def main(arguments: Sequence[str]) -> str:
     record_time("mine", time.monotonic() - started)
     return (
         f"mine: {found:,} negatives for {number:,} queries, {len(candidates):,} candidates; "
-        f"retriever on dev: NDCG@10 {dev['nDCG@10']:.3f}, recall@{30} {dev['R@30']:.3f} -> {PATHS.candidates.parent}"
+        f"retriever on dev: NDCG@10 {dev['nDCG@10']:.3f}, recall@30 {dev['R@30']:.3f} -> {PATHS.candidates.parent}"
     )
 
 

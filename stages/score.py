@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> str:
         folder = BIENCODERS[system]
         if folder:
             require(folder)
-        biencoder = load_biencoder(str(folder) if folder else resolve(params.base_model), params.max_length)
+        biencoder = load_biencoder(str(folder) if folder else resolve(params.base_model), params.biencoder_max_length)
         scores = pair_cosines(biencoder, queries, passages, label=label, precision=precision)
     else:
         require(PATHS.reranker)

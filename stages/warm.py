@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> str:
     tune_biencoder(model, rows, schedule, scale=params.warm_scale, label=label)
     training = time.monotonic() - training
 
-    model.max_seq_length = params.max_length
+    model.max_seq_length = params.biencoder_max_length
     with folder(target) as part:
         model.save_pretrained(str(part), create_model_card=False)
     record_time(f"{label}_training", training)
