@@ -143,7 +143,9 @@ def load_params(path: Path) -> Params:
     try:
         return Params(**{str(key): value for key, value in values.items()})
     except ValidationError as error:
-        raise UserError(f"{path}: {_explain(error.errors()[0], values)}") from None
+        # A misspelt key is unknown and missing at once; what was meant is the more helpful of the two.
+        first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+        raise UserError(f"{path}: {_explain(first, values)}") from None
 
 
 def _explain(problem: Any, values: dict[str, Any]) -> str:

@@ -80,9 +80,9 @@ PRODUCER = {
 }
 
 
-def missing(path: Path) -> UserError:
-    """The error for an input that no stage has written yet."""
-    stage = PRODUCER.get(path, path.stem)
+def missing(path: Path, stage: str = "") -> UserError:
+    """The error for an input that no stage has written yet; the stage need be given only for a moved file."""
+    stage = stage or PRODUCER.get(path, path.stem)
     return UserError(
         f"{path} does not exist: run the stage that makes it with `dvc repro {stage}`, or all with `dvc repro`"
     )
@@ -232,8 +232,10 @@ def read_weights(path: Path, *names: str) -> dict[str, dict[str, float]]:
     Raises:
         UserError: the file is missing or is not what training writes.
     """
-    weights = read_json(path) if path.exists() else {}
-    if not weights or not all(isinstance(part, dict) for part in weights.values()) or not weights.keys() >= {*names}:
+    if not path.exists():
+        raise missing(path, "train")
+    weights = read_json(path)
+    if not all(isinstance(part, dict) for part in weights.values()) or not weights.keys() >= {*names}:
         raise UserError(f"{path}: not fusion weights; run `dvc repro train`")
     return weights
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 
 from reranker import figures, report, tables
+from reranker.errors import UserError
 from reranker.progress import run_stage
 from reranker.records import PATHS, read_csv, read_json, record_time, write_bytes, write_text
 
@@ -33,7 +34,10 @@ def main(arguments: Sequence[str]) -> str:
         mine=read_json(PATHS.metrics / "mine.json"),
         train=read_json(PATHS.metrics / "train.json"),
     )
-    html = report.page(numbers, pictures)
+    try:
+        html = report.page(numbers, pictures)
+    except KeyError as missing:
+        raise UserError(f"{PATHS.metrics}/: a figure {missing} is missing; run `dvc repro --force evaluate`") from None
 
     for name, picture in pictures.items():
         write_text(picture.svg, PATHS.report / f"{name}.svg")

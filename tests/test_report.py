@@ -259,6 +259,12 @@ def test_missing_input_is_one_line_that_names_the_stage_to_run(inputs: Path, nam
     assert not Path("report").exists()
 
 
+def test_lacking_figure_is_one_line_that_names_it(inputs: Path) -> None:
+    (inputs / "evaluate.json").write_text('{"queries": 3}', encoding="utf-8")
+    with pytest.raises(UserError, match="a figure 'gain_vs_retriever' is missing"):
+        main([])
+
+
 def test_lacking_column_is_one_line_that_names_it(inputs: Path) -> None:
     SYSTEMS.drop(columns="map").to_csv(inputs / "systems.csv", index=False)
     with pytest.raises(UserError, match=r"metrics/systems\.csv: .*'map'.*`dvc repro --force evaluate`"):
