@@ -1,10 +1,11 @@
-"""Draw NDCG@10 against minutes of training from the experiments of this commit, and print them as a table.
+"""Draw NDCG@10 against minutes of training from the experiments of a commit, and print them as a table.
 
-python -m tools.minutes
+python -m tools.minutes [REV]
 """
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import dvc.api
@@ -20,13 +21,15 @@ TRAINED = {
     "reranker": ("warm", "static", "train"),
 }
 """The stages in which each system learns."""
+DATA = {"tuned_biencoder": "control_queries", "cross_encoder": "train_queries", "reranker": "train_queries"}
+"""The parameter that gives each system more to learn from."""
 TABLE, FIGURE = Path("docs/minutes.csv"), Path("docs/minutes.svg")
 
 
-def measured() -> pd.DataFrame:
-    """One row per experiment and system: minutes of training and NDCG@10 on the test queries."""
+def measured(revision: str) -> pd.DataFrame:
+    """One row per system and training size: runs (seeds), mean minutes, mean and spread of NDCG@10 on test."""
     rows = []
-    for experiment in dvc.api.exp_show():
+    for experiment in dvc.api.exp_show(revs=revision):
         if experiment["rev"] == "workspace":
             continue
         shown = subprocess.run(
@@ -36,20 +39,28 @@ def measured() -> pd.DataFrame:
         for system, stages in TRAINED.items():
             key = "ndcg@10" if system == "reranker" else f"ndcg@10_{system}"
             minutes = sum(seconds[f"{stage}_training_seconds"] for stage in stages) / 60
-            rows.append((experiment["Experiment"] or "default", system, round(minutes, 1), round(experiment[key], 4)))
-    table = pd.DataFrame(rows, columns=["experiment", "system", "minutes", "ndcg@10"])
+            rows.append((system, int(experiment[DATA[system]]), minutes, experiment[key]))
+    table = pd.DataFrame(rows, columns=["system", "queries", "minutes", "ndcg@10"])
     # an experiment that did not train a system repeats another one's figure
-    table = table.drop_duplicates(["system", "ndcg@10"])
-    return table.sort_values(["system", "minutes"], ignore_index=True)
+    groups = table.drop_duplicates(["system", "ndcg@10"]).groupby(["system", "queries"])
+    found = groups.agg(
+        runs=("minutes", "size"),
+        minutes=("minutes", "mean"),
+        mean=("ndcg@10", "mean"),
+        low=("ndcg@10", "min"),
+        high=("ndcg@10", "max"),
+    )
+    return found.round({"minutes": 1, "mean": 4, "low": 4, "high": 4}).reset_index()
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """A line per system over the logarithm of the minutes."""
+    """A line per system over the logarithm of the minutes, with the range of its seeds."""
     figure = Figure(figsize=(5.6, 3.4), layout="constrained")
     axes = figure.add_subplot()
     for system in TRAINED:
         points = table[table["system"] == system]
-        axes.plot(points["minutes"], points["ndcg@10"], "o-", label=label(system))
+        spread = (points["mean"] - points["low"], points["high"] - points["mean"])
+        axes.errorbar(points["minutes"], points["mean"], yerr=spread, fmt="o-", capsize=3, label=label(system))
     axes.set_xscale("log")
     ticks = [2, 5, 10, 20, 60]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -62,7 +73,7 @@ def draw(table: pd.DataFrame) -> Figure:
 
 
 if __name__ == "__main__":
-    found = measured()
+    found = measured(sys.argv[1] if len(sys.argv) > 1 else "HEAD")
     write_csv(found, TABLE)
     draw(found).savefig(FIGURE, metadata={"Date": None})
     print(found.to_string(index=False))
