@@ -56,11 +56,11 @@ def model_card(base: str, params: Mapping[str, object], figures: Mapping[str, ob
     Args:
         base: name of the model that training started from.
         params: what training was told.
-        figures: what training measured; has `train_queries` and `pairs`.
+        figures: what training measured; has `groups` and `pairs`.
     """
     return TEMPLATE.format(
         base=base,
-        queries=figures["train_queries"],
+        queries=figures["groups"],
         pairs=figures["pairs"],
         figures=_table("measured", figures),
         params=_table("parameter", params),

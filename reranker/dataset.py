@@ -20,8 +20,6 @@ from tokenizers import Tokenizer
 
 from reranker.records import Example, Tables
 
-SPLITS = ("train", "dev", "test")
-
 
 class Limits(NamedTuple):
     """What a usable example looks like; lengths in words or characters, both ends included."""
@@ -38,7 +36,7 @@ def clean(examples: Iterable[Example], limits: Limits) -> tuple[pd.DataFrame, di
     under the first reason that applies. Nothing is lost unseen: kept rows and counts add up to the input.
 
     Returns:
-        A table with the columns origin, query, passage in the input's order, and counts by reason.
+        A table with the columns query and passage in the input's order, and counts by reason.
     """
     reasons = dict.fromkeys(
         (
@@ -53,17 +51,16 @@ def clean(examples: Iterable[Example], limits: Limits) -> tuple[pd.DataFrame, di
         ),
         0,
     )
-    kept: dict[tuple[str, str], str] = {}
-    for origin, raw_query, raw_passage in examples:
-        query, passage = " ".join(raw_query.split()), raw_passage.strip()
+    kept: dict[tuple[str, str], None] = {}
+    for example in examples:
+        query, passage = " ".join(example.query.split()), example.passage.strip()
         if reason := _refusal(query, passage, limits):
             reasons[reason] += 1
         elif (query, passage) in kept:
             reasons["same_row"] += 1
         else:
-            kept[query, passage] = origin
-    rows = [(origin, query, passage) for (query, passage), origin in kept.items()]
-    return pd.DataFrame(rows, columns=["origin", "query", "passage"], dtype="str"), reasons
+            kept[query, passage] = None
+    return pd.DataFrame(list(kept), columns=["query", "passage"], dtype="str"), reasons
 
 
 def _refusal(query: str, passage: str, limits: Limits) -> str | None:

@@ -7,6 +7,7 @@ import pandas as pd
 
 from reranker import metrics, significance
 from reranker.errors import UserError
+from reranker.progress import track
 
 MEASURES = {"ndcg@10": "nDCG@10", "mrr@10": "RR@10", "map": "AP", "recall@10": "R@10", "recall@30": "R@30"}
 """Our names of the measures and those of ir-measures."""
@@ -56,7 +57,7 @@ def both_modes(
         scores: by system, in the order of `pairs`.
     """
     values: Values = {}
-    for system, column in scores.items():
+    for system, column in track(scores.items(), "evaluate", "systems", len(scores)):
         run = pairs[["query_id", "passage_id"]].assign(score=column.to_numpy(float))
         for mode, part in zip(MODES, (run[retrieved], run), strict=True):
             table = metrics.per_query(judgments, part, list(MEASURES.values()))

@@ -54,6 +54,36 @@ def fit_weights(table: pd.DataFrame, judgments: pd.DataFrame, features: Sequence
     return {feature: float(weight) for feature, weight in zip(features, found.x / spread, strict=True)}
 
 
+def cross_validated(
+    table: pd.DataFrame, judgments: pd.DataFrame, features: Sequence[str], *, folds: int = 5
+) -> NDArray[np.float64]:
+    """Fused scores of each query by weights that are fitted on the other queries' folds.
+
+    Args:
+        table: see `fit_weights`.
+        judgments: see `fit_weights`.
+        features: see `fit_weights`.
+        folds: parts of the queries; where the other parts have no right candidate, all of them fit the weights.
+
+    Returns:
+        A score per row of the table.
+
+    Raises:
+        ValueError: no query has a right candidate.
+    """
+    everything = fit_weights(table, judgments, features)
+    fold = pd.factorize(table["query_id"], sort=True)[0] % folds
+    scores = np.zeros(len(table))
+    for number in range(folds):
+        held_out = fold == number
+        try:
+            weights = fit_weights(table[~held_out], judgments, features)
+        except ValueError:
+            weights = everything
+        scores[held_out] = fuse(table[held_out], weights)
+    return scores
+
+
 def _loss(
     weights: NDArray[np.float64],
     values: NDArray[np.float64],

@@ -11,7 +11,9 @@ No model weights here and no torch.
 from collections.abc import Sequence
 
 import ir_measures
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from reranker.runs import rank
 
@@ -53,3 +55,16 @@ def per_query(judgments: pd.DataFrame, run: pd.DataFrame, measures: Sequence[str
     table = table.reindex(index=queries, columns=[str(measure) for measure in parsed]).fillna(0.0).astype(float)
     table.columns = pd.Index(measures)
     return table
+
+
+def mean_ndcg(judgments: pd.DataFrame, pairs: pd.DataFrame, scores: NDArray[np.float64] | pd.Series) -> float:
+    """Mean NDCG@10 of the queries of some pairs.
+
+    Args:
+        judgments: columns query_id, passage_id, relevance; those of other queries are left out.
+        pairs: columns query_id, passage_id.
+        scores: of the pairs, in their order.
+    """
+    judged = judgments[judgments["query_id"].isin(pairs["query_id"])]
+    run = pairs[["query_id", "passage_id"]].assign(score=np.asarray(scores))
+    return float(per_query(judged, run, ["nDCG@10"])["nDCG@10"].mean())

@@ -2,9 +2,13 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from reranker.errors import UserError
 
@@ -44,10 +48,17 @@ def resolve(name: str) -> str:
         name: `bundled/…`, a local folder or a Hub id.
 
     Raises:
-        UserError: there is no such bundled model or folder, or its weights are not the published ones.
+        UserError: there is no such bundled model or folder, its weights are not the published ones, or it is
+            bundled but not a transformer.
     """
     if name.startswith("bundled/"):
-        return str(bundled_weights(name).parent)
+        folder = bundled_weights(name).parent
+        if not (folder / "config.json").exists():
+            raise UserError(
+                f"params.yaml: model '{name}' is a static embedding, which is no transformer to fine-tune; "
+                "it can be the retriever_model and the static_model"
+            )
+        return str(folder)
     if Path(name).is_dir():
         return name
     # the values that huggingface_hub takes for true
@@ -58,6 +69,23 @@ def resolve(name: str) -> str:
             "and the hub is switched off; set HF_HUB_OFFLINE=0 to download it"
         )
     return name
+
+
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """Turn a library's failure to load a model into one line.
+
+    Args:
+        name: the model as params.yaml names it.
+
+    Raises:
+        UserError: what the block raised for a folder or a Hub repository that holds no usable model.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"params.yaml: model '{name}' could not be loaded ({reason})") from None
 
 
 def bundled_weights(name: str) -> Path:

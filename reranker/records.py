@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+from safetensors import SafetensorError
 
 from reranker.errors import UserError
 
@@ -39,6 +40,7 @@ class Paths:
 
 
 PATHS = Paths()
+SPLITS = ("train", "dev", "test")
 
 
 class Example(NamedTuple):
@@ -61,6 +63,9 @@ class Tables(NamedTuple):
     """Columns query_id, passage_id, relevance (an integer, above 0 means right)."""
 
 
+SCORED = ("zero_shot", "tuned_biencoder", "cross_encoder")
+"""The systems that the score stage runs; mine and evaluate write the scores of the others."""
+
 PRODUCER = {
     PATHS.passages: "prepare",
     PATHS.queries: "prepare",
@@ -72,7 +77,7 @@ PRODUCER = {
     PATHS.control: "control",
     PATHS.reranker: "train",
     PATHS.reranker / "fusion.json": "train",
-    **{PATHS.scored / f"{name}.parquet": f"score@{name}" for name in ("zero_shot", "tuned_biencoder", "cross_encoder")},
+    **{PATHS.scored / f"{name}.parquet": f"score@{name}" for name in SCORED},
     PATHS.metrics / "curve_loss.csv": "train",
     PATHS.metrics / "curve_dev.csv": "train",
     PATHS.metrics / "systems.csv": "evaluate",
@@ -119,13 +124,29 @@ def read_tables() -> Tables:
     """The three tables that prepare writes.
 
     Raises:
-        UserError: see `read_table`.
+        UserError: see `read_table`; or a value is missing, an id is there twice or unknown, or a split is.
     """
-    return Tables(
+    tables = Tables(
         read_table(PATHS.passages, ["passage_id", "text"]),
         read_table(PATHS.queries, ["query_id", "text", "split"]),
         read_table(PATHS.judgments, ["query_id", "passage_id", "relevance"]),
     )
+    _check(tables)
+    return tables
+
+
+def _check(tables: Tables) -> None:
+    paths = PATHS.passages, PATHS.queries, PATHS.judgments
+    for path, table in zip(paths, tables, strict=True):
+        for column in table.columns[table.isna().any()]:
+            raise UserError(f"{path}: column {column}: row {int(table[column].isna().argmax())} has no value")
+    for path, table, key in ((paths[0], tables.passages, "passage_id"), (paths[1], tables.queries, "query_id")):
+        for twice in table.loc[table[key].duplicated(), key]:
+            raise UserError(f"{path}: column {key}: '{twice}' is there twice; an id names one text")
+        for unknown in tables.judgments.loc[~tables.judgments[key].isin(table[key]), key]:
+            raise UserError(f"{paths[2]}: column {key}: '{unknown}' is not in {path}")
+    for unknown in tables.queries.loc[~tables.queries["split"].isin(SPLITS), "split"]:
+        raise UserError(f"{paths[1]}: column split: '{unknown}' is none of {', '.join(SPLITS)}")
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
@@ -190,11 +211,12 @@ def folder(path: Path) -> Iterator[Path]:
         if path.exists():
             path.replace(earlier)  # deleting it in place would leave half of it at an interrupt
         temporary.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"{path}: could not be written ({error.strerror or error}); the earlier folder, if any, is untouched"
-        ) from None
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: could not be written ({reason}); the earlier folder, if any, is untouched") from None
     finally:
+        if earlier.exists() and not path.exists():
+            earlier.replace(path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(earlier, ignore_errors=True)
 

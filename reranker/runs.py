@@ -15,20 +15,32 @@ def rank(run: pd.DataFrame) -> pd.DataFrame:
     return ordered.assign(rank=ordered.groupby("query_id").cumcount() + 1)
 
 
-def write_scored(scored: pd.DataFrame, system: str) -> Path:
-    """Write a system's scores as a table and, beside it, as a TREC run.
+def write_scored(scored: pd.DataFrame, retrieved: pd.Series, system: str) -> Path:
+    """Write a system's scores as a table and, beside it, the retrieved candidates as a TREC run.
 
     Args:
-        scored: columns query_id, passage_id, score.
+        scored: columns query_id, passage_id, score; the right passages that the retriever missed included.
+        retrieved: which rows of `scored` the retriever found.
         system: the name of both files and of the run.
 
     Returns:
         The path of the table.
     """
     path = PATHS.scored / f"{system}.parquet"
-    write_run(rank(scored), path.with_suffix(".trec"), system)
+    write_run(rank(scored[retrieved]), path.with_suffix(".trec"), system)
     write_table(scored, path)
     return path
+
+
+def write_qrels(judgments: pd.DataFrame, path: Path) -> None:
+    """Write judgments in TREC's format: query_id 0 passage_id relevance.
+
+    Args:
+        judgments: columns query_id, passage_id, relevance.
+        path: of the file.
+    """
+    lines = (f"{row.query_id} 0 {row.passage_id} {row.relevance}\n" for row in judgments.itertuples())
+    write_text("".join(lines), path)
 
 
 def write_run(ranked: pd.DataFrame, path: Path, name: str) -> None:

@@ -7,11 +7,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
+from torch import nn
 
 from reranker.errors import UserError
-from reranker.models import BUNDLED, bundled_weights, resolve, tokenizer_file
+from reranker.models import BUNDLED, bundled_weights, loading, resolve, tokenizer_file
 from reranker.progress import progress
 
 BATCH = 32
@@ -43,7 +45,9 @@ def load_retriever(name: str) -> SentenceTransformer:
         (weights,) = load_file(bundled_weights(name)).values()
         tokenizer = Tokenizer.from_file(str(tokenizer_file(name)))
         return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=weights.astype(np.float32))])
-    return SentenceTransformer(resolve(name))
+    path = resolve(name)
+    with loading(name):
+        return SentenceTransformer(path)
 
 
 def load_static(name: str) -> SentenceTransformer:
@@ -64,10 +68,32 @@ def load_biencoder(name: str, max_length: int) -> SentenceTransformer:
     Args:
         name: a local folder or a Hub id.
         max_length: tokens per text.
+
+    Raises:
+        UserError: there is no usable model of that name.
     """
-    model = SentenceTransformer(name, model_kwargs={"dtype": torch.float32})
+    with loading(name):
+        model = SentenceTransformer(name, model_kwargs={"dtype": torch.float32})
     model.max_seq_length = max_length
     return model
+
+
+def check_lengths(transformer: nn.Module, **lengths: int) -> None:
+    """Check that a model has a position for every token.
+
+    Args:
+        transformer: the first module of the model; one that is no transformer reads any length.
+        lengths: tokens by their key in params.yaml.
+
+    Raises:
+        UserError: it has fewer.
+    """
+    if not isinstance(transformer, Transformer):
+        return
+    for key, length in lengths.items():
+        limit = getattr(transformer.model.config, "max_position_embeddings", length)
+        if length > limit:
+            raise UserError(f"params.yaml: {key}: {length} is more than the {limit} tokens that the model can read")
 
 
 def embed(

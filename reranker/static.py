@@ -47,7 +47,7 @@ def weigh_by_rarity(model: SentenceTransformer, passages: Sequence[str]) -> None
         model: one `StaticEmbedding` module; changed in place.
         passages: the corpus.
     """
-    embedding = _embedding(model)
+    embedding = _embedding(model.to("cpu"))
     seen = np.zeros(embedding.num_embeddings)
     for ids in _tokenise(embedding, passages):
         seen[np.unique(ids)] += 1
@@ -68,7 +68,7 @@ def tune_static(model: SentenceTransformer, rows: pd.DataFrame, schedule: Static
         schedule: see `StaticSchedule`.
         label: shown before the progress.
     """
-    embedding = _embedding(model)
+    embedding = _embedding(model.to("cpu"))  # a mean of vectors is soon done: a GPU would wait for its rows
     generator = np.random.default_rng(schedule.seed)
     texts = [
         [ids[: schedule.max_tokens] for ids in _tokenise(embedding, rows[side].tolist())]

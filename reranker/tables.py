@@ -93,13 +93,12 @@ def comparison_rows(systems: pd.DataFrame, evaluation: Mapping[str, float]) -> l
 def headline(evaluation: Mapping[str, float]) -> str:
     """The result in a few sentences, which say so where an interval leaves a difference open."""
     gain, low, high = (evaluation[f"gain_vs_{BASELINE}{end}"] for end in ("", "_low", "_high"))
-    p_value = _p_value(evaluation[f"p_vs_{BASELINE}"])
-    relation = p_value if p_value.startswith("<") else f"= {p_value}"
+    relation = p_relation(evaluation[f"p_vs_{BASELINE}"]).replace(" ", NO_BREAK)
     found = (
         f"On {count(evaluation['queries'])} test queries the reranker reaches an NDCG@10 of "
         f"{score(evaluation['ndcg@10'])}: "
         f"{score(abs(gain))} {'above' if gain >= 0 else 'below'} the {label(BASELINE).lower()} "
-        f"(95% interval {signed(low)} to {signed(high)}, {f'p {relation}'.replace(' ', NO_BREAK)})."
+        f"(95% interval {signed(low)} to {signed(high)}, {relation})."
     )
     doubt = "" if low > 0 or high < 0 else " This interval includes no difference at all."
     lows = [value for key, value in evaluation.items() if key.startswith("gain_vs_") and key.endswith("_low")]
@@ -158,6 +157,12 @@ def signed(value: float) -> str:
 
 def _signed_interval(evaluation: Mapping[str, float], system: str) -> str:
     return f"[{signed(evaluation[f'gain_vs_{system}_low'])}, {signed(evaluation[f'gain_vs_{system}_high'])}]"
+
+
+def p_relation(value: float) -> str:
+    """`p = 0.012`, or `p < 0.001`."""
+    shown = _p_value(value)
+    return f"p {shown}" if shown.startswith("<") else f"p = {shown}"
 
 
 def _p_value(value: float) -> str:

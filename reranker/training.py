@@ -36,7 +36,9 @@ from transformers import (
 from reranker.errors import UserError
 from reranker.evaluator import DevRanking
 from reranker.losses import GroupSoftmaxLoss, InBatchSoftmaxLoss
+from reranker.models import loading
 from reranker.progress import Progress
+from reranker.scoring import check_lengths
 
 LIST_LOSSES: dict[str, Callable[[CrossEncoder], nn.Module]] = {
     "lambda": losses.LambdaLoss,
@@ -58,7 +60,7 @@ class Schedule(NamedTuple):
     lr: float
     epochs: int
     batch_size: int
-    """Queries per step."""
+    """Rows per step."""
     warmup: float
     """Share of the steps."""
     weight_decay: float
@@ -76,6 +78,8 @@ class Curve(NamedTuple):
     """Columns step, ndcg@10: on dev."""
     peak_lr: float
     """Learning rate that the optimiser was given for the body of the model."""
+    steps: int
+    """That training took; fewer than planned where it stopped early."""
 
 
 def seed_everything(seed: int) -> None:
@@ -97,9 +101,11 @@ def build_cross_encoder(name: str, max_length: int, frozen_layers: int = 0) -> C
             saves two thirds of its share of the training time.
 
     Raises:
-        UserError: the model has fewer layers.
+        UserError: there is no usable model of that name, it has fewer layers or cannot read so many tokens.
     """
-    transformer = Transformer(name, max_seq_length=max_length, model_kwargs={"dtype": torch.float32})
+    with loading(name):
+        transformer = Transformer(name, max_seq_length=max_length, model_kwargs={"dtype": torch.float32})
+    check_lengths(transformer, max_length=max_length)
     size = transformer.get_embedding_dimension()
     head = Dense(size, 1, activation_function=nn.Identity(), module_output_name="scores")
     model: CrossEncoder = CrossEncoder(modules=[transformer, Pooling(size), head], activation_fn=nn.Identity())
@@ -110,11 +116,13 @@ def build_cross_encoder(name: str, max_length: int, frozen_layers: int = 0) -> C
 
 
 def _freeze(body: PreTrainedModel, number: int) -> None:
-    layers = next(
-        part
-        for part in body.modules()
-        if isinstance(part, nn.ModuleList) and len(part) == body.config.num_hidden_layers
-    )
+    wanted = body.config.num_hidden_layers
+    stacks = (part for part in body.modules() if isinstance(part, nn.ModuleList) and len(part) == wanted)
+    layers = next(stacks, None)
+    if layers is None:
+        raise UserError(
+            "params.yaml: frozen_layers: this model has no list of layers, each with its own weights; set 0"
+        )
     if number >= len(layers):
         raise UserError(f"params.yaml: frozen_layers: {number}: of the model's {len(layers)} layers one must be left")
     trained = set(layers[number:].parameters())
@@ -153,9 +161,11 @@ def similar_batches(vectors: NDArray[np.float32], batch_size: int, *, seed: int)
     assert kmeans.centroids is not None  # noqa: S101 - it has been trained
     along = np.argsort(np.argsort(kmeans.centroids @ generator.standard_normal(vectors.shape[1])))
     order = np.lexsort((generator.random(len(vectors)), along[nearest[:, 0]]))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    # the short batch stays last: before a full one it would shift the borders of all that follow
+    full = len(order) // batch_size * batch_size
+    batches = order[:full].reshape(-1, batch_size)
     generator.shuffle(batches)
-    return np.concatenate(batches)
+    return np.concatenate([batches.ravel(), order[full:]])
 
 
 class _InOrder(DefaultBatchSampler):
@@ -227,6 +237,11 @@ def group_rows(groups: pd.DataFrame, loss: str) -> Dataset:
             "label": labels,
         }
     )
+
+
+def rows_per_query(loss: str, group_size: int) -> int:
+    """Rows of `group_rows` that a query has: its pairs for binary_cross_entropy, else one."""
+    return group_size if loss == "binary_cross_entropy" else 1
 
 
 def make_loss(name: str, model: CrossEncoder, *, distillation: float, group_size: int) -> nn.Module:
@@ -306,6 +321,7 @@ def tune_cross_encoder(
         ),
         pd.DataFrame(dev, columns=["step", "ndcg@10"]),
         float(trainer.lr_scheduler.base_lrs[0]),
+        trainer.state.global_step,
     )
 
 

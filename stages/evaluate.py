@@ -13,15 +13,14 @@ from reranker import evaluation
 from reranker.fusion import fuse
 from reranker.params import load_params
 from reranker.progress import run_stage
-from reranker.records import PATHS, read_table, read_tables, read_weights, record_time, write_csv, write_json
-from reranker.runs import write_scored
+from reranker.records import PATHS, SCORED, read_table, read_tables, read_weights, record_time, write_csv, write_json
+from reranker.runs import write_qrels, write_scored
+from reranker.tables import SHIPPED, p_relation
 
 MINED = {"retriever": "score", "bm25": "bm25", "tuned_static": "static_score"}
 """Systems whose scores mine has written, and their columns."""
 KEYS = ["query_id", "passage_id"]
-SCORED = ("zero_shot", "tuned_biencoder", "cross_encoder")
-SHIPPED = "reranker"
-COMPARED = ("retriever", "zero_shot", "tuned_biencoder", "cross_encoder", "fusion_without_cross_encoder")
+COMPARED = ("retriever", *SCORED, "fusion_without_cross_encoder")
 
 
 def main(arguments: Sequence[str]) -> str:
@@ -33,6 +32,7 @@ def main(arguments: Sequence[str]) -> str:
     test = set(pairs["query_id"])
     judgments = tables.judgments[tables.judgments["query_id"].isin(test)]
 
+    retrieved = pairs["rank"] <= params.top_k
     scores = {system: pairs[column] for system, column in MINED.items()}
     for system in SCORED:
         scored = read_table(PATHS.scored / f"{system}.parquet", [*KEYS, "score"])
@@ -40,9 +40,10 @@ def main(arguments: Sequence[str]) -> str:
     features = pairs.assign(cross_encoder=scores["cross_encoder"])
     for system, weights in read_weights(PATHS.reranker / "fusion.json").items():
         scores[system] = pd.Series(fuse(features, weights))
-        write_scored(pairs[KEYS].assign(score=scores[system]), system)
+    for system in scores.keys() - {*SCORED}:
+        write_scored(pairs[KEYS].assign(score=scores[system]), retrieved, system)
+    write_qrels(judgments, PATHS.scored / "test.qrels")
 
-    retrieved = pairs["rank"] <= params.top_k
     values = evaluation.both_modes(pairs, retrieved, judgments, scores)
     systems = evaluation.summarise(values, seed=params.statistics_seed)
     compared = evaluation.compare(values, SHIPPED, COMPARED, seed=params.statistics_seed)
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str]) -> str:
     record_time("evaluate", time.monotonic() - started)
     return (
         f"evaluate: NDCG@10 {figures['ndcg@10']:.3f} on {len(test):,} test queries, "
-        f"{figures['gain_vs_tuned_biencoder']:+.3f} (p {figures['p_vs_tuned_biencoder']:.4f}) "
+        f"{figures['gain_vs_tuned_biencoder']:+.3f} ({p_relation(figures['p_vs_tuned_biencoder'])}) "
         f"against the tuned bi-encoder -> {PATHS.metrics / 'evaluate.json'}"
     )
 

@@ -14,6 +14,7 @@ quiet_libraries()
 import pandas as pd
 
 from reranker import lexical, metrics, negatives, retrieval
+from reranker.errors import UserError
 from reranker.params import load_params
 from reranker.records import PATHS, read_tables, record_time, require, write_json, write_table
 from reranker.rows import in_hash_order
@@ -30,7 +31,8 @@ def main(arguments: Sequence[str]) -> str:
     require(PATHS.biencoder)
     require(PATHS.static)
     split = tables.queries.set_index("query_id")["split"]
-    text = pd.concat([tables.queries.set_index("query_id")["text"], tables.passages.set_index("passage_id")["text"]])
+    query_text = tables.queries.set_index("query_id")["text"]
+    passage_text = tables.passages.set_index("passage_id")["text"]
 
     retriever = load_retriever(params.retriever_model)
     passages = embed(retriever, tables.passages["text"].tolist(), label="mine: passages")
@@ -82,9 +84,15 @@ def main(arguments: Sequence[str]) -> str:
         seed=params.mining_seed,
     )
 
+    found = int((mined.rows["kind"] != "positive").sum())
+    if not found:
+        raise UserError(
+            "params.yaml: no hard negative is left; widen range_min to range_max or loosen the margins and scores"
+        )
+
     counted = lexical.statistics(tables.passages["text"])
     both = pd.concat([candidates, mined.rows])
-    texts = both["query_id"].map(text).tolist(), both["passage_id"].map(text).tolist()
+    texts = both["query_id"].map(query_text).tolist(), both["passage_id"].map(passage_text).tolist()
     both["bm25"] = lexical.bm25(counted, *texts)
     both["static_score"] = pair_cosines(load_static(str(PATHS.static)), *texts, label="mine: static")
     both["teacher_score"] = pair_cosines(
@@ -102,7 +110,6 @@ def main(arguments: Sequence[str]) -> str:
         ["nDCG@10", "R@10", "R@30", "R@100"],
     ).mean()
     number = mined.rows["query_id"].nunique()
-    found = int((mined.rows["kind"] != "positive").sum())
     write_json(
         {
             "retriever_dev_ndcg@10": dev["nDCG@10"],

@@ -14,7 +14,7 @@ from reranker.errors import UserError
 from reranker.models import tokenizer_file
 from reranker.params import load_params
 from reranker.progress import run_stage, track
-from reranker.records import PATHS, record_time, write_json, write_table
+from reranker.records import PATHS, SPLITS, record_time, write_json, write_table
 
 
 def main(arguments: Sequence[str]) -> str:
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> str:
         raise UserError(f"params.yaml: packages: no rows left of {len(examples)} after cleaning; dropped {dropped}")
     tables = dataset.build(rows, dev_share=params.dev_share, test_share=params.test_share)
     sizes = tables.queries["split"].value_counts()
-    for split in dataset.SPLITS:
+    for split in SPLITS:
         if split not in sizes:
             raise UserError(f"params.yaml: the {split} split has no queries; add packages or raise its share")
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> str:
             "rows": len(examples),
             "passages": len(tables.passages),
             "judgments": len(tables.judgments),
-            **{f"queries_{split}": int(sizes[split]) for split in dataset.SPLITS},
+            **{f"queries_{split}": int(sizes[split]) for split in SPLITS},
             **{f"dropped_{reason}": number for reason, number in dropped.items()},
             "merged_passages": len(rows) - len(tables.passages),
             "merged_queries": len(rows) - len(tables.queries),
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> str:
         PATHS.metrics / "prepare.json",
     )
     record_time("prepare", time.monotonic() - started)
-    split_sizes = ", ".join(f"{sizes[split]:,} {split}" for split in dataset.SPLITS)
+    split_sizes = ", ".join(f"{sizes[split]:,} {split}" for split in SPLITS)
     return (
         f"prepare: {len(tables.passages):,} passages, {len(tables.queries):,} queries ({split_sizes}), "
         f"{sum(dropped.values()):,} of {len(examples):,} rows dropped -> {PATHS.passages.parent}"

@@ -18,23 +18,22 @@ from reranker.errors import UserError
 from reranker.excerpts import excerpts
 from reranker.models import resolve
 from reranker.params import load_params
-from reranker.records import PATHS, read_table, read_tables, record_time, require
+from reranker.records import PATHS, SCORED, read_table, read_tables, record_time, require
 from reranker.runs import write_scored
 from reranker.scoring import choose_precision, load_biencoder, pair_cosines, score_pairs
 
 BIENCODERS = {"zero_shot": None, "tuned_biencoder": PATHS.control}
-SYSTEMS = (*BIENCODERS, "cross_encoder")
 
 
 def main(arguments: Sequence[str]) -> str:
     started = time.monotonic()
-    if len(arguments) != 1 or arguments[0] not in SYSTEMS:
-        raise UserError(f"python -m stages.score: name one of the systems {', '.join(SYSTEMS)}")
+    if len(arguments) != 1 or arguments[0] not in SCORED:
+        raise UserError(f"python -m stages.score: name one of the systems {', '.join(SCORED)}")
     (system,) = arguments
     params = load_params(PATHS.params)
     tables = read_tables()
-    candidates = read_table(PATHS.candidates, ["query_id", "passage_id", "split"])
-    test = candidates.loc[candidates["split"] == "test", ["query_id", "passage_id"]]
+    candidates = read_table(PATHS.candidates, ["query_id", "passage_id", "rank", "split"])
+    test = candidates.loc[candidates["split"] == "test", ["query_id", "passage_id", "rank"]]
     queries = test["query_id"].map(tables.queries.set_index("query_id")["text"]).tolist()
     passages = test["passage_id"].map(tables.passages.set_index("passage_id")["text"]).tolist()
 
@@ -52,7 +51,8 @@ def main(arguments: Sequence[str]) -> str:
         shown = excerpts(model.tokenizer, model.max_seq_length, counted, queries, passages)
         scores = score_pairs(model, queries, shown, label=label, precision=precision)
 
-    path = write_scored(test.assign(score=scores), system)
+    scored = test[["query_id", "passage_id"]].assign(score=scores)
+    path = write_scored(scored, test["rank"] <= params.top_k, system)
     record_time(f"score_{system}", time.monotonic() - started)
     return f"score: {system} scored {len(test):,} pairs in {time.monotonic() - started:,.0f} s -> {path}"
 

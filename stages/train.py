@@ -14,8 +14,9 @@ quiet_libraries()
 
 import json
 
-from reranker import fusion, lexical
+from reranker import fusion, lexical, metrics
 from reranker.card import model_card
+from reranker.errors import UserError
 from reranker.evaluator import DevRanking
 from reranker.excerpts import excerpts
 from reranker.models import resolve
@@ -23,9 +24,22 @@ from reranker.params import load_params
 from reranker.records import PATHS, folder, read_table, read_tables, record_time, require, write_csv, write_json
 from reranker.rows import training_groups
 from reranker.scoring import choose_precision, score_pairs
-from reranker.training import Schedule, build_cross_encoder, group_rows, make_loss, seed_everything, tune_cross_encoder
+from reranker.training import (
+    Schedule,
+    build_cross_encoder,
+    group_rows,
+    make_loss,
+    rows_per_query,
+    seed_everything,
+    tune_cross_encoder,
+)
 
 FEATURES = ("bm25", "static_score", "teacher_score")
+TOLD = (
+    "base_model", "start_from_biencoder", "frozen_layers", "max_length", "loss", "distillation", "lr", "head_lr",
+    "epochs", "batch_size", "warmup", "weight_decay", "precision", "seed", "top_k",
+)  # fmt: skip
+"""Parameters that the model card lists."""
 
 
 def main(arguments: Sequence[str]) -> str:
@@ -41,7 +55,10 @@ def main(arguments: Sequence[str]) -> str:
     judgments = tables.judgments
 
     dev = candidates[(candidates["split"] == "dev") & (candidates["rank"] <= params.top_k)].reset_index(drop=True)
-    teacher = fusion.fit_weights(dev, judgments, FEATURES)
+    try:
+        teacher = fusion.fit_weights(dev, judgments, FEATURES)
+    except ValueError as error:
+        raise UserError(f"params.yaml: on dev {error}; raise top_k or dev_share") from None
     precision = choose_precision(params.precision)
     seed_everything(params.seed)
     start = str(PATHS.biencoder) if params.start_from_biencoder else resolve(params.base_model)
@@ -54,11 +71,12 @@ def main(arguments: Sequence[str]) -> str:
     groups = training_groups(negatives.assign(teacher=fusion.fuse(negatives, teacher)))
     groups = groups.sample(frac=1, random_state=params.seed)
 
-    loss = make_loss(params.loss, model, distillation=params.distillation, group_size=len(groups["passages"].iloc[0]))
+    size = len(groups["passages"].iloc[0])
+    loss = make_loss(params.loss, model, distillation=params.distillation, group_size=size)
     schedule = Schedule(
         lr=params.lr,
         epochs=params.epochs,
-        batch_size=params.batch_size,
+        batch_size=params.batch_size * rows_per_query(params.loss, size),
         warmup=params.warmup,
         weight_decay=params.weight_decay,
         precision=precision,
@@ -88,18 +106,21 @@ def main(arguments: Sequence[str]) -> str:
         "reranker": fusion.fit_weights(dev, judgments, [*FEATURES, "cross_encoder"]),
         "fusion_without_cross_encoder": teacher,
     }
+    fused = fusion.cross_validated(dev, judgments, [*FEATURES, "cross_encoder"])
+    without = fusion.cross_validated(dev, judgments, FEATURES)
     figures = {
         "pairs": int(sum(map(len, groups["passages"]))),
-        "train_queries": len(groups),
-        "precision": precision,
+        "groups": len(groups),
+        "computed_in": precision,
         "learning_rate": curve.peak_lr,
-        "steps": int(curve.loss["step"].max()),
+        "steps": curve.steps,
         "final_loss": float(curve.loss["loss"].iloc[-1]),
-        "dev_ndcg@10": float(curve.dev["ndcg@10"].max()),
+        "dev_ndcg@10": metrics.mean_ndcg(judgments, dev, fused),
+        "dev_ndcg@10_cross_encoder": metrics.mean_ndcg(judgments, dev, dev["cross_encoder"]),
+        "dev_ndcg@10_fusion_without_cross_encoder": metrics.mean_ndcg(judgments, dev, without),
         **{f"weight_{feature}": weight for feature, weight in weights["reranker"].items()},
     }
-    told = {"loss": params.loss, "distillation": params.distillation, "max_length": params.max_length}
-    told |= schedule._asdict()
+    told = params.model_dump(include=set(TOLD))
     with folder(PATHS.reranker) as part:
         model.save_pretrained(str(part), create_model_card=False)
         shutil.copytree(PATHS.biencoder, part / "biencoder")
@@ -113,8 +134,8 @@ def main(arguments: Sequence[str]) -> str:
     record_time("train_training", training)
     record_time("train", time.monotonic() - started)
     return (
-        f"train: {figures['pairs']:,} pairs in {training:,.0f} s, cross-encoder alone on dev: "
-        f"NDCG@10 {figures['dev_ndcg@10']:.3f} -> {PATHS.reranker}"
+        f"train: {figures['pairs']:,} pairs in {training:,.0f} s; NDCG@10 on dev: fused {figures['dev_ndcg@10']:.3f}, "
+        f"cross-encoder alone {figures['dev_ndcg@10_cross_encoder']:.3f} -> {PATHS.reranker}"
     )
 
 

@@ -1,7 +1,7 @@
 """warm: tune the base model as a bi-encoder. It teaches the cross-encoder and is fused with it.
 
-With --continue, the stage control: the same bi-encoder goes on for the minutes that the cross-encoder
-takes, on further queries. It is the system that the shipped reranker has to beat.
+With --continue, the stage control: the same bi-encoder goes on for the minutes that the static embedding and
+the cross-encoder take, on further queries. It is the system that the shipped reranker has to beat.
 
     python -m stages.warm [--continue]
 """
@@ -14,12 +14,14 @@ from reranker.progress import quiet_libraries, run_stage
 
 quiet_libraries()
 
+import numpy as np
+
 from reranker.errors import UserError
 from reranker.models import resolve
 from reranker.params import load_params
 from reranker.records import PATHS, folder, read_tables, record_time, require
 from reranker.rows import in_hash_order, right_pairs
-from reranker.scoring import choose_precision, embed, load_biencoder, load_retriever
+from reranker.scoring import check_lengths, choose_precision, embed, load_biencoder, load_retriever
 from reranker.training import Schedule, similar_batches, tune_biencoder
 
 
@@ -35,7 +37,9 @@ def main(arguments: Sequence[str]) -> str:
     if go_on:
         require(PATHS.biencoder)
         label, base, target = "control", str(PATHS.biencoder), PATHS.control
-        wanted = wanted[params.warm_queries : params.warm_queries + params.control_queries]
+        # where the queries run out, it starts again: the control is to have its minutes on a small corpus too
+        places = np.arange(params.warm_queries, params.warm_queries + params.control_queries) % len(wanted)
+        wanted = wanted.iloc[places]
     else:
         label, base, target = "warm", resolve(params.base_model), PATHS.biencoder
         wanted = wanted[: params.warm_queries]
@@ -56,6 +60,7 @@ def main(arguments: Sequence[str]) -> str:
         seed=params.warm_seed,
     )
     model = load_biencoder(base, params.warm_max_length)
+    check_lengths(model[0], warm_max_length=params.warm_max_length, biencoder_max_length=params.biencoder_max_length)
     training = time.monotonic()
     tune_biencoder(model, rows, schedule, scale=params.warm_scale, label=label)
     training = time.monotonic() - training

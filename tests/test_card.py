@@ -5,7 +5,7 @@ import yaml
 
 from reranker.card import model_card
 
-FIGURES = {"train_queries": 1234, "pairs": 7404, "final_loss": 0.123456, "precision": "float32", "steps": 175}
+FIGURES = {"groups": 1234, "pairs": 7404, "final_loss": 0.123456, "computed_in": "float32", "steps": 175}
 PARAMS = {"loss": "group_softmax", "lr": 1e-4, "max_length": 112}
 
 
@@ -32,7 +32,7 @@ def test_sizes_and_base_model_are_named(card):
 
 
 def test_every_figure_and_parameter_has_its_row(card):
-    for row in ("| final_loss | 0.1235 |", "| steps | 175 |", "| precision | float32 |", "| train_queries | 1234 |"):
+    for row in ("| final_loss | 0.1235 |", "| steps | 175 |", "| computed_in | float32 |", "| groups | 1234 |"):
         assert row in card.splitlines()
     for row in ("| loss | group_softmax |", "| lr | 0.0001 |", "| max_length | 112 |"):
         assert row in card.splitlines()

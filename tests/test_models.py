@@ -5,9 +5,10 @@ import pytest
 
 from reranker import models
 from reranker.errors import UserError
-from reranker.models import BUNDLED, bundled_weights, resolve, tokenizer_file
+from reranker.models import BUNDLED, bundled_weights, loading, resolve, tokenizer_file
 
 STATIC = "bundled/static-256"
+TRANSFORMER = "bundled/all-MiniLM-L6-v2"
 
 
 @pytest.fixture
@@ -25,10 +26,28 @@ def replace(monkeypatch: pytest.MonkeyPatch, **fields: str) -> None:
 def test_bundled_weights_are_the_published_ones_and_have_a_tokenizer(name: str):
     weights = bundled_weights(name)
     assert weights.suffix == ".safetensors"
-    assert resolve(name) == str(weights.parent)
     tokenizer = tokenizer_file(name)
     assert tokenizer is not None
     assert tokenizer.exists()
+
+
+def test_bundled_transformer_is_the_folder_of_its_weights():
+    assert resolve(TRANSFORMER) == str(bundled_weights(TRANSFORMER).parent)
+
+
+def test_bundled_static_embedding_is_no_transformer_to_fine_tune():
+    with pytest.raises(UserError, match=r"'bundled/static-256' is a static embedding, .*retriever_model"):
+        resolve(STATIC)
+
+
+@pytest.mark.parametrize(("kind", "reason"), [(OSError, "no file named model"), (ValueError, "Unrecognized model")])
+def test_failure_of_a_library_to_load_a_model_is_one_line_with_its_name(kind, reason):
+    with (
+        pytest.raises(UserError, match=f"model 'models/mine' could not be loaded .{reason}") as caught,
+        loading("models/mine"),
+    ):
+        raise kind(f"{reason}\nand a page more")
+    assert "\n" not in str(caught.value)
 
 
 def test_weights_with_another_hash_are_refused(monkeypatch: pytest.MonkeyPatch):

@@ -91,7 +91,7 @@ def test_missing_key_is_named(tmp_path: Path):
         ("packages", "numpy", "a valid list"),
         ("packages", ["numpy", 3], "a valid string"),
         ("seed", -1, "greater than or equal to 0"),
-        ("seed", 2**32, "less than 4294967296"),
+        ("seed", 2**31, "less than 2147483648"),
     ],
 )
 def test_value_that_is_not_allowed_is_named_with_what_is(tmp_path: Path, key: str, value: object, allowed: str):

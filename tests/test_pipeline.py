@@ -1,8 +1,10 @@
 """dvc.yaml, stages/ and params.yaml agree: what a stage reads is what DVC watches."""
 
 import ast
+import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +12,7 @@ import pytest
 import yaml
 
 from reranker.params import Params
+from stages.train import TOLD
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__")
@@ -130,7 +133,7 @@ def params_under(tree: ast.AST) -> set[str]:
         node.attr
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "params"
-    }
+    } & {*Params.model_fields}
 
 
 def handed_on(script: Path) -> list[int]:
@@ -211,6 +214,19 @@ def test_outs_of_a_repeated_stage_differ_by_item(stages: list[Stage]) -> None:
 def test_params_file_has_the_keys_of_the_schema_in_its_order() -> None:
     keys = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     assert list(keys) == list(Params.model_fields)
+
+
+def test_parameters_on_the_model_card_are_among_those_that_train_reads(stages: list[Stage]) -> None:
+    (train,) = (stage for stage in stages if stage.name == "train")
+    assert {*TOLD} <= {*train.params}
+
+
+def test_no_figure_has_the_name_of_a_parameter_or_of_another_stages_figure() -> None:
+    """Else `dvc exp show` puts the name of the file before both columns."""
+    named = Counter(list(Params.model_fields))
+    for stage in ("prepare", "mine", "train", "evaluate"):
+        named.update(json.loads((ROOT / "metrics" / f"{stage}.json").read_text(encoding="utf-8")).keys())
+    assert [name for name, times in named.items() if times > 1] == []
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -1,9 +1,10 @@
 from pathlib import Path
 
+import ir_measures
 import pandas as pd
 
 from reranker.records import PATHS, read_table
-from reranker.runs import rank, write_run, write_scored
+from reranker.runs import rank, write_qrels, write_run, write_scored
 
 SCORED = pd.DataFrame(
     [("r", "a", 1.0), ("q", "a", 2.0), ("q", "b", 2.0), ("q", "c", 0.1 + 0.2)],
@@ -43,7 +44,23 @@ def test_scores_in_single_precision_are_written_as_plain_numbers(tmp_path: Path)
 
 def test_scored_candidates_are_written_as_a_table_and_as_a_run(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    path = write_scored(SCORED, "bm25")
+    path = write_scored(SCORED, pd.Series([True, True, False, True]), "bm25")
     assert path == PATHS.scored / "bm25.parquet"
     pd.testing.assert_frame_equal(read_table(path, SCORED.columns), SCORED)
-    assert len(path.with_suffix(".trec").read_text().splitlines()) == len(SCORED)
+    lines = path.with_suffix(".trec").read_text().splitlines()
+    assert [line.split()[:4] for line in lines] == [
+        ["q", "Q0", "a", "1"],
+        ["q", "Q0", "c", "2"],
+        ["r", "Q0", "a", "1"],
+    ]
+
+
+def test_judgments_are_written_as_trec_qrels_that_ir_measures_reads(tmp_path: Path):
+    judgments = pd.DataFrame([("q", "a", 1), ("r", "b", 0)], columns=["query_id", "passage_id", "relevance"])
+    write_qrels(judgments, tmp_path / "test.qrels")
+    assert (tmp_path / "test.qrels").read_text() == "q 0 a 1\nr 0 b 0\n"
+    read = [
+        (found.query_id, found.doc_id, found.relevance)
+        for found in ir_measures.read_trec_qrels(str(tmp_path / "test.qrels"))
+    ]
+    assert read == [("q", "a", 1), ("r", "b", 0)]

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from reranker.records import PATHS, read_csv, read_json, write_text
-from reranker.tables import SYSTEM_COLUMNS, markdown_table
+from reranker.tables import SYSTEM_COLUMNS, markdown_table, p_relation
 
 README = Path("README.md")
 
@@ -21,14 +21,22 @@ def results() -> str:
         f"{markdown_table(systems).strip()}\n\n"
         f"{figures['queries']} test queries. The reranker gains {figures[gain]:+.3f} NDCG@10 "
         f"[{figures[f'{gain}_low']:+.3f}, {figures[f'{gain}_high']:+.3f}] on the tuned bi-encoder "
-        f"(p = {figures['p_vs_tuned_biencoder']:.4f}) and {figures['gain_vs_zero_shot']:+.3f} on the zero-shot one "
-        f"(p = {figures['p_vs_zero_shot']:.4f})."
+        f"({p_relation(figures['p_vs_tuned_biencoder'])}) and {figures['gain_vs_zero_shot']:+.3f} on the zero-shot one "
+        f"({p_relation(figures['p_vs_zero_shot'])})."
     )
 
 
 def with_results(readme: str, block: str) -> str:
-    """The README with the block between its markers."""
-    return re.sub(r"(<!-- results[^>]*-->\n).*?(<!-- /results -->)", rf"\1{block}\n\2", readme, flags=re.DOTALL)
+    """The README with the block between its markers.
+
+    Raises:
+        ValueError: the markers are not there.
+    """
+    between = re.compile(r"(<!-- results[^>]*-->\n).*?(<!-- /results -->)", flags=re.DOTALL)
+    written, number = between.subn(rf"\1{block}\n\2", readme)
+    if number != 1:
+        raise ValueError("README.md must have the markers `<!-- results -->` and `<!-- /results -->` once")
+    return written
 
 
 if __name__ == "__main__":
