@@ -40,8 +40,8 @@ readme: setup ## write the result table of metrics/ into the README
 lock: ## write requirements.lock anew from the ranges in pyproject.toml (with Python 3.11 or newer)
 	@$(PYTHON) tools/lock.py
 
-clean: ## remove .venv, tool caches and training checkpoints; DVC's cache and outputs stay
-	@rm -rf .venv .checkpoints .hypothesis .mypy_cache .pytest_cache .ruff_cache
+clean: ## remove .venv and tool caches; DVC's cache and outputs stay
+	@rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is a copy of the lock that was installed, written last.

@@ -152,10 +152,6 @@ def test_a_second_repro_runs_nothing(repo: Repo) -> None:
     assert "up to date" in output
 
 
-def test_no_hub_is_asked(repo: Repo, hub: Hub) -> None:
-    assert hub.asked == []
-
-
 def test_two_runs_give_the_same_bytes(repo: Repo) -> None:
     before = repo.tracked_metrics()
     repo.run("dvc", "repro", "--force")
@@ -173,6 +169,21 @@ def test_exp_run_brings_the_learning_rate_to_the_optimiser_and_repeats_no_earlie
     assert all(row["ndcg@10"] for row in shown)
 
 
+def test_the_minutes_are_those_of_the_runs_that_differ_in_their_seed_alone(repo: Repo) -> None:
+    repo.run("dvc", "exp", "run", "--no-run-cache", "-S", "seed=13", "-S", "lr=1e-4", "--name", "another-seed")
+    repo.run(sys.executable, "-m", "tools.minutes", "HEAD")
+    with (repo.path / "docs" / "minutes.csv").open() as file:
+        rows = {row["system"]: row for row in csv.DictReader(file)}
+    assert {system: row["runs"] for system, row in rows.items()} == {
+        "tuned_biencoder": "1",
+        "fusion_without_cross_encoder": "1",
+        "cross_encoder": "2",
+        "reranker": "2",
+    }
+    assert float(rows["reranker"]["low"]) <= float(rows["reranker"]["mean"]) <= float(rows["reranker"]["high"])
+    assert (repo.path / "docs" / "minutes.svg").read_text().count("<svg") == 1
+
+
 def test_the_model_is_used_as_the_readme_says(repo: Repo) -> None:
     program = (
         "from reranker.fused import Reranker\n"
@@ -183,3 +194,7 @@ def test_the_model_is_used_as_the_readme_says(repo: Repo) -> None:
     )
     lines = repo.run(sys.executable, "-c", program).splitlines()
     assert any(line.startswith("Find the shortest path. ") for line in lines)
+
+
+def test_no_hub_has_been_asked_by_any_command_above(repo: Repo, hub: Hub) -> None:
+    assert hub.asked == []

@@ -58,6 +58,9 @@ def test_pair_fits_and_the_window_survives_the_tokenizer(tokenizer, max_length):
     query = "sparse matrix"
     text = one(tokenizer, query, f"Opening. {FILLER} sparse matrix {FILLER}", max_length)
     assert len(tokenizer(query, text)["input_ids"]) <= max_length + 1
+    if max_length >= 32:
+        read = tokenizer(query, text, truncation=True, max_length=max_length)["input_ids"]
+        assert tokenizer.decode(read).count(query) == 2
 
 
 def test_query_that_fills_the_length_alone_leaves_half_of_the_room_to_the_passage(tokenizer):

@@ -4,7 +4,7 @@ import pytest
 from scipy.optimize import approx_fprime, check_grad
 
 from reranker import fusion
-from reranker.fusion import fit_weights, fuse
+from reranker.fusion import cross_validated, fit_weights, fuse
 
 
 def planted(weights: dict[str, float], queries: int = 3000, size: int = 8, seed: int = 7) -> tuple[pd.DataFrame, ...]:
@@ -55,6 +55,23 @@ def test_query_without_a_right_candidate_changes_nothing():
     more = pd.concat([table, table.head(8).assign(query_id="q1x", bm25=99.0)])
     unseen = pd.DataFrame({"query_id": ["q1x", "q1x"], "passage_id": ["gone", "p3"], "relevance": [1, 0]})
     assert fit_weights(more, pd.concat([judgments, unseen]), ["bm25", "cosine"]) == found
+
+
+def test_cross_validated_score_of_a_query_does_not_depend_on_its_own_judgments():
+    table, judgments = planted({"bm25": 0.5, "cosine": 1.5}, queries=50)
+    scores = cross_validated(table, judgments, ["bm25", "cosine"])
+    first = (table["query_id"] == "q00000").to_numpy()
+    other = judgments.assign(passage_id=judgments["passage_id"].mask(judgments["query_id"] == "q00000", "p7"))
+    assert (other["passage_id"] != judgments["passage_id"]).any()
+    changed = cross_validated(table, other, ["bm25", "cosine"])
+    np.testing.assert_array_equal(changed[first], scores[first])
+    assert not np.allclose(changed[~first], scores[~first], rtol=1e-9, atol=0)
+
+
+def test_cross_validation_of_a_single_query_falls_back_on_its_own_weights():
+    table, judgments = planted({"bm25": 0.5, "cosine": 1.5}, queries=1)
+    expected = fuse(table, fit_weights(table, judgments, ["bm25", "cosine"]))
+    np.testing.assert_array_equal(cross_validated(table, judgments, ["bm25", "cosine"]), expected)
 
 
 def test_no_right_candidate_at_all_is_an_error():

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reranker.metrics import per_query
+from reranker.metrics import mean_ndcg, per_query
 
 MEASURES = ["nDCG@10", "RR@10", "AP", "R@3"]
 
@@ -33,6 +33,13 @@ def by_hand(relevance: dict[str, int], scores: dict[str, float]) -> dict[str, fl
         "AP": sum(hits / position for hits, position in enumerate(right, 1)) / number if number else 0.0,
         "R@3": sum(position <= 3 for position in right) / number if number else 0.0,
     }
+
+
+def test_mean_is_over_the_queries_of_the_pairs_alone():
+    pairs = retrieved(q={"a": 0, "b": 0}, r={"a": 0, "b": 0})
+    judgments = judged(q={"a": 1}, r={"a": 1}, s={"a": 1})
+    assert mean_ndcg(judgments, pairs, np.array([2.0, 1.0, 1.0, 2.0])) == pytest.approx((1 + 1 / math.log2(3)) / 2)
+    assert mean_ndcg(judgments, pairs, pd.Series([2.0, 1.0, 2.0, 1.0], index=[7, 8, 9, 10])) == 1
 
 
 def test_measures_have_the_values_computed_by_hand():

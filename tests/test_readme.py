@@ -16,6 +16,17 @@ def test_the_result_table_is_the_one_of_the_metrics(monkeypatch: pytest.MonkeyPa
     assert with_results(readme, results()) == readme, "run `make readme`"
 
 
+@pytest.mark.parametrize("readme", ["# no markers", "<!-- results -->\nx\n<!-- /results -->\n" * 2])
+def test_readme_without_its_markers_or_with_two_pairs_is_refused(readme: str) -> None:
+    with pytest.raises(ValueError, match="markers"):
+        with_results(readme, "| a |")
+
+
+def test_block_is_taken_as_it_is() -> None:
+    written = with_results("a\n<!-- results -->\nold\n<!-- /results -->\nb", r"| \_x \1 |")
+    assert written == "a\n<!-- results -->\n| \\_x \\1 |\n<!-- /results -->\nb"
+
+
 def test_links_to_files_lead_somewhere() -> None:
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
     broken = [

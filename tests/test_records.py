@@ -2,8 +2,10 @@ import errno
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from reranker.errors import UserError
 from reranker.records import (
@@ -12,6 +14,7 @@ from reranker.records import (
     folder,
     read_json,
     read_table,
+    read_tables,
     record_time,
     require,
     write_json,
@@ -94,6 +97,70 @@ def test_folder_keeps_the_earlier_one_when_its_block_fails(tmp_path: Path, failu
         write_half(path, failure)
     assert (path / "weights").read_text() == "earlier"
     assert names(tmp_path) == ["reranker"]
+
+
+def test_weights_that_cannot_be_written_are_an_error_and_the_earlier_ones_stay(tmp_path: Path):
+    path = tmp_path / "reranker"
+    write_weights(path, 1.0)
+    with pytest.raises(UserError, match=r"could not be written .*Is a directory"):
+        write_weights(path, 2.0, in_the_way=True)
+    assert load_file(path / "model.safetensors")["head"].tolist() == [1.0]
+    assert names(tmp_path) == ["reranker"]
+
+
+def write_weights(path: Path, value: float, *, in_the_way: bool = False) -> None:
+    with folder(path) as temporary:
+        if in_the_way:
+            (temporary / "model.safetensors").mkdir()
+        save_file({"head": np.array([value])}, temporary / "model.safetensors")
+
+
+def test_earlier_folder_comes_back_where_the_new_one_cannot_take_its_place(tmp_path: Path):
+    path = tmp_path / "reranker"
+    write_weights(path, 1.0)
+    with pytest.raises(UserError, match="could not be written"), folder(path) as temporary:
+        temporary.rmdir()  # so that the last rename fails
+    assert names(path) == ["model.safetensors"]
+    assert names(tmp_path) == ["reranker"]
+
+
+PREPARED = {
+    "passages": pd.DataFrame({"passage_id": ["p1", "p2"], "text": ["one", "two"]}),
+    "queries": pd.DataFrame({"query_id": ["q1", "q2"], "text": ["1", "2"], "split": ["train", "test"]}),
+    "judgments": pd.DataFrame({"query_id": ["q1", "q2"], "passage_id": ["p1", "p2"], "relevance": [1, 1]}),
+}
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, table in PREPARED.items():
+        write_table(table, getattr(PATHS, name))
+
+
+@pytest.mark.usefixtures("prepared")
+def test_tables_come_back_as_prepare_wrote_them():
+    for name, table in read_tables()._asdict().items():
+        pd.testing.assert_frame_equal(table, PREPARED[name])
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize(
+    ("name", "column", "values", "message"),
+    [
+        ("passages", "text", ["one", None], "column text: row 1 has no value"),
+        ("passages", "passage_id", ["p1", "p1"], "column passage_id: 'p1' is there twice"),
+        ("queries", "query_id", ["q2", "q2"], "column query_id: 'q2' is there twice"),
+        ("queries", "split", ["train", "testing"], "column split: 'testing' is none of train, dev, test"),
+        ("judgments", "query_id", ["q1", "q3"], "column query_id: 'q3' is not in data/prepared/queries.parquet"),
+        ("judgments", "passage_id", ["p0", "p1"], "column passage_id: 'p0' is not in data/prepared/passages.parquet"),
+    ],
+)
+def test_table_that_contradicts_itself_or_another_is_named(name: str, column: str, values: list[str], message: str):
+    write_table(PREPARED[name].assign(**{column: values}), getattr(PATHS, name))
+    with pytest.raises(UserError) as caught:
+        read_tables()
+    assert str(caught.value).startswith(f"data/prepared/{name}.parquet: {message}")
 
 
 @pytest.mark.parametrize("path", PRODUCER, ids=str)

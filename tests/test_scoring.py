@@ -4,7 +4,17 @@ import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from reranker import scoring
-from reranker.scoring import choose_precision, embed, load_biencoder, load_retriever, pair_cosines, score_pairs
+from reranker.errors import UserError
+from reranker.scoring import (
+    check_lengths,
+    choose_precision,
+    embed,
+    load_biencoder,
+    load_retriever,
+    load_static,
+    pair_cosines,
+    score_pairs,
+)
 from reranker.training import build_cross_encoder, seed_everything
 
 TEXTS = [
@@ -116,6 +126,20 @@ def test_biencoder_reads_as_many_tokens_as_it_is_told(biencoder):
     np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
     vectors = embed(long, texts, label="")
     assert not np.allclose(vectors[0], vectors[1], atol=1e-3)
+
+
+def test_length_is_checked_against_the_positions_of_the_model(two_towers):
+    check_lengths(two_towers[0], warm_max_length=64)
+    with pytest.raises(UserError, match=r"params\.yaml: biencoder_max_length: 65 is more than the 64 tokens"):
+        check_lengths(two_towers[0], warm_max_length=64, biencoder_max_length=65)
+    check_lengths(load_retriever("bundled/static-256")[0], biencoder_max_length=8192)
+
+
+@pytest.mark.parametrize("load", [load_retriever, load_static, lambda name: load_biencoder(name, 32)])
+def test_folder_without_a_model_is_named_in_one_line(load, tmp_path):
+    with pytest.raises(UserError, match=f"params.yaml: model '{tmp_path}' could not be loaded") as caught:
+        load(str(tmp_path))
+    assert "\n" not in str(caught.value)
 
 
 def test_bundled_static_retriever_puts_the_same_topic_near():

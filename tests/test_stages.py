@@ -7,8 +7,11 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+
+from reranker.scoring import load_biencoder, load_static, pair_cosines
 
 ROOT = Path(__file__).resolve().parent.parent
 LIGHT = ("prepare", "evaluate", "report")
@@ -48,18 +51,28 @@ class Place:
     def error(self, stage: str) -> str:
         """The one line that the stage ends with; it must have written nothing."""
         before = self.files()
-        found = os.pathsep.join(dict.fromkeys([str(self.packages), str(ROOT)]))
-        environment = {**os.environ, "PYTHONPATH": found, "PYTHONDONTWRITEBYTECODE": "1"}
-        command = [sys.executable, "-m", *f"stages.{stage}".split()]
-        done = subprocess.run(
-            command, cwd=self.path, env=environment, capture_output=True, text=True, check=False, timeout=120
-        )
+        done = self.start(stage)
         assert done.returncode == 1, done.stderr
         assert done.stdout == ""
-        (line,) = done.stderr.splitlines()
+        *progress, line = done.stderr.splitlines()
+        assert all(part.startswith(stage.split()[0]) for part in progress), done.stderr
         assert line.startswith("error: ")
         assert self.files() == before
         return line.removeprefix("error: ")
+
+    def run(self, stage: str) -> str:
+        """The line that says what the stage made."""
+        done = self.start(stage)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def start(self, stage: str) -> subprocess.CompletedProcess[str]:
+        found = os.pathsep.join(dict.fromkeys([str(self.packages), str(ROOT)]))
+        environment = {**os.environ, "PYTHONPATH": found, "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, "-m", *f"stages.{stage}".split()]
+        return subprocess.run(
+            command, cwd=self.path, env=environment, capture_output=True, text=True, check=False, timeout=120
+        )
 
     def write(self, name: str, **columns: list[object]) -> None:
         path = self.path / "data" / f"{name}.parquet"
@@ -207,6 +220,60 @@ def test_score_without_one_of_its_systems_lists_them(place, arguments):
 def test_argument_that_a_stage_does_not_have_is_refused(place):
     place.prepared()
     assert "--contineu" in place.error("warm --contineu")
+
+
+@pytest.fixture
+def modelled(place: Place, biencoder: str) -> Place:
+    """Tables whose queries and passages have the same ids, and the models that mine and control need."""
+    ids = [f"{number}" for number in range(8)]
+    things = ["list", "path", "table", "graph", "file", "numbers", "apples", "order"]
+    place.write("prepared/passages", passage_id=ids, text=[f"the {thing} of the {thing}" for thing in things])
+    splits = ["train"] * 4 + ["dev", "test"] * 2
+    place.write("prepared/queries", query_id=ids, text=[f"find {thing}" for thing in things], split=splits)
+    place.write("prepared/judgments", query_id=ids, passage_id=ids, relevance=[1] * 8)
+    shutil.copytree(biencoder, place.path / "models" / "biencoder")
+    load_static("bundled/static-256").save_pretrained(str(place.path / "models" / "static"), create_model_card=False)
+    place.set("biencoder_max_length: 80 ", "biencoder_max_length: 32 ")
+    place.set("warm_max_length: 64 ", "warm_max_length: 32 ")
+    place.set("num_negatives: 5 ", "num_negatives: 2 ")
+    place.set("range_max: 30 ", "range_max: 8 ")
+    return place
+
+
+@pytest.mark.slow
+def test_mine_takes_the_text_of_the_passage_where_a_query_has_the_same_id(modelled, biencoder):
+    modelled.run("mine")
+    mined = pd.read_parquet(modelled.path / "data/mined/negatives.parquet")
+    assert set(mined["kind"]) == {"positive", "hard"}
+    queries, passages = (
+        pd.read_parquet(modelled.path / f"data/prepared/{name}.parquet") for name in ("queries", "passages")
+    )
+    shown = [
+        mined[f"{name}_id"].map(table.set_index(f"{name}_id")["text"]).tolist()
+        for name, table in (("query", queries), ("passage", passages))
+    ]
+    expected = pair_cosines(load_biencoder(biencoder, 32), *shown, label="")
+    np.testing.assert_allclose(mined["teacher_score"], expected, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_guards_that_leave_no_hard_negative_are_named(modelled):
+    modelled.set("max_score: null ", "max_score: -1 ")
+    assert modelled.error("mine").startswith("params.yaml: no hard negative is left; widen range_min to range_max")
+
+
+@pytest.mark.slow
+def test_control_starts_again_where_the_queries_run_out(modelled):
+    modelled.set("control_queries: 3000 ", "control_queries: 10 ")
+    assert "control: bi-encoder tuned on 10 queries in " in modelled.run("warm --continue")
+
+
+@pytest.mark.slow
+def test_length_that_the_model_cannot_read_is_refused_before_training(modelled, encoder):
+    modelled.set("biencoder_max_length: 32 ", "biencoder_max_length: 65 ")
+    modelled.set("base_model: bundled/all-MiniLM-L6-v2 ", f"base_model: {encoder} ")
+    expected = "params.yaml: biencoder_max_length: 65 is more than the 64 tokens that the model can read"
+    assert expected == modelled.error("warm")
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from reranker.training import (
     build_cross_encoder,
     group_rows,
     make_loss,
+    rows_per_query,
     seed_everything,
     similar_batches,
     tune_biencoder,
@@ -103,6 +104,13 @@ def test_rows_have_the_shape_that_the_loss_wants(loss):
         assert rows["label"][:] == [labels.get(loss, [1.0, 0.0, 0.0, 0.0])] * 2
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_batch_of_as_many_queries_holds_all_rows_of_each(loss):
+    rows = group_rows(GROUPS, loss)
+    assert len(rows) == len(GROUPS) * rows_per_query(loss, 4)
+    assert rows["query"][: rows_per_query(loss, 4)] == [GROUPS["query"][0]] * rows_per_query(loss, 4)
+
+
 def test_every_loss_of_the_parameters_can_be_made():
     assert set(LOSSES) == {"group_softmax", "binary_cross_entropy", *LIST_LOSSES}
 
@@ -130,6 +138,13 @@ def test_rows_of_a_batch_are_more_similar_than_those_of_a_random_one():
     vectors = clouds(8, 16)
     order = similar_batches(vectors, 16, seed=1)
     assert similarity_inside(vectors, order, 16) > similarity_inside(vectors, np.arange(128), 16) + 0.5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_batches_stay_similar_where_the_last_one_is_short(seed):
+    vectors = clouds(9, 16)[:133]
+    order = similar_batches(vectors, 16, seed=seed)
+    assert similarity_inside(vectors, order[:128], 16) > 0.8
 
 
 def test_order_of_batches_repeats_with_its_seed_and_changes_with_it():
@@ -195,6 +210,30 @@ def test_model_with_all_layers_frozen_is_refused(encoder: str, number):
         build_cross_encoder(encoder, 32, number)
 
 
+def test_length_for_which_the_model_has_no_positions_is_refused(encoder: str):
+    with pytest.raises(UserError, match="max_length: 65 is more than the 64 tokens"):
+        build_cross_encoder(encoder, 65)
+    assert build_cross_encoder(encoder, 64).max_seq_length == 64
+
+
+def test_model_whose_layers_share_their_weights_cannot_be_frozen(tmp_path: Path, encoder: str):
+    from transformers import AlbertConfig, AlbertModel, AutoTokenizer
+
+    shape = AlbertConfig(
+        vocab_size=40,
+        embedding_size=8,
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    AlbertModel(shape).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path)
+    assert build_cross_encoder(str(tmp_path), 32)
+    with pytest.raises(UserError, match=r"frozen_layers: .*set 0"):
+        build_cross_encoder(str(tmp_path), 32, 1)
+
+
 @pytest.mark.slow
 def test_learning_rate_rises_during_the_warmup(encoder: str, dev):
     # two steps, both of them warm-up: the first one's rate is 0, the second one's a half
@@ -225,6 +264,7 @@ def test_best_evaluation_is_kept_and_training_stops_without_a_gain(encoder: str,
     assert dev.ndcg(trained.model) == pytest.approx(dev_curve.max())
     assert dev_curve.iloc[-1] < dev_curve.max()
     assert dev_curve.index[-1] == dev_curve.idxmax() + 3 < 60
+    assert trained.curve.steps == dev_curve.index[-1]
 
 
 @pytest.mark.slow

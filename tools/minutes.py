@@ -1,5 +1,8 @@
 """Draw NDCG@10 against minutes of training from the experiments of a commit, and print them as a table.
 
+Taken are the experiments that differ from the commit in nothing but seeds and in how many queries are trained on.
+Run them with `dvc exp run --no-run-cache`: an out of an earlier run that DVC restores brings no time with it.
+
 python -m tools.minutes [REV]
 """
 
@@ -12,25 +15,43 @@ import dvc.api
 import pandas as pd
 from matplotlib.figure import Figure
 
+from reranker.params import Params
 from reranker.records import write_csv
 from reranker.tables import label
 
 TRAINED = {
     "tuned_biencoder": ("warm", "control"),
-    "cross_encoder": ("warm", "train"),
+    "fusion_without_cross_encoder": ("warm", "static"),
+    "cross_encoder": ("warm", "static", "train"),
     "reranker": ("warm", "static", "train"),
 }
-"""The stages in which each system learns."""
-DATA = {"tuned_biencoder": "control_queries", "cross_encoder": "train_queries", "reranker": "train_queries"}
+"""The stages in which each system learns; the static embedding is one of the cross-encoder's teachers."""
+DATA = {
+    "tuned_biencoder": "control_queries",
+    "fusion_without_cross_encoder": "static_queries",
+    "cross_encoder": "train_queries",
+    "reranker": "train_queries",
+}
 """The parameter that gives each system more to learn from."""
+SEED = {
+    "tuned_biencoder": "warm_seed",
+    "fusion_without_cross_encoder": "static_seed",
+    "cross_encoder": "seed",
+    "reranker": "seed",
+}
+"""The parameter by which two runs of a system on as many queries differ."""
+FREE = {"seed", "train_queries", "control_queries"}
+"""Parameters in which the experiments may differ."""
 TABLE, FIGURE = Path("docs/minutes.csv"), Path("docs/minutes.svg")
 
 
 def measured(revision: str) -> pd.DataFrame:
     """One row per system and training size: runs (seeds), mean minutes, mean and spread of NDCG@10 on test."""
+    fixed = sorted({*Params.model_fields} - FREE)
+    experiments = [row for row in dvc.api.exp_show(revs=revision) if row["rev"] != "workspace"]
     rows = []
-    for experiment in dvc.api.exp_show(revs=revision):
-        if experiment["rev"] == "workspace":
+    for experiment in experiments:
+        if any(str(experiment[key]) != str(experiments[0][key]) for key in fixed):
             continue
         shown = subprocess.run(
             ["git", "show", f"{experiment['rev']}:metrics/timing.json"], capture_output=True, check=True
@@ -39,10 +60,11 @@ def measured(revision: str) -> pd.DataFrame:
         for system, stages in TRAINED.items():
             key = "ndcg@10" if system == "reranker" else f"ndcg@10_{system}"
             minutes = sum(seconds[f"{stage}_training_seconds"] for stage in stages) / 60
-            rows.append((system, int(experiment[DATA[system]]), minutes, experiment[key]))
-    table = pd.DataFrame(rows, columns=["system", "queries", "minutes", "ndcg@10"])
+            told = int(experiment[DATA[system]]), int(experiment[SEED[system]])
+            rows.append((system, *told, minutes, experiment[key]))
+    table = pd.DataFrame(rows, columns=["system", "queries", "seed", "minutes", "ndcg@10"])
     # an experiment that did not train a system repeats another one's figure
-    groups = table.drop_duplicates(["system", "ndcg@10"]).groupby(["system", "queries"])
+    groups = table.drop_duplicates(["system", "queries", "seed"]).groupby(["system", "queries"])
     found = groups.agg(
         runs=("minutes", "size"),
         minutes=("minutes", "mean"),

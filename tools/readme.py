@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from reranker.records import PATHS, read_csv, read_json, write_text
-from reranker.tables import SYSTEM_COLUMNS, markdown_table, p_relation
+from reranker.tables import SYSTEM_COLUMNS, markdown_table, p_relation, signed
 
 README = Path("README.md")
 
@@ -16,13 +16,17 @@ def results() -> str:
     """The block between the markers: the table, and the sentence that says on how many queries."""
     systems = read_csv(PATHS.metrics / "systems.csv", SYSTEM_COLUMNS)
     figures = read_json(PATHS.metrics / "evaluate.json")
-    gain = "gain_vs_tuned_biencoder"
+
+    def gain(system: str) -> str:
+        name = f"gain_vs_{system}"
+        ends = f"{signed(figures[f'{name}_low'])}, {signed(figures[f'{name}_high'])}"
+        return f"{signed(figures[name])} [{ends}] ({p_relation(figures[f'p_vs_{system}'])})"
+
     return (
         f"{markdown_table(systems).strip()}\n\n"
-        f"{figures['queries']} test queries. The reranker gains {figures[gain]:+.3f} NDCG@10 "
-        f"[{figures[f'{gain}_low']:+.3f}, {figures[f'{gain}_high']:+.3f}] on the tuned bi-encoder "
-        f"({p_relation(figures['p_vs_tuned_biencoder'])}) and {figures['gain_vs_zero_shot']:+.3f} on the zero-shot one "
-        f"({p_relation(figures['p_vs_zero_shot'])})."
+        f"{figures['queries']} test queries. The reranker's NDCG@10 differs from the tuned bi-encoder's by "
+        f"{gain('tuned_biencoder')},\nfrom the zero-shot one's by {gain('zero_shot')}, "
+        f"and from the fusion without the\ncross-encoder by {gain('fusion_without_cross_encoder')}."
     )
 
 
@@ -33,7 +37,7 @@ def with_results(readme: str, block: str) -> str:
         ValueError: the markers are not there.
     """
     between = re.compile(r"(<!-- results[^>]*-->\n).*?(<!-- /results -->)", flags=re.DOTALL)
-    written, number = between.subn(rf"\1{block}\n\2", readme)
+    written, number = between.subn(lambda found: f"{found[1]}{block}\n{found[2]}", readme)
     if number != 1:
         raise ValueError("README.md must have the markers `<!-- results -->` and `<!-- /results -->` once")
     return written
