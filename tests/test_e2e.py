@@ -170,7 +170,7 @@ def test_exp_run_brings_the_learning_rate_to_the_optimiser_and_repeats_no_earlie
 
 
 def test_the_minutes_are_those_of_the_runs_that_differ_in_their_seed_alone(repo: Repo) -> None:
-    repo.run("dvc", "exp", "run", "--no-run-cache", "-S", "seed=13", "-S", "lr=1e-4", "--name", "another-seed")
+    repo.run("dvc", "exp", "run", "-S", "seed=13", "-S", "lr=1e-4", "--name", "another-seed")
     repo.run(sys.executable, "-m", "tools.minutes", "HEAD")
     with (repo.path / "docs" / "minutes.csv").open() as file:
         rows = {row["system"]: row for row in csv.DictReader(file)}

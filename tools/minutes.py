@@ -1,7 +1,7 @@
 """Draw NDCG@10 against minutes of training from the experiments of a commit, and print them as a table.
 
 Taken are the experiments that differ from the commit in nothing but seeds and in how many queries are trained on.
-Run them with `dvc exp run --no-run-cache`: an out of an earlier run that DVC restores brings no time with it.
+An out that DVC restored from its run cache brings no time of its own with it: use `dvc exp run --force` where one was.
 
 python -m tools.minutes [REV]
 """
