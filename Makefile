@@ -30,14 +30,14 @@ check-fresh: setup ## fail if a committed result is older than its code, params 
 	@plan=$$($(IN_VENV) dvc repro --allow-missing --dry) || { echo "$$plan"; exit 1; }; \
 	stale=$$(echo "$$plan" | sed -n "s/^Running stage '\(.*\)':.*/\1/p" | sort -u | paste -sd ' ' -); \
 	if [ -n "$$stale" ]; then \
-		echo "error: stale stages: $$stale; run 'make repro' and commit dvc.lock and metrics/" >&2; exit 1; \
+		echo "error: stale stages: $$stale; run 'make repro' and 'make readme', then commit dvc.lock, metrics/, report/ and README.md" >&2; exit 1; \
 	fi; \
 	echo "check-fresh: every result belongs to this code, these params and this data"
 
 readme: setup ## write the result table of metrics/ into the README
 	@$(IN_VENV) python -m tools.readme
 
-lock: ## write requirements.lock anew from the ranges in pyproject.toml (with Python 3.11 or newer)
+lock: ## write requirements.lock anew from the ranges in pyproject.toml (with Python 3.11)
 	@$(PYTHON) tools/lock.py
 
 clean: ## remove .venv and tool caches; DVC's cache and outputs stay

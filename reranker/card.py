@@ -38,7 +38,7 @@ from reranker.fused import Reranker
 Reranker("models/reranker").rank("your question", ["a passage", "another passage"])
 ```
 
-Scores are logits without an activation: compare them between passages of one query only.
+In both, compare scores between passages of one query only; those of the cross-encoder alone are logits.
 
 ## Training
 
@@ -54,7 +54,7 @@ def model_card(base: str, params: Mapping[str, object], figures: Mapping[str, ob
     """A filled-in model card in Markdown.
 
     Args:
-        base: name of the model that training started from.
+        base: name of the base model.
         params: what training was told.
         figures: what training measured; has `groups` and `pairs`.
     """

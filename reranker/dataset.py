@@ -98,7 +98,7 @@ def build(rows: pd.DataFrame, *, dev_share: float, test_share: float) -> Tables:
 
     Args:
         rows: columns query and passage, cleaned.
-        dev_share: share of the query groups that goes to dev, from 0 to 1.
+        dev_share: share of the query groups that goes to dev, below 1.
         test_share: the same for test.
     """
     pairs = pd.DataFrame(

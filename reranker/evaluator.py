@@ -35,5 +35,4 @@ class DevRanking(BaseEvaluator):
         """Mean NDCG@10 over the queries."""
         texts = (self._candidates[column].tolist() for column in ("query", "text"))
         scores = score_pairs(model, *texts, label="train: dev", precision=self._precision)
-        run = self._candidates[["query_id", "passage_id"]].assign(score=scores)
-        return float(metrics.per_query(self._judgments, run, ["nDCG@10"])["nDCG@10"].mean())
+        return metrics.mean_ndcg(self._judgments, self._candidates, scores)

@@ -4,6 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from reranker.progress import quiet_libraries
+
+quiet_libraries()
+
 import numpy as np
 from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -11,6 +15,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from reranker import lexical
 from reranker.excerpts import excerpts
 from reranker.fusion import fuse
+from reranker.models import loading
 from reranker.records import read_weights
 from reranker.scoring import choose_precision, pair_cosines, score_pairs
 
@@ -33,16 +38,17 @@ class Reranker:
         precision: `auto`, `float32` or `bfloat16`.
 
     Raises:
-        UserError: the folder lacks the fusion's weights or word statistics.
+        UserError: the folder lacks the fusion's weights or word statistics, or a model in it cannot be loaded.
     """
 
     def __init__(self, path: str | Path, precision: str = "auto") -> None:
         path = Path(path)
         self.weights = read_weights(path / "fusion.json", "reranker")["reranker"]
         self._words = lexical.load(path / "words.json")
-        self._cross_encoder = CrossEncoder(str(path))
-        self._biencoder = SentenceTransformer(str(path / "biencoder"))
-        self._static = SentenceTransformer(str(path / "static"))
+        with loading(str(path)):
+            self._cross_encoder = CrossEncoder(str(path))
+            self._biencoder = SentenceTransformer(str(path / "biencoder"))
+            self._static = SentenceTransformer(str(path / "static"))
         self._precision = choose_precision(precision)
 
     def scores(self, queries: Sequence[str], passages: Sequence[str]) -> NDArray[np.float64]:

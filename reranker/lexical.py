@@ -59,7 +59,7 @@ def bm25(counted: Statistics, queries: Sequence[str], passages: Sequence[str]) -
     Args:
         counted: of the corpus.
         queries: n texts.
-        passages: n texts; repeated ones are counted once.
+        passages: n texts; each distinct one is split into words once.
 
     Returns:
         n scores, 0 where no word is shared.

@@ -11,6 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from reranker.errors import UserError
+from reranker.records import PRODUCER
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,12 @@ def resolve(name: str) -> str:
             bundled but not a transformer.
     """
     if name.startswith("bundled/"):
-        folder = bundled_weights(name).parent
-        if not (folder / "config.json").exists():
+        if is_static(name):
             raise UserError(
                 f"params.yaml: model '{name}' is a static embedding, which is no transformer to fine-tune; "
                 "it can be the retriever_model and the static_model"
             )
-        return str(folder)
+        return str(bundled_weights(name).parent)
     if Path(name).is_dir():
         return name
     # the values that huggingface_hub takes for true
@@ -71,12 +71,21 @@ def resolve(name: str) -> str:
     return name
 
 
+def is_static(name: str) -> bool:
+    """Whether a bundled model is a static embedding: its folder has no configuration of a transformer.
+
+    Raises:
+        UserError: see `bundled_weights`.
+    """
+    return not (bundled_weights(name).parent / "config.json").exists()
+
+
 @contextmanager
 def loading(name: str) -> Iterator[None]:
     """Turn a library's failure to load a model into one line.
 
     Args:
-        name: the model as params.yaml names it.
+        name: a local folder, perhaps one that a stage wrote, or a Hub id.
 
     Raises:
         UserError: what the block raised for a folder or a Hub repository that holds no usable model.
@@ -85,7 +94,9 @@ def loading(name: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"params.yaml: model '{name}' could not be loaded ({reason})") from None
+        stage = PRODUCER.get(Path(name))
+        where, todo = (name, f"; run `dvc repro --force {stage}`") if stage else (f"params.yaml: model '{name}'", "")
+        raise UserError(f"{where} could not be loaded ({reason}){todo}") from None
 
 
 def bundled_weights(name: str) -> Path:

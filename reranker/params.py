@@ -12,7 +12,7 @@ from reranker.errors import UserError
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
-CountOrNone = Annotated[int, Field(ge=0)]
+CountOrZero = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Name = Annotated[str, Field(min_length=1)]
@@ -61,8 +61,8 @@ class Params(BaseModel):
     top_k: Count
     train_queries: Count
     num_negatives: Count
-    random_negatives: CountOrNone
-    range_min: CountOrNone
+    random_negatives: CountOrZero
+    range_min: CountOrZero
     range_max: Count
     sampling: Literal["top", "random"]
     absolute_margin: float | None
@@ -77,7 +77,7 @@ class Params(BaseModel):
     loss: LossName
     distillation: Annotated[float, Field(ge=0, le=1)]
     start_from_biencoder: bool
-    frozen_layers: CountOrNone
+    frozen_layers: CountOrZero
     epochs: Count
     batch_size: Count
     warmup: Share

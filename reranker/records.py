@@ -124,7 +124,8 @@ def read_tables() -> Tables:
     """The three tables that prepare writes.
 
     Raises:
-        UserError: see `read_table`; or a value is missing, an id is there twice or unknown, or a split is.
+        UserError: see `read_table`; or a value is missing, an id or a judgment is there twice, or an id or a split
+            is unknown.
     """
     tables = Tables(
         read_table(PATHS.passages, ["passage_id", "text"]),
@@ -145,6 +146,11 @@ def _check(tables: Tables) -> None:
             raise UserError(f"{path}: column {key}: '{twice}' is there twice; an id names one text")
         for unknown in tables.judgments.loc[~tables.judgments[key].isin(table[key]), key]:
             raise UserError(f"{paths[2]}: column {key}: '{unknown}' is not in {path}")
+    twice = tables.judgments.duplicated(["query_id", "passage_id"])
+    for row in tables.judgments[twice].itertuples():
+        raise UserError(
+            f"{paths[2]}: query '{row.query_id}' and passage '{row.passage_id}' are there twice; keep one row"
+        )
     for unknown in tables.queries.loc[~tables.queries["split"].isin(SPLITS), "split"]:
         raise UserError(f"{paths[1]}: column split: '{unknown}' is none of {', '.join(SPLITS)}")
 

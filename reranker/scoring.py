@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from reranker.errors import UserError
-from reranker.models import BUNDLED, bundled_weights, loading, resolve, tokenizer_file
+from reranker.models import BUNDLED, bundled_weights, is_static, loading, resolve, tokenizer_file
 from reranker.progress import progress
 
 BATCH = 32
@@ -39,7 +39,7 @@ def choose_precision(wish: str) -> str:
 
 def load_retriever(name: str) -> SentenceTransformer:
     """The first-stage model by its name in params.yaml; a bundled static one is built from its two files."""
-    if name in BUNDLED and "static" in name:
+    if name in BUNDLED and is_static(name):
         from safetensors.numpy import load_file
 
         (weights,) = load_file(bundled_weights(name)).values()

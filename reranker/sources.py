@@ -29,8 +29,9 @@ def pydocs(packages: Sequence[str]) -> Iterator[list[Example]]:
         packages: distribution names as `pip list` shows them, e.g. `scikit-learn`.
 
     Yields:
-        Per package, one example per public module, class, function or method that has a docstring, in the
-        order of the file paths. The passage is empty where the docstring is a summary only.
+        Per package, one example per module and public definition that has a docstring, in the order of the file
+        paths. Definitions are read at the top of a file and inside one that is read, not under `if` or `try`.
+        The passage is empty where the docstring is a summary only.
 
     Raises:
         UserError: a package is not installed, or its installation lists no files.

@@ -30,7 +30,7 @@ class StaticSchedule(NamedTuple):
     """Learning rate of the first step; it falls to 0 along a line."""
     epochs: int
     batch_size: int
-    """Pairs per step."""
+    """Pairs per step at least, and less than twice as many: the rows are spread evenly over the steps."""
     dropout: float
     """Share of the tokens of a text that a step does not see."""
     scale: float

@@ -10,17 +10,17 @@ import pandas as pd
 SHIPPED = "reranker"
 BASELINE = "retriever"
 LABELS = {
-    "retriever": "Static retriever",
+    "retriever": "First-stage retriever",
     "bm25": "BM25 on the same candidates",
     "tuned_static": "Static embedding, tuned",
     "zero_shot": "Bi-encoder, zero-shot",
-    "tuned_biencoder": "Bi-encoder, tuned for the same minutes",
+    "tuned_biencoder": "Bi-encoder, tuned further",
     "cross_encoder": "Cross-encoder alone",
     "fusion_without_cross_encoder": "Fusion without the cross-encoder",
     "reranker": "Reranker (shipped: fused)",
 }
 NO_BREAK = "\N{NO-BREAK SPACE}"
-LABEL_WIDTH = 38
+LABEL_WIDTH = 32
 """Of the longest label; a longer name is cut in the terminal, where a line has 100 columns."""
 SYSTEM_COLUMNS = (
     "system", "mode", "ndcg@10", "ndcg@10_low", "ndcg@10_high", "mrr@10", "map", "recall@10", "recall@30",

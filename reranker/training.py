@@ -55,7 +55,7 @@ LOGGED = 40
 
 
 class Schedule(NamedTuple):
-    """How a model is optimised; the names are those of the Hugging Face arguments."""
+    """How a model is optimised; `_arguments` says which arguments of the trainer these are."""
 
     lr: float
     epochs: int

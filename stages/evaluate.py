@@ -38,7 +38,9 @@ def main(arguments: Sequence[str]) -> str:
         scored = read_table(PATHS.scored / f"{system}.parquet", [*KEYS, "score"])
         scores[system] = evaluation.align(pairs, scored, system)
     features = pairs.assign(cross_encoder=scores["cross_encoder"])
-    for system, weights in read_weights(PATHS.reranker / "fusion.json").items():
+    for system, weights in read_weights(
+        PATHS.reranker / "fusion.json", SHIPPED, "fusion_without_cross_encoder"
+    ).items():
         scores[system] = pd.Series(fuse(features, weights))
     for system in scores.keys() - {*SCORED}:
         write_scored(pairs[KEYS].assign(score=scores[system]), retrieved, system)
@@ -47,14 +49,14 @@ def main(arguments: Sequence[str]) -> str:
     values = evaluation.both_modes(pairs, retrieved, judgments, scores)
     systems = evaluation.summarise(values, seed=params.statistics_seed)
     compared = evaluation.compare(values, SHIPPED, COMPARED, seed=params.statistics_seed)
-    figures = evaluation.flatten(systems, compared, SHIPPED, queries=len(test))
+    figures = evaluation.flatten(systems, compared, SHIPPED, queries=len(values[SHIPPED, "retrieved"]))
 
     write_csv(systems, PATHS.metrics / "systems.csv")
     write_csv(evaluation.by_query(values, "ndcg@10"), PATHS.metrics / "per_query.csv")
     write_json(figures, PATHS.metrics / "evaluate.json")
     record_time("evaluate", time.monotonic() - started)
     return (
-        f"evaluate: NDCG@10 {figures['ndcg@10']:.3f} on {len(test):,} test queries, "
+        f"evaluate: NDCG@10 {figures['ndcg@10']:.3f} on {figures['queries']:,} test queries, "
         f"{figures['gain_vs_tuned_biencoder']:+.3f} ({p_relation(figures['p_vs_tuned_biencoder'])}) "
         f"against the tuned bi-encoder -> {PATHS.metrics / 'evaluate.json'}"
     )

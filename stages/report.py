@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> str:
     try:
         html = report.page(numbers, pictures)
     except KeyError as missing:
-        raise UserError(f"{PATHS.metrics}/: a figure {missing} is missing; run `dvc repro --force evaluate`") from None
+        raise UserError(f"{PATHS.metrics}/: a figure {missing} is missing; run `dvc repro --force`") from None
 
     for name, picture in pictures.items():
         write_text(picture.svg, PATHS.report / f"{name}.svg")

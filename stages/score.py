@@ -16,7 +16,7 @@ from sentence_transformers import CrossEncoder
 from reranker import lexical
 from reranker.errors import UserError
 from reranker.excerpts import excerpts
-from reranker.models import resolve
+from reranker.models import loading, resolve
 from reranker.params import load_params
 from reranker.records import PATHS, SCORED, read_table, read_tables, record_time, require
 from reranker.runs import write_scored
@@ -46,7 +46,8 @@ def main(arguments: Sequence[str]) -> str:
         scores = pair_cosines(biencoder, queries, passages, label=label, precision=precision)
     else:
         require(PATHS.reranker)
-        model = CrossEncoder(str(PATHS.reranker))
+        with loading(str(PATHS.reranker)):
+            model = CrossEncoder(str(PATHS.reranker))
         counted = lexical.load(PATHS.reranker / "words.json")
         shown = excerpts(model.tokenizer, model.max_seq_length, counted, queries, passages)
         scores = score_pairs(model, queries, shown, label=label, precision=precision)

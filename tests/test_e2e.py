@@ -143,7 +143,7 @@ def test_every_promised_figure_is_in_the_metrics(repo: Repo) -> None:
         wanted |= {f"gain_vs_{other}", f"gain_vs_{other}_low", f"gain_vs_{other}_high", f"p_vs_{other}"}
     assert wanted <= set(figures)
     assert figures["queries"] == repo.json("prepare")["queries_test"]
-    assert figures["recall@30"] <= 1
+    assert figures["ndcg@10_retriever"] < figures["ndcg@10_all_positives"]
 
 
 def test_a_second_repro_runs_nothing(repo: Repo) -> None:
@@ -180,7 +180,9 @@ def test_the_minutes_are_those_of_the_runs_that_differ_in_their_seed_alone(repo:
         "cross_encoder": "2",
         "reranker": "2",
     }
-    assert float(rows["reranker"]["low"]) <= float(rows["reranker"]["mean"]) <= float(rows["reranker"]["high"])
+    shown = csv.DictReader(StringIO(repo.run("dvc", "exp", "show", "--csv", "--only-changed")))
+    measured = [float(row["ndcg@10"]) for row in shown if row["Experiment"] in ("master", "main", "another-seed")]
+    assert float(rows["reranker"]["mean"]) == pytest.approx(sum(measured) / 2, abs=1e-4)
     assert (repo.path / "docs" / "minutes.svg").read_text().count("<svg") == 1
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from safetensors.numpy import load_file, save_file
 
 from reranker.errors import UserError
@@ -161,6 +162,23 @@ def test_table_that_contradicts_itself_or_another_is_named(name: str, column: st
     with pytest.raises(UserError) as caught:
         read_tables()
     assert str(caught.value).startswith(f"data/prepared/{name}.parquet: {message}")
+
+
+@pytest.mark.usefixtures("prepared")
+def test_judgment_that_is_there_twice_is_named():
+    write_table(pd.concat([PREPARED["judgments"]] * 2), PATHS.judgments)
+    with pytest.raises(UserError, match="query 'q1' and passage 'p1' are there twice"):
+        read_tables()
+
+
+def test_stage_that_an_error_names_is_the_one_that_writes_the_file():
+    text = (Path(__file__).parent.parent / "dvc.yaml").read_text(encoding="utf-8")
+    for path, stage in PRODUCER.items():
+        name, _, item = stage.partition("@")
+        entry = yaml.safe_load(text)["stages"][name]
+        outs = [out if isinstance(out, str) else next(iter(out)) for out in entry.get("do", entry)["outs"]]
+        written = [out.replace("${key}", item) for out in outs]
+        assert {str(path), str(path.parent)} & {*written}, path
 
 
 @pytest.mark.parametrize("path", PRODUCER, ids=str)

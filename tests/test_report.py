@@ -118,13 +118,13 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_result_rows_are_the_input_rounded(read: Reader) -> None:
-    assert ["Static retriever", "0.512 [0.490, 0.530]", "0.400", "0.300", "0.600", "0.700"] in read.rows
+    assert ["First-stage retriever", "0.512 [0.490, 0.530]", "0.400", "0.300", "0.600", "0.700"] in read.rows
     assert ["Reranker (shipped: fused)", "0.642 [0.620, 0.660]", "0.610", "0.600", "0.680", "0.700"] in read.rows
     assert ["Reranker (shipped: fused)", "0.750 [0.730, 0.770]", "0.710", "0.700", "0.800", "1.000"] in read.rows
 
 
 def test_comparison_rows_are_signed_and_never_minus_zero(read: Reader) -> None:
-    assert ["Static retriever", "+0.129", "[+0.110, +0.148]", "< 0.001"] in read.rows
+    assert ["First-stage retriever", "+0.129", "[+0.110, +0.148]", "< 0.001"] in read.rows
     assert [HOSTILE, "+0.000", "[−0.010, +0.010]", "0.432"] in read.rows
 
 
@@ -195,7 +195,7 @@ def test_empty_curves_are_drawn() -> None:
 
 def test_headline_says_what_was_found() -> None:
     assert tables.headline(EVALUATION).replace("\N{NO-BREAK SPACE}", " ") == (
-        "On 1,234 test queries the reranker reaches an NDCG@10 of 0.642: 0.129 above the static retriever "
+        "On 1,234 test queries the reranker reaches an NDCG@10 of 0.642: 0.129 above the first-stage retriever "
         "(95% interval +0.110 to +0.148, p < 0.001). The interval of its gain lies above 0 against 1 of 2 systems."
     )
 
@@ -203,7 +203,7 @@ def test_headline_says_what_was_found() -> None:
 def test_headline_does_not_hide_a_loss_or_a_doubt() -> None:
     worse = {**EVALUATION, "gain_vs_retriever": -0.004, "gain_vs_retriever_low": -0.02, "p_vs_retriever": 0.5}
     text = tables.headline(worse)
-    assert "0.004 below the static retriever" in text
+    assert "0.004 below the first-stage retriever" in text
     assert "includes no difference" in text
 
 
@@ -211,7 +211,7 @@ def test_text_table_fits_100_columns_and_keeps_the_order() -> None:
     lines = tables.text_table(SYSTEMS, 1234).splitlines()
     assert max(map(len, lines)) <= 100
     rows = [line.split() for line in lines if re.search(r"\d\.\d{3} \[", line)]
-    assert [row[0] for row in rows] == ["Static", "<script>alert('x')</script>", "Reranker"]
+    assert [row[0] for row in rows] == ["First-stage", "<script>alert('x')</script>", "Reranker"]
     assert rows[-1][-6:] == ["[0.620,", "0.660]", "0.610", "0.600", "0.700", "0.750"]
 
 
@@ -225,7 +225,7 @@ def test_text_table_cuts_a_long_name_and_marks_a_missing_mode() -> None:
 def test_markdown_table_has_the_same_figures_and_cells_in_every_row() -> None:
     header, rule, *rows = tables.markdown_table(SYSTEMS.replace(HOSTILE, "a|b")).splitlines()
     assert {len(re.split(r"(?<!\\)\|", line)) for line in (header, rule, *rows)} == {8}
-    assert rows[0] == "| Static retriever | 0.512 [0.490, 0.530] | 0.400 | 0.300 | 0.700 | 0.600 [0.580, 0.620] |"
+    assert rows[0] == "| First-stage retriever | 0.512 [0.490, 0.530] | 0.400 | 0.300 | 0.700 | 0.600 [0.580, 0.620] |"
     assert rows[2].startswith("| **Reranker (shipped: fused)** | **0.642 [0.620, 0.660]** |")
 
 

@@ -39,9 +39,18 @@ def cross_encoder(encoder: str) -> CrossEncoder:
     return build_cross_encoder(encoder, 32)
 
 
-def test_asked_precision_is_taken_and_auto_becomes_one_of_the_two():
+def test_asked_precision_is_taken():
     assert choose_precision("float32") == "float32"
-    assert choose_precision("auto") in ("float32", "bfloat16")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU decides, not the CPU")
+@pytest.mark.parametrize(
+    ("avx", "amx", "chosen"), [(False, False, "float32"), (True, False, "bfloat16"), (False, True, "bfloat16")]
+)
+def test_auto_takes_bfloat16_where_the_cpu_has_it(monkeypatch, avx, amx, chosen):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert choose_precision("auto") == chosen
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may lack bfloat16")

@@ -1,4 +1,4 @@
-"""Write requirements.lock anew from the ranges in pyproject.toml; needs Python 3.11 or newer and nothing else.
+"""Write requirements.lock anew from the ranges in pyproject.toml; needs Python 3.11 and nothing else.
 
 The versions are those of a fresh environment. Where one of them needs a newer Python than the oldest supported, the
 line for that Python beside it is what uv resolves.
@@ -24,7 +24,7 @@ Versions = dict[str, str]
 
 
 def parse(listed: str) -> Versions:
-    """Lines `name==version` as version by normalised name; a build's own suffix goes, for an index has it without."""
+    """Lines `name==version` as version by normalised name; a local suffix such as `+cpu` is cut off."""
     found = re.findall(r"^([\w.-]+)==([^\s;+]+)", listed, flags=re.MULTILINE)
     return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found}
 
@@ -50,6 +50,10 @@ def merge(here: Versions, oldest: Versions) -> str:
 
 def main() -> None:
     """Install the ranges into a scratch environment, resolve them for the oldest Python, and write both."""
+    if sys.version_info[:2] != (3, 11):
+        sys.exit(
+            "error: the lock is made with Python 3.11, the one of CI and of the results: make lock PYTHON=python3.11"
+        )
     project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)

@@ -1,6 +1,7 @@
 """Draw NDCG@10 against minutes of training from the experiments of a commit, and print them as a table.
 
-Taken are the experiments that differ from the commit in nothing but seeds and in how many queries are trained on.
+Taken are the experiments that differ from the commit in `seed`, `train_queries` and `control_queries` alone. None of
+them trains the bi-encoder of `warm` or the static embedding again, so their rows have one run each.
 An out that DVC restored from its run cache brings no time of its own with it: use `dvc exp run --force` where one was.
 
 python -m tools.minutes [REV]
