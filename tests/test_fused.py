@@ -101,3 +101,13 @@ def test_weights_without_those_of_the_reranker_are_refused(folder, tmp_path: Pat
     (copy / "fusion.json").write_text('{"other": {"bm25": 1.0}}', encoding="utf-8")
     with pytest.raises(UserError, match=r"fusion\.json"):
         Reranker(copy)
+
+
+@pytest.mark.parametrize("part", [".", "biencoder", "static"])
+def test_weights_that_are_cut_off_are_an_error_of_one_line(folder, tmp_path, part):
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    for weights in (broken / part).glob("*.safetensors"):
+        weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"broken.* could not be loaded") as caught:
+        Reranker(broken)
+    assert "\n" not in str(caught.value)

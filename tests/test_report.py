@@ -219,7 +219,7 @@ def test_text_table_cuts_a_long_name_and_marks_a_missing_mode() -> None:
     one = SYSTEMS.iloc[[0]].assign(system="a" * 60)
     lines = tables.text_table(one, 1).splitlines()
     assert max(map(len, lines)) <= 100
-    assert any(line.startswith("a" * 37 + "…") and line.endswith("–") for line in lines)
+    assert any(line.startswith("a" * 31 + "…") and line.endswith("–") for line in lines)
 
 
 def test_markdown_table_has_the_same_figures_and_cells_in_every_row() -> None:

@@ -152,6 +152,9 @@ def test_evaluate_before_score_and_before_train_names_what_is_missing(place):
         assert place.error("evaluate") == missing(f"data/scored/{system}.parquet", f"score@{system}")
         place.write(f"scored/{system}", query_id=["q3"], passage_id=["p2"], score=[0.5])
     assert place.error("evaluate") == missing("models/reranker/fusion.json", "train")
+    (place.path / "models" / "reranker").mkdir(parents=True)
+    (place.path / "models" / "reranker" / "fusion.json").write_text('{"reranker": {"bm25": 1.0}}')
+    assert place.error("evaluate") == "models/reranker/fusion.json: not fusion weights; run `dvc repro train`"
 
 
 @pytest.mark.parametrize("stage", stages("prepare", "evaluate", "train"))
