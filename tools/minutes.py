@@ -13,34 +13,17 @@ import sys
 from pathlib import Path
 
 import dvc.api
+import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
 from reranker.params import Params
 from reranker.records import write_csv
 from reranker.tables import label
+from tools.training_time import TRAINED, minutes
 
-TRAINED = {
-    "tuned_biencoder": ("warm", "control"),
-    "fusion_without_cross_encoder": ("warm", "static"),
-    "cross_encoder": ("warm", "static", "train"),
-    "reranker": ("warm", "static", "train"),
-}
-"""The stages in which each system learns; the static embedding is one of the cross-encoder's teachers."""
-DATA = {
-    "tuned_biencoder": "control_queries",
-    "fusion_without_cross_encoder": "static_queries",
-    "cross_encoder": "train_queries",
-    "reranker": "train_queries",
-}
-"""The parameter that gives each system more to learn from."""
-SEED = {
-    "tuned_biencoder": "warm_seed",
-    "fusion_without_cross_encoder": "static_seed",
-    "cross_encoder": "seed",
-    "reranker": "seed",
-}
-"""The parameter by which two runs of a system on as many queries differ."""
+DATA = {"control": "control_queries", "static": "static_queries", "train": "train_queries"}
+"""The parameter that gives a stage more to learn from."""
 FREE = {"seed", "train_queries", "control_queries"}
 """Parameters in which the experiments may differ."""
 TABLE, FIGURE = Path("docs/minutes.csv"), Path("docs/minutes.svg")
@@ -60,9 +43,10 @@ def measured(revision: str) -> pd.DataFrame:
         seconds = json.loads(shown.stdout)
         for system, stages in TRAINED.items():
             key = "ndcg@10" if system == "reranker" else f"ndcg@10_{system}"
-            minutes = sum(seconds[f"{stage}_training_seconds"] for stage in stages) / 60
-            told = int(experiment[DATA[system]]), int(experiment[SEED[system]])
-            rows.append((system, *told, minutes, experiment[key]))
+            last = stages[-1]
+            seed = int(experiment["seed"]) if last == "train" else 0  # no other stage reads it
+            queries = int(experiment[DATA[last]])
+            rows.append((system, queries, seed, minutes(seconds, system), experiment[key]))
     table = pd.DataFrame(rows, columns=["system", "queries", "seed", "minutes", "ndcg@10"])
     # an experiment that did not train a system repeats another one's figure
     groups = table.drop_duplicates(["system", "queries", "seed"]).groupby(["system", "queries"])
@@ -98,5 +82,6 @@ def draw(table: pd.DataFrame) -> Figure:
 if __name__ == "__main__":
     found = measured(sys.argv[1] if len(sys.argv) > 1 else "HEAD")
     write_csv(found, TABLE)
-    draw(found).savefig(FIGURE, metadata={"Date": None})
+    with matplotlib.rc_context({"svg.hashsalt": "minutes"}):  # else every run writes other ids
+        draw(found).savefig(FIGURE, metadata={"Date": None})
     print(found.to_string(index=False))
