@@ -37,8 +37,7 @@ def excerpts(
     """What of each passage fits beside its query: all of it, or its beginning and its best window.
 
     The best window has the largest sum of inverse document frequencies of the query's words, each counted
-    once; where equal ones follow each other, the
-    middle of the first such run.
+    once; where equal ones follow each other, it is the middle of the first such run.
 
     Args:
         tokenizer: of the cross-encoder; a fast one, which knows where a token stands.

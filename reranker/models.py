@@ -53,12 +53,13 @@ def resolve(name: str) -> str:
             bundled but not a transformer.
     """
     if name.startswith("bundled/"):
-        if is_static(name):
+        weights = bundled_weights(name)
+        if is_static(weights):
             raise UserError(
                 f"params.yaml: model '{name}' is a static embedding, which is no transformer to fine-tune; "
                 "it can be the retriever_model and the static_model"
             )
-        return str(bundled_weights(name).parent)
+        return str(weights.parent)
     if Path(name).is_dir():
         return name
     # the values that huggingface_hub takes for true
@@ -71,13 +72,9 @@ def resolve(name: str) -> str:
     return name
 
 
-def is_static(name: str) -> bool:
-    """Whether a bundled model is a static embedding: its folder has no configuration of a transformer.
-
-    Raises:
-        UserError: see `bundled_weights`.
-    """
-    return not (bundled_weights(name).parent / "config.json").exists()
+def is_static(weights: Path) -> bool:
+    """Whether bundled weights are a static embedding: no configuration of a transformer lies beside them."""
+    return not (weights.parent / "config.json").exists()
 
 
 @contextmanager
@@ -95,8 +92,8 @@ def loading(name: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         stage = PRODUCER.get(Path(name))
-        where, todo = (name, f"; run `dvc repro --force {stage}`") if stage else (f"params.yaml: model '{name}'", "")
-        raise UserError(f"{where} could not be loaded ({reason}){todo}") from None
+        todo = f"run `dvc repro --force {stage}`" if stage else "name a folder or a Hub id that holds a whole model"
+        raise UserError(f"model '{name}' could not be loaded ({reason}); {todo}") from None
 
 
 def bundled_weights(name: str) -> Path:

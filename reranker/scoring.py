@@ -39,10 +39,10 @@ def choose_precision(wish: str) -> str:
 
 def load_retriever(name: str) -> SentenceTransformer:
     """The first-stage model by its name in params.yaml; a bundled static one is built from its two files."""
-    if name in BUNDLED and is_static(name):
+    if name in BUNDLED and is_static(file := bundled_weights(name)):
         from safetensors.numpy import load_file
 
-        (weights,) = load_file(bundled_weights(name)).values()
+        (weights,) = load_file(file).values()
         tokenizer = Tokenizer.from_file(str(tokenizer_file(name)))
         return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=weights.astype(np.float32))])
     path = resolve(name)

@@ -38,11 +38,10 @@ def main(arguments: Sequence[str]) -> str:
         scored = read_table(PATHS.scored / f"{system}.parquet", [*KEYS, "score"])
         scores[system] = evaluation.align(pairs, scored, system)
     features = pairs.assign(cross_encoder=scores["cross_encoder"])
-    for system, weights in read_weights(
-        PATHS.reranker / "fusion.json", SHIPPED, "fusion_without_cross_encoder"
-    ).items():
+    fused = read_weights(PATHS.reranker / "fusion.json", SHIPPED, "fusion_without_cross_encoder")
+    for system, weights in fused.items():
         scores[system] = pd.Series(fuse(features, weights))
-    for system in scores.keys() - {*SCORED}:
+    for system in (*MINED, *fused):
         write_scored(pairs[KEYS].assign(score=scores[system]), retrieved, system)
     write_qrels(judgments, PATHS.scored / "test.qrels")
 

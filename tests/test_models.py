@@ -53,7 +53,10 @@ def test_failure_of_a_library_to_load_a_model_is_one_line_with_its_name(kind, re
 def test_model_that_a_stage_wrote_and_that_cannot_be_loaded_names_the_stage():
     with pytest.raises(UserError) as caught, loading("models/biencoder"):
         raise ValueError("header too large")
-    assert str(caught.value) == "models/biencoder could not be loaded (header too large); run `dvc repro --force warm`"
+    assert (
+        str(caught.value)
+        == "model 'models/biencoder' could not be loaded (header too large); run `dvc repro --force warm`"
+    )
 
 
 def test_weights_with_another_hash_are_refused(monkeypatch: pytest.MonkeyPatch):

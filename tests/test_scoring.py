@@ -146,7 +146,7 @@ def test_length_is_checked_against_the_positions_of_the_model(two_towers):
 
 @pytest.mark.parametrize("load", [load_retriever, load_static, lambda name: load_biencoder(name, 32)])
 def test_folder_without_a_model_is_named_in_one_line(load, tmp_path):
-    with pytest.raises(UserError, match=f"params.yaml: model '{tmp_path}' could not be loaded") as caught:
+    with pytest.raises(UserError, match=f"model '{tmp_path}' could not be loaded") as caught:
         load(str(tmp_path))
     assert "\n" not in str(caught.value)
 
