@@ -36,31 +36,36 @@ def clean(examples: Iterable[Example], limits: Limits) -> tuple[pd.DataFrame, di
     under the first reason that applies. Nothing is lost unseen: kept rows and counts add up to the input.
 
     Returns:
-        A table with the columns query and passage in the input's order, and counts by reason.
+        A table with the columns query, passage and relevance in the input's order, and counts by reason. Of two
+        rows with the same texts the first is kept, with the higher relevance of the two.
     """
     reasons = dict.fromkeys(
         (
             "query_empty",
             "passage_empty",
             "not_unicode",
-            "query_is_a_field_list",
             "query_short",
             "query_long",
             "passage_short",
             "same_row",
+            "query_without_right_passage",
         ),
         0,
     )
-    kept: dict[tuple[str, str], None] = {}
+    kept: dict[tuple[str, str], int] = {}
     for example in examples:
-        query, passage = " ".join(example.query.split()), example.passage.strip()
+        row = query, passage = " ".join(example.query.split()), example.passage.strip()
         if reason := _refusal(query, passage, limits):
             reasons[reason] += 1
-        elif (query, passage) in kept:
+            continue
+        if row in kept:
             reasons["same_row"] += 1
-        else:
-            kept[query, passage] = None
-    return pd.DataFrame(list(kept), columns=["query", "passage"], dtype="str"), reasons
+        kept[row] = max(example.relevance, kept.get(row, 0))
+    answered = {query.casefold() for (query, _), relevance in kept.items() if relevance}
+    rows = [(*row, relevance) for row, relevance in kept.items() if row[0].casefold() in answered]
+    reasons["query_without_right_passage"] = len(kept) - len(rows)
+    table = pd.DataFrame(rows, columns=["query", "passage", "relevance"])
+    return table.astype({"query": "str", "passage": "str", "relevance": "int64"}), reasons
 
 
 def _refusal(query: str, passage: str, limits: Limits) -> str | None:
@@ -71,12 +76,6 @@ def _refusal(query: str, passage: str, limits: Limits) -> str | None:
         return "passage_empty"
     if not (_is_unicode(query) and _is_unicode(passage)):
         return "not_unicode"
-    if re.match(
-        r"(args|arguments|parameters|returns?|yields|raises|examples?|notes?|see also)\s*:|\w+ ?\(`",
-        query,
-        re.IGNORECASE,
-    ):
-        return "query_is_a_field_list"
     if words < limits.min_query_words:
         return "query_short"
     if words > limits.max_query_words:
@@ -93,11 +92,11 @@ def build(rows: pd.DataFrame, *, dev_share: float, test_share: float) -> Tables:
     """Merge duplicates and split.
 
     Passages with the same text are one passage. Queries with the same text, letter case aside, are one
-    query that has the right passages of all of them. Ids are hashes of the text, so they stay the same
-    when data is added.
+    query that has the passages of all of them, each with its highest relevance. Ids are hashes of the text, so
+    they stay the same when data is added.
 
     Args:
-        rows: columns query and passage, cleaned.
+        rows: columns query, passage and relevance, cleaned.
         dev_share: share of the query groups that goes to dev, below 1.
         test_share: the same for test.
     """
@@ -107,13 +106,13 @@ def build(rows: pd.DataFrame, *, dev_share: float, test_share: float) -> Tables:
             "passage_id": [f"p{_digest(text)}" for text in rows["passage"]],
             "query": rows["query"],
             "passage": rows["passage"],
+            "relevance": rows["relevance"],
         }
     )
     # the smallest text of a merged query stands for it, so that the order of the rows does not matter
     queries = pairs.groupby("query_id", as_index=False).agg(text=("query", "min"))
     passages = pairs.groupby("passage_id", as_index=False).agg(text=("passage", "first"))
-    judgments = pairs[["query_id", "passage_id"]].drop_duplicates().sort_values(["query_id", "passage_id"])
-    judgments = judgments.reset_index(drop=True).assign(relevance=1)
+    judgments = pairs.groupby(["query_id", "passage_id"], as_index=False)[["relevance"]].max()
     queries["split"] = assign_splits(query_groups(passages, queries, judgments), dev_share, test_share)
     return Tables(passages, queries, judgments)
 

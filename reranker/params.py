@@ -2,11 +2,12 @@
 
 import difflib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from reranker.errors import UserError
 
@@ -20,12 +21,60 @@ Name = Annotated[str, Field(min_length=1)]
 LossName = Literal["group_softmax", "binary_cross_entropy", "lambda", "list_net", "list_mle", "plist_mle", "rank_net"]
 
 
-class Params(BaseModel):
-    """params.yaml, key by key; units and meaning stand there."""
+class Section(BaseModel):
+    """Keys of params.yaml: a key that is not declared is an error."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
+
+class PackageSource(Section):
+    """Docstrings of installed packages."""
+
     packages: Annotated[list[Name], Field(min_length=1)]
+
+
+class Columns(Section):
+    """Names of the columns of a table of examples; without a label, every passage is right."""
+
+    query: Name
+    passage: Name
+    label: Name | None = None
+
+    def names(self) -> list[str]:
+        """Those that the table must have."""
+        return [self.query, self.passage, *filter(None, [self.label])]
+
+
+class FileSource(Section):
+    """Files of rows."""
+
+    files: Annotated[
+        list[Name], Field(min_length=1), BeforeValidator(lambda one: [one] if isinstance(one, str) else one)
+    ]
+    columns: Columns
+
+
+Source = PackageSource | FileSource
+KINDS: dict[str, type[Section]] = {"packages": PackageSource, "files": FileSource}
+"""The key that tells what a source is."""
+
+
+def _kind(entry: object) -> str | None:
+    if isinstance(entry, Section):
+        return next(kind for kind, model in KINDS.items() if isinstance(entry, model))
+    named = [kind for kind in KINDS if isinstance(entry, dict) and kind in entry]
+    return named[0] if len(named) == 1 else None
+
+
+AnySource = Annotated[
+    Annotated[PackageSource, Tag("packages")] | Annotated[FileSource, Tag("files")], Discriminator(_kind)
+]
+
+
+class Params(Section):
+    """params.yaml, key by key; units and meaning stand there."""
+
+    sources: Annotated[dict[Name, AnySource], Field(min_length=1)]
     min_query_words: Count
     max_query_words: Count
     min_passage_chars: Count
@@ -151,14 +200,33 @@ def load_params(path: Path) -> Params:
 
 
 def _explain(problem: Any, values: dict[str, Any]) -> str:
-    key = str(problem["loc"][0]) if problem["loc"] else ""
+    where, fields = _place(problem["loc"])
+    *parents, key = where or [""]
+    inside = ".".join(parents) + ": " if parents else ""
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, Params.model_fields, n=1)
-        return f"unknown key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "; remove it")
+        near = difflib.get_close_matches(key, fields, n=1)
+        return f"{inside}unknown key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "; remove it")
     if problem["type"] == "missing":
-        return f"key '{key}' is missing; add it, as in the committed params.yaml"
+        example = "the committed params.yaml" if not parents else "docs/parameters.md"
+        return f"{inside}key '{key}' is missing; add it, as in {example}"
+    if problem["type"] == "union_tag_not_found":
+        return f"{'.'.join(where)}: must have one of the keys {', '.join(KINDS)}, which tells what it is"
     if not key:
         key, _, allowed = str(problem["ctx"]["error"]).partition("|")
         return f"{key}: {values[key]!r}: {allowed}"
     allowed = re.sub(r"^\w+ should", "should", problem["msg"])
-    return f"{key}: {values[key]!r} is not allowed: it {allowed}"
+    return f"{'.'.join(where)}: {problem['input']!r} is not allowed: it {allowed}"
+
+
+def _place(loc: tuple[int | str, ...]) -> tuple[list[str], Iterable[str]]:
+    """The keys that lead to a problem, and which keys are known beside the last of them."""
+    fields: Iterable[str] = Params.model_fields
+    if loc[:1] == ("sources",) and len(loc) > 2:
+        name, kind, *rest = loc[1:]  # pydantic puts the tag of a union between the key and what is in it
+        fields = (
+            Columns.model_fields
+            if rest[:1] == ["columns"] and len(rest) > 1
+            else KINDS.get(str(kind), Section).model_fields
+        )
+        loc = ("sources", name, *rest)
+    return [str(part) for part in loc if not isinstance(part, int)], fields

@@ -50,6 +50,10 @@ class Progress:
             done = f"{self._done:,} of {self._total:,} {self._unit}"
             print(f"{self._label}: {done} · {tqdm.format_interval(left)} left{behind}", file=sys.stderr, flush=True)
 
+    def reach(self, done: int) -> None:
+        """Tell that `done` steps are done by now."""
+        self.advance(done - self._done)
+
     def close(self) -> None:
         """Remove the bar."""
         self._bar.close()

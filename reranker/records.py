@@ -44,12 +44,22 @@ SPLITS = ("train", "dev", "test")
 
 
 class Example(NamedTuple):
-    """A question and a passage that answers it."""
+    """A question, a passage, and whether it answers it."""
 
     origin: str
     """Where it was found, for messages: a qualified name, a file and row."""
     query: str
     passage: str
+    relevance: int = 1
+    """Above 0: the passage is right; a larger one is more so. 0: it is judged to be wrong."""
+
+
+class Part(NamedTuple):
+    """Some examples of a source, and how far it is read."""
+
+    examples: list[Example]
+    share: float
+    """Of the source that is read with this part, 0 to 1."""
 
 
 class Tables(NamedTuple):

@@ -1,4 +1,4 @@
-"""prepare: docstrings of installed packages become passages, queries and judgments.
+"""prepare: what the sources hold becomes passages, queries and judgments.
 
 python -m stages.prepare
 """
@@ -9,31 +9,33 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
-from reranker import dataset, sources
+from reranker import dataset
 from reranker.errors import UserError
 from reranker.models import tokenizer_file
 from reranker.params import load_params
-from reranker.progress import run_stage, track
-from reranker.records import PATHS, SPLITS, record_time, write_json, write_table
+from reranker.progress import progress, run_stage
+from reranker.records import PATHS, SPLITS, Example, record_time, write_json, write_table
+from reranker.sources import reading
 
 
 def main(arguments: Sequence[str]) -> str:
     started = time.monotonic()
     params = load_params(PATHS.params)
-    examples = [
-        example
-        for found in track(sources.pydocs(params.packages), "prepare", "packages", len(params.packages))
-        for example in found
-    ]
+    examples: list[Example] = []
+    for name, source in params.sources.items():
+        with progress(f"prepare: {name}", 100, "%") as shown:
+            for part in reading.read(source):
+                examples += part.examples
+                shown.reach(round(100 * part.share))
     limits = dataset.Limits(params.min_query_words, params.max_query_words, params.min_passage_chars)
     rows, dropped = dataset.clean(examples, limits)
     if rows.empty:
-        raise UserError(f"params.yaml: packages: no rows left of {len(examples)} after cleaning; dropped {dropped}")
+        raise UserError(f"params.yaml: sources: no rows left of {len(examples)} after cleaning; dropped {dropped}")
     tables = dataset.build(rows, dev_share=params.dev_share, test_share=params.test_share)
     sizes = tables.queries["split"].value_counts()
     for split in SPLITS:
         if split not in sizes:
-            raise UserError(f"params.yaml: the {split} split has no queries; add packages or raise its share")
+            raise UserError(f"params.yaml: the {split} split has no queries; add text or raise its share")
 
     tokens: dict[str, int] = {}
     if file := tokenizer_file(params.base_model):

@@ -19,7 +19,7 @@ from reranker.dataset import (
     query_groups,
     token_percentiles,
 )
-from reranker.sources import Example
+from reranker.records import Example
 
 LIMITS = Limits(min_query_words=2, max_query_words=4, min_passage_chars=5)
 
@@ -35,7 +35,7 @@ quick = settings(max_examples=40, deadline=None, database=None)
 
 
 def table(*pairs: tuple[str, str]) -> pd.DataFrame:
-    return pd.DataFrame(pairs, columns=["query", "passage"], dtype="str")
+    return pd.DataFrame(pairs, columns=["query", "passage"], dtype="str").assign(relevance=1)
 
 
 def built(pairs: list[tuple[str, str]]) -> Tables:
@@ -60,9 +60,6 @@ def linked_components(pairs: list[tuple[str, str]]) -> list[set[str]]:
         ("", "", "query_empty"),
         ("sort an \ud800 array", "long enough", "not_unicode"),
         ("sort an array", "long enough \udfff", "not_unicode"),
-        ("Parameters: x the number", "long enough", "query_is_a_field_list"),
-        ("See also : numpy.max", "long enough", "query_is_a_field_list"),
-        ("sort(`x` int)", "long enough", "query_is_a_field_list"),
         ("sort", "long enough", "query_short"),
         ("sort an array in place", "long enough", "query_long"),
         ("sort an array", "tiny", "passage_short"),
@@ -82,8 +79,46 @@ def test_lengths_at_the_limits_are_kept():
 
 def test_white_space_is_normalised_and_a_repeated_row_dropped():
     rows, dropped = clean([Example("a", " sort\n it ", " in place\n"), Example("b", "sort it", "in place")], LIMITS)
-    assert rows.to_dict("records") == [{"query": "sort it", "passage": "in place"}]
+    assert rows.to_dict("records") == [{"query": "sort it", "passage": "in place", "relevance": 1}]
     assert dropped["same_row"] == 1
+
+
+def test_of_two_judgments_of_one_row_the_higher_is_kept():
+    examples = [Example("a", "sort it", "in place", 0), Example("b", "sort it", "in place", 2)]
+    for order in (examples, examples[::-1]):
+        rows, dropped = clean(order, LIMITS)
+        assert rows["relevance"].tolist() == [2]
+        assert dropped["same_row"] == 1
+
+
+def test_rows_of_a_query_without_a_right_passage_are_dropped():
+    examples = [
+        Example("a", "sort it", "not in place", 0),
+        Example("b", "Sort it", "in place", 1),
+        Example("c", "shuffle it", "in place", 0),
+        Example("d", "shuffle it", "or not", 0),
+    ]
+    rows, dropped = clean(examples, LIMITS)
+    assert rows["query"].tolist() == ["sort it", "Sort it"]
+    assert {name: number for name, number in dropped.items() if number} == {"query_without_right_passage": 2}
+
+
+def test_relevance_reaches_the_judgments_and_the_highest_of_merged_rows_counts():
+    rows = pd.DataFrame(
+        [("sort it", "one", 2), ("Sort it", "one", 0), ("sort it", "two", 0)], columns=["query", "passage", "relevance"]
+    )
+    tables = build(rows, dev_share=0.3, test_share=0.3)
+    found = tables.judgments.merge(tables.passages)
+    assert dict(zip(found["text"], found["relevance"], strict=True)) == {"one": 2, "two": 0}
+
+
+def test_passage_that_is_judged_wrong_links_no_queries():
+    rows = pd.DataFrame(
+        [("sort it", "one", 1), ("shuffle it", "two", 1), ("shuffle it", "one", 0)],
+        columns=["query", "passage", "relevance"],
+    )
+    tables = build(rows, dev_share=0.3, test_share=0.3)
+    assert query_groups(tables.passages, tables.queries, tables.judgments).nunique() == 2
 
 
 @quick

@@ -17,7 +17,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {
-    "packages": ["networkx"],
+    "sources": {"docs": {"packages": ["networkx"]}},
     "dev_share": 0.03,
     "test_share": 0.05,
     "max_length": 32,

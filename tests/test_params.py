@@ -37,7 +37,7 @@ def problem(path: Path) -> str:
 
 def test_committed_parameters_are_valid_and_name_each_key_of_the_schema():
     assert set(yaml.safe_load(COMMITTED.read_text(encoding="utf-8"))) == set(Params.model_fields)
-    assert load_params(COMMITTED).packages
+    assert load_params(COMMITTED).sources
 
 
 @pytest.mark.parametrize("number", ["2e-05", "2E-5", "2.e-05", "0.2e-4", "0.00002", "+2e-05"])
@@ -87,9 +87,8 @@ def test_missing_key_is_named(tmp_path: Path):
         ("sampling", "best", "'top' or 'random'"),
         ("loss", "mse", "'group_softmax'"),
         ("base_model", "", "at least 1 character"),
-        ("packages", [], "at least 1 item"),
-        ("packages", "numpy", "a valid list"),
-        ("packages", ["numpy", 3], "a valid string"),
+        ("sources", {}, "at least 1 item"),
+        ("sources", ["numpy"], "a valid dictionary"),
         ("seed", -1, "greater than or equal to 0"),
         ("seed", 2**31, "less than 2147483648"),
     ],
@@ -98,6 +97,43 @@ def test_value_that_is_not_allowed_is_named_with_what_is(tmp_path: Path, key: st
     message = problem(changed(tmp_path, **{key: value}))
     assert message.startswith(f"{key}: {value!r} is not allowed: it ")
     assert allowed in message
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({}, "sources.mine: must have one of the keys packages, files, which tells what it is"),
+        ("numpy", "sources.mine: must have one of the keys packages, files, which tells what it is"),
+        (
+            {"packages": ["numpy"], "files": "data/raw/a.csv"},
+            "sources.mine: must have one of the keys packages, files, which tells what it is",
+        ),
+        ({"packages": []}, "sources.mine.packages: [] is not allowed: it should have at least 1 item"),
+        ({"packages": "numpy"}, "sources.mine.packages: 'numpy' is not allowed: it should be a valid list"),
+        ({"packages": ["numpy", 3]}, "sources.mine.packages: 3 is not allowed: it should be a valid string"),
+        ({"packages": ["numpy"], "colums": 1}, "sources.mine: unknown key 'colums'; remove it"),
+        ({"files": "a.csv"}, "sources.mine: key 'columns' is missing; add it, as in docs/parameters.md"),
+        ({"files": "a.csv", "colums": {}}, "sources.mine: unknown key 'colums'; did you mean 'columns'?"),
+        (
+            {"files": "a.csv", "columns": {"query": "q", "pasage": "p"}},
+            "sources.mine.columns: unknown key 'pasage'; did you mean 'passage'?",
+        ),
+        (
+            {"files": "a.csv", "columns": {"query": "q"}},
+            "sources.mine.columns: key 'passage' is missing; add it, as in docs/parameters.md",
+        ),
+        ({"files": 3, "columns": {"query": "q", "passage": "p"}}, "sources.mine.files: 3 is not allowed: it should be"),
+    ],
+)
+def test_problem_of_a_source_is_named_with_its_place(tmp_path: Path, source: object, message: str):
+    assert problem(changed(tmp_path, sources={"mine": source})).startswith(message)
+
+
+def test_files_of_a_source_are_one_or_several(tmp_path: Path):
+    columns = {"query": "q", "passage": "p"}
+    several = {"one": {"files": "a.csv", "columns": columns}, "two": {"files": ["b.csv", "c.csv"], "columns": columns}}
+    found = load_params(changed(tmp_path, sources=several)).sources
+    assert [found["one"].files, found["two"].files] == [["a.csv"], ["b.csv", "c.csv"]]
 
 
 @pytest.mark.parametrize(

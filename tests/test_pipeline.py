@@ -18,9 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__")
 PACKAGES = ("reranker", "stages")
 TEMPLATES = {".html", ".j2", ".jinja"}
-WITHOUT_TORCH = [f"reranker.{name}" for name in ("dataset", "fusion", "metrics", "params", "records", "sources")] + [
-    f"stages.{name}" for name in ("prepare", "evaluate", "report")
-]
+WITHOUT_TORCH = [
+    f"reranker.{name}" for name in ("dataset", "fusion", "metrics", "params", "records", "sources.reading")
+] + [f"stages.{name}" for name in ("prepare", "evaluate", "report")]
 
 
 class Stage(NamedTuple):

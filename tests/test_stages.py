@@ -1,5 +1,6 @@
 """The stages as DVC starts them, on input that is missing or wrong: one line that says what to do, nothing written."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -185,31 +186,94 @@ def test_unknown_key_is_refused_with_the_one_that_was_meant(place, stage):
 def test_package_that_is_not_installed_is_named(place):
     place.set("- networkx\n", "- no-such-package\n")
     line = place.error("prepare")
-    assert line.startswith("params.yaml: packages: 'no-such-package' is not installed; remove it from the list or run ")
+    assert line.startswith("params.yaml: sources: 'no-such-package' is not installed; remove it from the list or run ")
+
+
+def named_sources(place: Place, sources: str) -> Place:
+    """The place with other sources in its params.yaml."""
+    text = (place.path / "params.yaml").read_text(encoding="utf-8")
+    before, _, after = text.partition("sources:")
+    _, _, after = after.partition("min_query_words:")
+    (place.path / "params.yaml").write_text(f"{before}sources: {sources}\nmin_query_words:{after}", encoding="utf-8")
+    return place
 
 
 @pytest.fixture
 def small(place: Place) -> Place:
     """The text is one package of a few files."""
-    text = (place.path / "params.yaml").read_text(encoding="utf-8")
-    before, _, after = text.partition("packages:")
-    _, _, after = after.partition("min_query_words:")
-    (place.path / "params.yaml").write_text(f"{before}packages: [jinja2]\nmin_query_words:{after}", encoding="utf-8")
-    return place
+    return named_sources(place, "{docs: {packages: [jinja2]}}")
+
+
+@pytest.fixture
+def faq(place: Place) -> Place:
+    """The text is a file of 180 labelled rows."""
+    kinds = ["long", "short", "red", "blue", "old", "new", "sharp", "dull", "light", "heavy"]
+    things = ["saw", "drill", "file", "plane", "rasp", "clamp", "awl", "punch", "chisel", "brush", "fork", "hoe"]
+    tools = [f"{kind} {thing}" for thing in things for kind in kinds]
+    rows = [
+        (f"how to use a {tool}?", f"Take the {tool} by its handle and turn it.", n % 3) for n, tool in enumerate(tools)
+    ]
+    rows += [(f"how to use a {tool}?", f"Put the {tool} back into the box it came from.", 0) for tool in tools[:60]]
+    raw = place.path / "data" / "raw"
+    raw.mkdir(parents=True)
+    pd.DataFrame(rows, columns=["question", "answer", "good"]).to_csv(raw / "faq.csv", index=False)
+    place.set("dev_share: 0.012 ", "dev_share: 0.2 ")
+    place.set("test_share: 0.028 ", "test_share: 0.2 ")
+    columns = "{query: question, passage: answer, label: good}"
+    return named_sources(place, f"{{faq: {{files: data/raw/faq.csv, columns: {columns}}}}}")
+
+
+def test_file_of_rows_becomes_the_tables(faq):
+    assert faq.run("prepare").startswith("prepare: 120 passages, 80 queries (")
+    prepared = faq.path / "data" / "prepared"
+    passages, queries, judgments = (
+        pd.read_parquet(prepared / f"{name}.parquet") for name in ("passages", "queries", "judgments")
+    )
+    told = judgments.merge(passages, on="passage_id").merge(queries, on="query_id", suffixes=("_passage", ""))
+    right = told[told["relevance"] > 0]
+    assert len(told) == 120
+    assert sorted(right["relevance"]) == [1] * 40 + [2] * 40
+    assert right["text_passage"].str.startswith("Take").all()
+    tools = told["text"].str.removeprefix("how to use a ").str.removesuffix("?")
+    assert [tool in passage for tool, passage in zip(tools, told["text_passage"], strict=True)] == [True] * 120
+    assert json.loads((faq.path / "metrics" / "prepare.json").read_text())["dropped_query_without_right_passage"] == 60
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "passage: answer",
+            "passage: anser",
+            "data/raw/faq.csv: no column 'anser'; there are question, answer, good; ",
+        ),
+        (
+            "label: good",
+            "label: answer",
+            "data/raw/faq.csv: row 1: column 'answer' holds 'Take the long saw by its handle",
+        ),
+        ("raw/faq.csv", "raw/faq.tsv", "params.yaml: 'data/raw/faq.tsv' names no file; `dvc checkout` or `dvc pull` "),
+        ("data/raw/faq.csv", "faq.csv", "params.yaml: 'faq.csv' is not a file in data/raw/; move it there, "),
+        ("{faq: ", "{faq: {}, more: ", "params.yaml: sources.faq: must have one of the keys packages, files, "),
+    ],
+)
+def test_source_that_does_not_fit_its_file_is_named_before_anything_is_written(faq, old, new, message):
+    faq.set(old, new)
+    assert faq.error("prepare").startswith(message)
 
 
 def test_cleaning_that_leaves_nothing_says_what_was_dropped(small):
     small.set("min_query_words: 3 ", "min_query_words: 900 ")
     small.set("max_query_words: 40 ", "max_query_words: 901 ")
     line = small.error("prepare")
-    assert line.startswith("params.yaml: packages: no rows left of ")
+    assert line.startswith("params.yaml: sources: no rows left of ")
     assert "short" in line
 
 
 def test_split_without_queries_is_named(small):
     small.set("dev_share: 0.012 ", "dev_share: 0 ")
     line = small.error("prepare")
-    assert line == "params.yaml: the dev split has no queries; add packages or raise its share"
+    assert line == "params.yaml: the dev split has no queries; add text or raise its share"
 
 
 @pytest.mark.slow

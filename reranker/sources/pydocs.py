@@ -1,11 +1,8 @@
-"""Where the text comes from: each source yields `Example` records, uncleaned.
-
-A source knows a format and nothing of what happens to the rows later; cleaning, duplicates and splits
-are the business of `reranker.dataset`.
-"""
+"""Docstrings of installed packages: real text on every machine, from the package registry alone."""
 
 import ast
 import inspect
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -13,13 +10,18 @@ from importlib import metadata
 from pathlib import Path
 
 from reranker.errors import UserError
-from reranker.records import Example
+from reranker.records import Example, Part
 
 Documented = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
+FIELDS = re.compile(
+    r"\s*((args|arguments|parameters|returns?|yields|raises|examples?|notes?|see also)\s*:|\w+ ?\(`)", re.IGNORECASE
+)
+"""How a docstring begins that has no summary."""
 
-def pydocs(packages: Sequence[str]) -> Iterator[list[Example]]:
-    """Docstrings of installed packages: the summary is the query, the rest the passage.
+
+def read(packages: Sequence[str]) -> Iterator[Part]:
+    """Docstrings: the summary is the query, the rest the passage.
 
     The packages' source files are parsed, on all cores, and never imported. Names that begin with `_` and
     test files are left out: they document nothing that a user looks for. Files that begin with `_` are read,
@@ -31,16 +33,16 @@ def pydocs(packages: Sequence[str]) -> Iterator[list[Example]]:
     Yields:
         Per package, one example per module and public definition that has a docstring, in the order of the file
         paths. Definitions are read at the top of a file and inside one that is read, not under `if` or `try`.
-        The passage is empty where the docstring is a summary only.
+        The passage is empty where the docstring is a summary only, the query where it has none.
 
     Raises:
         UserError: a package is not installed, or its installation lists no files.
     """
     files = {package: _source_files(package) for package in packages}
     with ProcessPoolExecutor() as pool:
-        for package in packages:
+        for number, package in enumerate(packages, start=1):
             found = pool.map(_file_examples, files[package], chunksize=32)
-            yield [example for examples in found for example in examples]
+            yield Part([example for examples in found for example in examples], number / len(packages))
 
 
 def _distribution(package: str) -> metadata.Distribution:
@@ -48,7 +50,7 @@ def _distribution(package: str) -> metadata.Distribution:
         return metadata.distribution(package)
     except metadata.PackageNotFoundError:
         raise UserError(
-            f"params.yaml: packages: '{package}' is not installed; "
+            f"params.yaml: sources: '{package}' is not installed; "
             f"remove it from the list or run `.venv/bin/pip install {package}`"
         ) from None
 
@@ -56,7 +58,7 @@ def _distribution(package: str) -> metadata.Distribution:
 def _source_files(package: str) -> list[Path]:
     files = _distribution(package).files
     if not files:
-        raise UserError(f"params.yaml: packages: the installation of '{package}' lists no files; reinstall it with pip")
+        raise UserError(f"params.yaml: sources: the installation of '{package}' lists no files; reinstall it with pip")
     paths = [Path(str(file.locate())) for file in sorted(files) if file.suffix == ".py" and _is_public(file.parts)]
     return [path for path in paths if path.exists()]  # an installation may list files that were taken away
 
@@ -91,7 +93,7 @@ def _node_examples(node: ast.Module | Documented, name: str) -> Iterator[Example
     docstring = ast.get_docstring(node)
     if docstring:
         summary, _, rest = inspect.cleandoc(docstring).partition("\n\n")
-        yield Example(name, summary, rest)
+        yield Example(name, "" if FIELDS.match(summary) else summary, rest)
     for child in node.body:
         if isinstance(child, Documented) and not child.name.startswith("_"):
             yield from _node_examples(child, f"{name}.{child.name}")

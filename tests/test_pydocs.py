@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from reranker.errors import UserError
-from reranker.sources import Example, pydocs
+from reranker.records import Example
+from reranker.sources import pydocs
 
 FILES = {
     "toybox/__init__.py": '"""Tools for toys.\n\nMore about them."""\nraise RuntimeError("imported")\n',
@@ -55,7 +56,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_summary_is_the_query_and_the_rest_of_the_docstring_the_passage(installed: Path):
-    [examples] = pydocs(["toy-box"])
+    [(examples, _)] = pydocs.read(["toy-box"])
     assert examples == [
         Example("toybox", "Tools for toys.", "More about them."),
         Example("toybox.shapes.circle", "Draw a circle.", "Around a centre."),
@@ -64,37 +65,45 @@ def test_summary_is_the_query_and_the_rest_of_the_docstring_the_passage(installe
     ]
 
 
+@pytest.mark.parametrize("summary", ["Parameters: x the number", "See also : numpy.max", "sort(`x` int)"])
+def test_docstring_that_begins_with_a_list_of_fields_has_no_summary(installed: Path, summary: str):
+    (installed / "toybox" / "shapes.py").write_text(f'"""{summary}\n\nMore."""\n', encoding="utf-8")
+    [(examples, _)] = pydocs.read(["toy-box"])
+    assert Example("toybox.shapes", "", "More.") in examples
+
+
 def test_packages_are_parsed_but_never_imported(installed: Path):
-    list(pydocs(["toy-box"]))  # its __init__ raises
+    list(pydocs.read(["toy-box"]))  # its __init__ raises
     assert "toybox" not in sys.modules
 
 
 def test_private_names_and_test_files_are_left_out(installed: Path):
-    [examples] = pydocs(["toy-box"])
+    [(examples, _)] = pydocs.read(["toy-box"])
     origins = {example.origin for example in examples}
     assert not origins & {"toybox.shapes._hidden", "toybox.shapes.Square._secret"}
     assert not any("test" in origin for origin in origins)
 
 
 def test_file_with_a_syntax_error_is_skipped_and_the_others_are_read(installed: Path):
-    [examples] = pydocs(["toy-box"])
+    [(examples, _)] = pydocs.read(["toy-box"])
     assert examples
     assert not any("broken" in example.origin for example in examples)
 
 
 def test_packages_come_in_the_order_asked_for_and_the_same_each_time(installed: Path):
-    first, second = (list(pydocs(["toy-box", "tqdm"])) for _ in range(2))
+    first, second = (list(pydocs.read(["toy-box", "tqdm"])) for _ in range(2))
     assert first == second
-    assert first[0][0].origin == "toybox"
-    assert all(example.origin.startswith("tqdm") for example in first[1])
+    assert [part.share for part in first] == [0.5, 1.0]
+    assert first[0].examples[0].origin == "toybox"
+    assert all(example.origin.startswith("tqdm") for example in first[1].examples)
 
 
 def test_package_that_is_not_installed_is_named(installed: Path):
-    with pytest.raises(UserError, match=r"packages: 'no-such-package' is not installed; .* install no-such-package"):
-        list(pydocs(["toy-box", "no-such-package"]))
+    with pytest.raises(UserError, match=r"sources: 'no-such-package' is not installed; .* install no-such-package"):
+        list(pydocs.read(["toy-box", "no-such-package"]))
 
 
 def test_installation_without_a_file_list_is_named(installed: Path):
     (installed / "toy_box-1.0.dist-info" / "RECORD").unlink()
     with pytest.raises(UserError, match="the installation of 'toy-box' lists no files"):
-        list(pydocs(["toy-box"]))
+        list(pydocs.read(["toy-box"]))

@@ -1,0 +1,328 @@
+"""Files of rows: CSV, TSV, JSON, JSON Lines, Parquet, Arrow and the folders of `datasets.save_to_disk`.
+
+Every file is read in a stream: what is held at a time is bounded by a row, not by the file.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ijson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from reranker.errors import UserError
+
+RAW = Path("data/raw")
+"""The folder that prepare depends on: a change of a file elsewhere would go unseen."""
+MAX_LINE = 64 * 2**20
+"""Bytes of the longest line, and characters of the longest cell, that are read."""
+MAX_EXPANSION = 200
+MAX_UNCHECKED = 2**30
+"""A compressed file may hold this many bytes, or `MAX_EXPANSION` times its own size if that is more."""
+BATCH = 1_000
+"""Rows of a columnar file that are turned into Python values together."""
+
+MAGIC = {
+    b"PAR1": "Parquet",
+    b"ARROW1": "Arrow",
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"SQLite format 3": "SQLite",
+}
+COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
+
+Row = Mapping[str, object]
+
+
+class Table(NamedTuple):
+    """The rows of a file, not read yet."""
+
+    origin: str
+    """The file, for messages."""
+    names: Sequence[str]
+    """Of the columns; of JSON, the keys of the first row."""
+    rows: Iterator[Row]
+    """Each row's cells by column; a key that a JSON object lacks is absent."""
+    share: Callable[[int], float]
+    """How much of the file is read, 0 to 1, after so many rows."""
+
+
+def find(named: Sequence[str]) -> list[Path]:
+    """The files that paths or patterns such as `data/raw/*.csv` name; each once, in that order.
+
+    Raises:
+        UserError: nothing is found, or it does not lie under data/raw.
+    """
+    found: dict[Path, None] = {}
+    for pattern in named:
+        parts = Path(pattern).parts
+        if parts[: len(RAW.parts)] != RAW.parts or len(parts) == len(RAW.parts) or ".." in parts:
+            raise UserError(
+                f"params.yaml: '{pattern}' is not a file in {RAW}/; move it there, where DVC sees its changes "
+                "(`dvc add`, `dvc import-url`)"
+            )
+        inside = Path(*parts[len(RAW.parts) :])
+        matches = [RAW / inside] if (RAW / inside).exists() else sorted(RAW.glob(str(inside)))
+        if not matches:
+            raise UserError(f"params.yaml: '{pattern}' names no file; `dvc checkout` or `dvc pull` brings tracked ones")
+        found |= dict.fromkeys(matches)
+    return list(found)
+
+
+def read(path: Path, wanted: Sequence[str]) -> Table:
+    """Open a file by its ending: .csv, .tsv, .json, .jsonl, .ndjson (these also with .gz or .zst), .parquet, .arrow.
+
+    A folder is one that `datasets.save_to_disk` wrote. CSV and TSV begin with a line of names; .json is a list of
+    objects, or one object a line.
+
+    Args:
+        path: of the file.
+        wanted: columns that are needed; a columnar format reads no other.
+
+    Raises:
+        UserError: the ending is unknown, the content is something else, damaged or not UTF-8, or a compressed file
+            expands beyond `MAX_EXPANSION`; also while the rows are read.
+    """
+    if path.is_dir():
+        return _arrow_dataset(path, wanted)
+    endings = path.suffixes
+    codec = COMPRESSED.get(endings[-1].lower()) if endings else None
+    ending = (endings[:-1] if codec else endings)[-1:]
+    reader = READERS.get(ending[0].lower()) if ending else None
+    if reader is None or (codec and reader in COLUMNAR):
+        raise UserError(
+            f"{path}: unknown ending; {', '.join(READERS)} are read, the text formats also with {', '.join(COMPRESSED)}"
+        )
+    _check_magic(path, codec or COLUMNAR.get(reader, ""))
+    return reader(path, wanted)
+
+
+def _check_magic(path: Path, kind: str) -> None:
+    with failing(path), path.open("rb") as stream:
+        start = stream.read(16)
+    is_a = next((name for magic, name in MAGIC.items() if start.startswith(magic)), "text")
+    # an Arrow stream, which `datasets` writes, has no mark of its own
+    if is_a != (kind or "text") and not (kind == "Arrow" and is_a == "text"):
+        raise UserError(f"{path}: begins like {is_a}, not like {kind or 'text'}; rename it to what it is")
+
+
+@contextmanager
+def failing(path: Path) -> Iterator[None]:
+    """Turn what a library says of a damaged file into one line."""
+    try:
+        yield
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        RecursionError,
+        MemoryError,
+        csv.Error,
+        ijson.JSONError,
+        pa.ArrowException,
+    ) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"{path}: could not be read ({reason})") from None
+
+
+class _Stream:
+    """The bytes of a file, unpacked; it ends with an error where they expand out of all proportion."""
+
+    def __init__(self, path: Path) -> None:
+        codec = COMPRESSED.get(path.suffix.lower())
+        self.path = path
+        self._size = path.stat().st_size
+        self._file = pa.OSFile(str(path))
+        self._bytes = pa.CompressedInputStream(self._file, codec) if codec else self._file
+        self._left = max(MAX_UNCHECKED, MAX_EXPANSION * self._size) if codec else self._size
+
+    def share(self, rows: int) -> float:
+        """How much of the file is read, 0 to 1, whatever the number of rows."""
+        return float(self._file.tell() / max(self._size, 1))
+
+    def read(self, size: int) -> bytes:
+        """Up to so many bytes; none at the end."""
+        block: bytes = self._bytes.read(size)
+        self._left -= len(block)
+        if self._left < 0:
+            raise UserError(
+                f"{self.path}: expands to more than {MAX_EXPANSION} times its size; if you trust it, unpack it yourself"
+            )
+        return block
+
+    def lines(self) -> Iterator[str]:
+        """The lines of a text in UTF-8, with their ends, without a byte order mark."""
+        rest, offset, number = b"", 0, 0
+        while True:
+            with failing(self.path):
+                block = self.read(2**20)
+            lines = (rest + block).split(b"\n") if block else [rest]
+            rest = lines.pop() if block else b""
+            for line in lines:
+                if block or line:
+                    number += 1
+                    yield self._decode(line, offset, number) + ("\n" if block else "")
+                offset += len(line) + 1
+            if len(rest) > MAX_LINE:
+                raise UserError(f"{self.path}: line {number + 1} is longer than {MAX_LINE // 2**20} MiB")
+            if not block:
+                return
+
+    def _decode(self, line: bytes, offset: int, number: int) -> str:
+        try:
+            return line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            byte = f"byte {offset + error.start} (0x{line[error.start]:02x})"
+            raise UserError(
+                f"{self.path}: line {number}: {byte} is not UTF-8; convert the file, e.g. `iconv -f latin1 -t utf-8`"
+            ) from None
+
+
+def _delimited(path: Path, delimiter: str) -> Table:
+    csv.field_size_limit(MAX_LINE)
+    stream = _Stream(path)
+    cells = csv.reader(stream.lines(), delimiter=delimiter, strict=True)
+    with failing(path):
+        names = next(cells, [])
+    if not any(names):
+        raise UserError(f"{path}: the first line must name the columns; it is empty")
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{path}: the first line names the column '{name}' twice")
+
+    def rows() -> Iterator[Row]:
+        while True:
+            try:
+                row = next(cells)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise UserError(f"{path}: line {cells.line_num}: {error}; is a quotation mark missing?") from None
+            if row and len(row) != len(names):
+                raise UserError(
+                    f"{path}: line {cells.line_num}: {len(row)} cells, but the first line names {len(names)} columns"
+                )
+            if row:
+                yield dict(zip(names, row, strict=True))
+
+    return Table(str(path), names, rows(), stream.share)
+
+
+def _csv(path: Path, wanted: Sequence[str]) -> Table:
+    return _delimited(path, ",")
+
+
+def _tsv(path: Path, wanted: Sequence[str]) -> Table:
+    return _delimited(path, "\t")
+
+
+def _json_lines(path: Path, wanted: Sequence[str]) -> Table:
+    stream = _Stream(path)
+
+    def rows() -> Iterator[object]:
+        for number, line in enumerate(stream.lines(), start=1):
+            if line.strip():
+                try:
+                    yield json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    reason = getattr(error, "msg", None) or next(iter(str(error).splitlines()), "nested too deeply")
+                    raise UserError(f"{path}: line {number}: not JSON ({reason})") from None
+
+    return _objects(stream, rows())
+
+
+def _json(path: Path, wanted: Sequence[str]) -> Table:
+    first = next((line.lstrip() for line in _Stream(path).lines() if line.strip()), "")
+    if not first.startswith("["):
+        return _json_lines(path, wanted)
+    stream = _Stream(path)
+
+    def values() -> Iterator[object]:
+        try:
+            yield from ijson.items(stream, "item", use_float=True)
+        except ijson.JSONError:
+            for _ in _Stream(path).lines():
+                pass  # a byte that is not UTF-8 is named with its place, which ijson does not tell
+            raise
+
+    return _objects(stream, values())
+
+
+def _objects(stream: _Stream, values: Iterator[object]) -> Table:
+    def rows() -> Iterator[Row]:
+        with failing(stream.path):
+            for number, value in enumerate(values, start=1):
+                if not isinstance(value, dict):
+                    raise UserError(f"{stream.path}: row {number}: not an object with the columns as keys")
+                yield value
+
+    all_rows = rows()
+    first = next(all_rows, None)
+    if first is None:
+        raise UserError(f"{stream.path}: holds no rows")
+    return Table(str(stream.path), [*first], chain([first], all_rows), stream.share)
+
+
+def _parquet(path: Path, wanted: Sequence[str]) -> Table:
+    with failing(path):
+        file = pq.ParquetFile(path)
+        names = file.schema_arrow.names
+        batches = file.iter_batches(batch_size=BATCH, columns=[name for name in wanted if name in names])
+    return _columnar(path, names, file.metadata.num_rows, batches)
+
+
+def _arrow(path: Path, wanted: Sequence[str]) -> Table:
+    with failing(path):
+        source = pa.memory_map(str(path))
+        if source.read(6) == b"ARROW1":
+            batches = pa.ipc.open_file(source)
+            parts = [batches.get_batch(number) for number in range(batches.num_record_batches)]
+        else:
+            source.seek(0)
+            batches = pa.ipc.open_stream(source)
+            parts = list(batches)
+    # mapped, not read: the list holds places in the file
+    return _columnar(path, batches.schema.names, sum(part.num_rows for part in parts), iter(parts))
+
+
+def _arrow_dataset(path: Path, wanted: Sequence[str]) -> Table:
+    import datasets
+
+    with failing(path):
+        loaded = datasets.load_from_disk(str(path))
+        if isinstance(loaded, datasets.DatasetDict):
+            loaded = datasets.concatenate_datasets(list(loaded.values()))
+        names = loaded.column_names
+        here = loaded.select_columns([name for name in wanted if name in names])
+    return _columnar(path, names, len(loaded), here.with_format("arrow").iter(BATCH))
+
+
+def _columnar(path: Path, names: Sequence[str], size: int, batches: Iterator[Any]) -> Table:
+    def rows() -> Iterator[Row]:
+        with failing(path):
+            for batch in batches:
+                for start in range(0, batch.num_rows, BATCH):
+                    yield from batch.slice(start, BATCH).to_pylist()
+
+    return Table(str(path), names, rows(), lambda rows: rows / max(size, 1))
+
+
+Reader = Callable[[Path, Sequence[str]], Table]
+READERS: dict[str, Reader] = {
+    ".csv": _csv,
+    ".tsv": _tsv,
+    ".json": _json,
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".parquet": _parquet,
+    ".arrow": _arrow,
+}
+COLUMNAR: dict[Reader, str] = {_parquet: "Parquet", _arrow: "Arrow"}

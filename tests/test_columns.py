@@ -1,0 +1,120 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from reranker.errors import UserError
+from reranker.params import Columns, FileSource
+from reranker.records import Example
+from reranker.sources import columns, reading
+from reranker.sources.files import Table
+
+PAIR = Columns(query="question", passage="answer")
+LABELLED = Columns(query="question", passage="answer", label="good")
+
+
+def table(*rows: dict[str, object]) -> Table:
+    return Table("a.csv", list(rows[0]), iter(rows), lambda number: number / len(rows))
+
+
+def examples(found: Table, named: Columns) -> list[Example]:
+    return [example for part in columns.read(found, named) for example in part.examples]
+
+
+def test_row_is_an_example_and_other_columns_are_left_out():
+    rows = {"id": 7, "answer": "With sort.", "question": "How to sort?"}, {"id": 8, "answer": None, "question": ""}
+    assert examples(table(*rows), PAIR) == [
+        Example("a.csv: row 1", "How to sort?", "With sort."),
+        Example("a.csv: row 2", "", ""),
+    ]
+
+
+def test_list_of_passages_is_an_example_each():
+    row = {"question": "How?", "answer": ["So.", None, "Or so."]}
+    assert examples(table(row), PAIR) == [Example("a.csv: row 1", "How?", text) for text in ("So.", "", "Or so.")]
+
+
+@pytest.mark.parametrize(("cell", "relevance"), [(0, 0), (2, 2), (1.0, 1), ("1", 1), ("3.0", 3), (True, 1), (" 0 ", 0)])
+def test_label_is_the_relevance(cell, relevance):
+    [example] = examples(table({"question": "How?", "answer": "So.", "good": cell}), LABELLED)
+    assert example.relevance == relevance
+    assert isinstance(example.relevance, int)
+
+
+def test_list_of_labels_goes_with_the_list_of_passages():
+    [first, second] = examples(table({"question": "How?", "answer": ["So.", "No."], "good": [1, 0]}), LABELLED)
+    assert (first.passage, first.relevance) == ("So.", 1)
+    assert (second.passage, second.relevance) == ("No.", 0)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"question": 3, "answer": "So."}, "column 'question' holds 3; a text is wanted"),
+        ({"question": "How?", "answer": {"text": "x" * 99}}, "column 'answer' holds {'text': 'x"),
+        ({"question": "How?", "answer": ["So.", 1.5]}, "column 'answer' holds 1.5; a text is wanted"),
+    ],
+)
+def test_cell_that_is_no_text_is_named_with_row_and_column(row, message):
+    with pytest.raises(UserError) as caught:
+        examples(table({"question": "fine", "answer": "fine"}, row), PAIR)
+    assert str(caught.value).startswith(f"a.csv: row 2: {message}")
+    assert len(str(caught.value)) < 120
+
+
+@pytest.mark.parametrize("cell", ["yes", "", None, -1, 0.5, "nan", float("inf"), 2**31, 10**400, {}])
+def test_label_that_is_no_relevance_is_named(cell):
+    with pytest.raises(UserError) as caught:
+        examples(table({"question": "How?", "answer": "So.", "good": cell}), LABELLED)
+    assert str(caught.value).startswith("a.csv: row 1: column 'good' holds ")
+    assert str(caught.value).endswith("; a whole number from 0 is wanted, above 0 for a right passage")
+
+
+def test_lists_of_two_lengths_are_named():
+    with pytest.raises(UserError, match=r"row 1: column 'good' has 1 labels for 2 passages in column 'answer'"):
+        examples(table({"question": "How?", "answer": ["So.", "No."], "good": 1}), LABELLED)
+
+
+@pytest.mark.parametrize(
+    ("there", "message"),
+    [
+        (["Question", "answer"], "no column 'question'; there are Question, answer; did you mean 'Question'?"),
+        (["id", "answer"], "no column 'question'; there are id, answer"),
+    ],
+)
+def test_missing_column_is_named_with_the_nearest(there, message):
+    with pytest.raises(UserError) as caught:
+        examples(table(dict.fromkeys(there, "text")), PAIR)
+    assert str(caught.value) == f"a.csv: {message}"
+
+
+def test_rows_come_in_parts_with_the_share_that_is_read(monkeypatch):
+    monkeypatch.setattr(columns, "ROWS", 2)
+    parts = list(columns.read(table(*[{"question": "How?", "answer": "So."}] * 3), PAIR))
+    assert [len(part.examples) for part in parts] == [2, 1]
+    assert [part.share for part in parts] == [pytest.approx(2 / 3), 1]
+
+
+def test_nothing_is_read_ahead_of_what_is_asked_for(monkeypatch):
+    monkeypatch.setattr(columns, "ROWS", 2)
+
+    def endless() -> Iterator[dict[str, object]]:
+        while True:
+            yield {"question": "How?", "answer": "So."}
+
+    parts = columns.read(Table("a.csv", ["question", "answer"], endless(), lambda number: 0.0), PAIR)
+    assert len(next(parts).examples) == 2
+
+
+def test_several_files_are_read_one_after_the_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    raw = Path("data/raw")
+    raw.mkdir(parents=True)
+    (raw / "a.csv").write_text("question,answer\nHow?,So.\n", encoding="utf-8")
+    (raw / "b.jsonl").write_text('{"answer": "No.", "question": "Why?"}\n', encoding="utf-8")
+    parts = list(reading.read(FileSource(files=["data/raw/*"], columns=PAIR)))
+    assert [part.examples for part in parts] == [
+        [Example("data/raw/a.csv: row 1", "How?", "So.")],
+        [Example("data/raw/b.jsonl: row 1", "Why?", "No.")],
+    ]
+    assert [part.share for part in parts] == [0.5, 1.0]

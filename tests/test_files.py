@@ -1,0 +1,241 @@
+import csv
+import gzip
+import io
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from reranker.errors import UserError
+from reranker.sources import files
+
+ROWS = [
+    {"question": "How to sort?", "answer": 'Say "sort",\nthen wait; ünïcode 漢'},
+    {"question": "", "answer": "A passage\twithout a question"},
+    {"question": "What is a list?", "answer": "  A row of things.  "},
+]
+WANTED = ["question", "answer"]
+
+
+def delimited(rows: list[dict[str, str]], delimiter: str) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def parquet(rows: list[dict[str, str]]) -> bytes:
+    stream = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), stream, row_group_size=2)
+    return stream.getvalue()
+
+
+def arrow(rows: list[dict[str, str]], new: Callable[..., pa.ipc.RecordBatchStreamWriter]) -> bytes:
+    stream = io.BytesIO()
+    table = pa.Table.from_pylist(rows)
+    with new(stream, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    return stream.getvalue()
+
+
+def zstd(content: bytes) -> bytes:
+    packed: bytes = pa.compress(content, codec="zstd", asbytes=True)
+    return packed
+
+
+CONTENT = {
+    "a.csv": delimited(ROWS, ","),
+    "a.tsv": delimited(ROWS, "\t"),
+    "a.json": json.dumps(ROWS, indent=1).encode(),
+    "a.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode(),
+    "a.parquet": parquet(ROWS),
+    "file.arrow": arrow(ROWS, pa.ipc.new_file),
+    "stream.arrow": arrow(ROWS, pa.ipc.new_stream),
+}
+CONTENT |= {"a.ndjson": CONTENT["a.jsonl"], "lines.json": CONTENT["a.jsonl"]}
+TEXTS = [name for name, content in CONTENT.items() if not name.endswith(("parquet", "arrow"))]
+CONTENT |= {f"{name}.gz": gzip.compress(CONTENT[name]) for name in TEXTS}
+CONTENT |= {f"{name}.zst": zstd(CONTENT[name]) for name in TEXTS}
+CONTENT |= {
+    "marked.csv": b"\xef\xbb\xbf" + CONTENT["a.csv"],
+    "CAPITALS.CSV": CONTENT["a.csv"],
+    "unix.csv": CONTENT["a.csv"].replace(b"\r\n", b"\n").rstrip(b"\n"),
+    "spaced.jsonl": CONTENT["a.jsonl"].replace(b"\n", b"\r\n\n").rstrip(),
+}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str, bytes], Path]:
+    def written(name: str, content: bytes) -> Path:
+        (tmp_path / name).write_bytes(content)
+        return tmp_path / name
+
+    return written
+
+
+def problem(path: Path, wanted: list[str] = WANTED) -> str:
+    """The one line that reading the file ends with, without the path at its start."""
+    with pytest.raises(UserError) as caught:
+        list(files.read(path, wanted).rows)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(str(path))
+    return message.removeprefix(str(path)).removeprefix(": ")
+
+
+@pytest.mark.parametrize("name", CONTENT)
+def test_every_format_gives_the_same_rows(write, name):
+    path = write(name, CONTENT[name])
+    table = files.read(path, WANTED)
+    assert table.origin == str(path)
+    assert list(table.names) == WANTED
+    assert list(table.rows) == ROWS
+    assert table.share(len(ROWS)) == 1
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_folder_that_datasets_saved_is_read(tmp_path, several):
+    data = datasets.Dataset.from_list([{**row, "source": "here"} for row in ROWS])
+    if several:
+        data = datasets.DatasetDict(train=data.select([0, 1]), test=data.select([2]))
+    data.save_to_disk(tmp_path / "saved")
+    table = files.read(tmp_path / "saved", WANTED)
+    assert list(table.names) == [*WANTED, "source"]
+    assert list(table.rows) == ROWS
+
+
+def test_columnar_file_reads_the_wanted_columns_alone(write):
+    path = write("a.parquet", parquet([{**row, "vector": "never read"} for row in ROWS]))
+    table = files.read(path, WANTED)
+    assert list(table.names) == [*WANTED, "vector"]
+    assert list(table.rows) == ROWS
+
+
+def test_share_grows_while_a_long_file_is_read(write):
+    path = write("a.jsonl", CONTENT["a.jsonl"] * 30_000)
+    table = files.read(path, WANTED)
+    shares = [table.share(number) for number, _ in enumerate(table.rows)]
+    assert shares == sorted(shares)
+    assert shares[0] < 0.9
+    assert shares[-1] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.xlsx", b"", "unknown ending; .csv, .tsv,"),
+        ("noending", b"", "unknown ending; "),
+        ("a.parquet.gz", b"", "unknown ending; "),
+        ("a.csv", b"", "the first line must name the columns; it is empty"),
+        ("a.csv", b"\nq,a\n", "the first line must name the columns; it is empty"),
+        ("a.csv", b"question,answer,question\n", "the first line names the column 'question' twice"),
+        ("a.csv", b"question,answer\none,two\nthree\n", "line 3: 1 cells, but the first line names 2 columns"),
+        ("a.csv", b"question,answer\none,two,three\n", "line 2: 3 cells, but the first line names 2 columns"),
+        ("a.csv", b'question,answer\none,"two\nthree', "line 3: unexpected end of data; is a quotation mark missing?"),
+        (
+            "a.csv",
+            b'question,answer\none,"two"three\n',
+            "line 2: ',' expected after '\"'; is a quotation mark missing?",
+        ),
+        ("a.csv", b"question,answer\none,caf\xe9\n", "line 2: byte 23 (0xe9) is not UTF-8; convert the file, "),
+        ("a.csv", "question,answer\n".encode("utf-16"), "line 1: byte 0 (0xff) is not UTF-8"),
+        ("a.jsonl", b'{"question": 1}\n\n{"question": }\n', "line 3: not JSON (Expecting value)"),
+        ("a.jsonl", b"[1]\n", "row 1: not an object with the columns as keys"),
+        ("a.jsonl", b'{"a": 1}\n"text"\n', "row 2: not an object with the columns as keys"),
+        ("a.jsonl", b"[" * 100_000, "line 1: not JSON ("),
+        ("a.jsonl", b'{"a": ' + b"9" * 5_000 + b"}", "line 1: not JSON ("),
+        ("a.jsonl", b"", "holds no rows"),
+        ("a.json", b"  \n", "holds no rows"),
+        ("a.json", b"[]", "holds no rows"),
+        ("a.json", b'[{"question": "a"}, 3]', "row 2: not an object with the columns as keys"),
+        ("a.json", b'[{"question": "a"}, {"question": "b"', "could not be read (parse error: premature EOF"),
+        ("a.json", b'[\n{"question": "caf\xe9"}]', "line 2: byte 19 (0xe9) is not UTF-8"),
+        ("a.parquet", b"PAR1" + b"x" * 50 + b"PAR1", "could not be read ("),
+        ("a.parquet", CONTENT["a.parquet"][:-20], "could not be read ("),
+        ("a.arrow", CONTENT["file.arrow"][:40], "could not be read ("),
+        ("a.arrow", b"no arrow at all", "could not be read ("),
+        ("a.csv.gz", gzip.compress(CONTENT["a.csv"] * 99)[:-20], "could not be read ("),
+        ("a.csv.gz", CONTENT["a.csv"], "begins like text, not like gzip; rename it to what it is"),
+        ("a.csv", CONTENT["a.parquet"], "begins like Parquet, not like text; rename it to what it is"),
+        ("a.parquet", CONTENT["a.csv"], "begins like text, not like Parquet; rename it to what it is"),
+        ("a.json", gzip.compress(b"[]"), "begins like gzip, not like text; rename it to what it is"),
+        ("a.csv", b"PK\x03\x04 a workbook", "begins like zip, not like text; rename it to what it is"),
+    ],
+)
+def test_damaged_file_is_named_with_the_place(write, name, content, message):
+    assert problem(write(name, content)).startswith(message)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json"])
+def test_line_without_an_end_is_refused_before_it_fills_the_memory(write, name):
+    path = write(name, b'[{"question": "' * (name == "a.json") + b"x" * (files.MAX_LINE + 2**21))
+    assert problem(path) == "line 1 is longer than 64 MiB"
+
+
+def test_compressed_file_that_expands_out_of_proportion_is_refused(write, monkeypatch):
+    monkeypatch.setattr(files, "MAX_UNCHECKED", 2**20)
+    path = write("a.csv.gz", gzip.compress(b"question,answer\n" + b"one,two\n" * 2**20))
+    assert problem(path).startswith("expands to more than 200 times its size; ")
+
+
+def test_folder_that_datasets_did_not_save_is_named(tmp_path):
+    assert problem(tmp_path).startswith("could not be read (")
+
+
+@settings(max_examples=300, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(sorted(CONTENT)), st.data())
+def test_damage_anywhere_ends_in_rows_or_one_line(write, name, data):
+    content = bytearray(CONTENT[name])
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        content[at : at + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=4))
+    path = write(name, bytes(content))
+    with suppress(UserError):
+        assert all(isinstance(row, dict) for row in files.read(path, WANTED).rows)
+
+
+@pytest.fixture
+def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / files.RAW
+    (folder / "sub").mkdir(parents=True)
+    for name in ("b.csv", "a.csv", "a.json", "sub/c.csv"):
+        (folder / name).touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("named", "found"),
+    [
+        (["data/raw/a.csv"], ["a.csv"]),
+        (["data/raw/*.csv"], ["a.csv", "b.csv"]),
+        (["data/raw/**/*.csv"], ["a.csv", "b.csv", "sub/c.csv"]),
+        (["data/raw/b.csv", "./data/raw/*.csv"], ["b.csv", "a.csv"]),
+        (["data/raw/sub"], ["sub"]),
+    ],
+)
+def test_files_are_found_by_name_and_by_pattern_once_each(raw, named, found):
+    assert files.find(named) == [files.RAW / name for name in found]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["elsewhere/a.csv", "/data/raw/a.csv", "data/raw/../a.csv", "data/raw", "data/raw/../../secret.csv", "~/a.csv"],
+)
+def test_file_outside_the_watched_folder_is_refused(raw, name):
+    with pytest.raises(UserError, match=r"is not a file in data/raw/; move it there"):
+        files.find([name])
+
+
+@pytest.mark.parametrize("name", ["data/raw/none.csv", "data/raw/*.tsv"])
+def test_name_of_no_file_is_refused(raw, name):
+    with pytest.raises(UserError, match=r"names no file; `dvc checkout` or `dvc pull` brings"):
+        files.find([name])
