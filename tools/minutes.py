@@ -2,7 +2,8 @@
 
 Taken are the experiments that differ from the commit in `seed`, `train_queries` and `control_queries` alone. None of
 them trains the bi-encoder of `warm` or the static embedding again, so their rows have one run each.
-An out that DVC restored from its run cache brings no time of its own with it: use `dvc exp run --force` where one was.
+An out that DVC restored from its run cache brings no time of its own with it, so its figure is left out; `dvc exp run
+--force` makes it anew.
 
 python -m tools.minutes [REV]
 """
@@ -17,7 +18,6 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from reranker.params import Params
 from reranker.records import write_csv
 from reranker.tables import label
 from tools.training_time import TRAINED, minutes
@@ -31,25 +31,24 @@ TABLE, FIGURE = Path("docs/minutes.csv"), Path("docs/minutes.svg")
 
 def measured(revision: str) -> pd.DataFrame:
     """One row per system and training size: runs (seeds), mean minutes, mean and spread of NDCG@10 on test."""
-    fixed = sorted({*Params.model_fields} - FREE)
     experiments = [row for row in dvc.api.exp_show(revs=revision) if row["rev"] != "workspace"]
     rows = []
     for experiment in experiments:
-        if any(str(experiment[key]) != str(experiments[0][key]) for key in fixed):
+        if _fixed(experiment["rev"]) != _fixed(experiments[0]["rev"]):
             continue
-        shown = subprocess.run(
-            ["git", "show", f"{experiment['rev']}:metrics/timing.json"], capture_output=True, check=True
-        )
-        seconds = json.loads(shown.stdout)
+        seconds, first = _seconds(experiment["rev"]), _seconds(experiments[0]["rev"])
         for system, stages in TRAINED.items():
             key = "ndcg@10" if system == "reranker" else f"ndcg@10_{system}"
             last = stages[-1]
-            seed = int(experiment["seed"]) if last == "train" else 0  # no other stage reads it
-            queries = int(experiment[DATA[last]])
-            rows.append((system, queries, seed, minutes(seconds, system), experiment[key]))
-    table = pd.DataFrame(rows, columns=["system", "queries", "seed", "minutes", "ndcg@10"])
+            told = ["seed", DATA[last]] if last == "train" else [DATA[last]]  # no other stage reads the seed
+            other = any(experiment[name] != experiments[0][name] for name in told)
+            if other and seconds[f"{last}_training_seconds"] == first[f"{last}_training_seconds"]:
+                continue
+            run = " ".join(str(experiment[name]) for name in told)
+            rows.append((system, int(experiment[DATA[last]]), run, minutes(seconds, system), experiment[key]))
+    table = pd.DataFrame(rows, columns=["system", "queries", "run", "minutes", "ndcg@10"])
     # an experiment that did not train a system repeats another one's figure
-    groups = table.drop_duplicates(["system", "queries", "seed"]).groupby(["system", "queries"])
+    groups = table.drop_duplicates(["system", "run"]).groupby(["system", "queries"])
     found = groups.agg(
         runs=("minutes", "size"),
         minutes=("minutes", "mean"),
@@ -58,6 +57,15 @@ def measured(revision: str) -> pd.DataFrame:
         high=("ndcg@10", "max"),
     )
     return found.round({"minutes": 1, "mean": 4, "low": 4, "high": 4}).reset_index()
+
+
+def _fixed(revision: str) -> dict[str, object]:
+    return {key: value for key, value in dvc.api.params_show(rev=revision).items() if key not in FREE}
+
+
+def _seconds(revision: str) -> dict[str, float]:
+    shown = subprocess.run(["git", "show", f"{revision}:metrics/timing.json"], capture_output=True, check=True)
+    return dict(json.loads(shown.stdout))
 
 
 def draw(table: pd.DataFrame) -> Figure:

@@ -39,7 +39,7 @@ def read(table: Table, columns: Columns) -> Iterator[Part]:
         examples = [
             example for number, row in some for example in _of_row(f"{table.origin}: row {number}", row, columns)
         ]
-        yield Part(examples, table.share(some[-1][0]))
+        yield Part(examples, table.share())
 
 
 def _of_row(where: str, row: Mapping[str, object], columns: Columns) -> Iterator[Example]:

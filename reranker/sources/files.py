@@ -5,7 +5,7 @@ Every file is read in a stream: what is held at a time is bounded by a row, not 
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -37,6 +37,7 @@ MAGIC = {
     b"\xfd7zXZ": "xz",
     b"SQLite format 3": "SQLite",
 }
+BOM = b"\xef\xbb\xbf"
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 
 Row = Mapping[str, object]
@@ -51,8 +52,8 @@ class Table(NamedTuple):
     """Of the columns; of JSON, the keys of the first row."""
     rows: Iterator[Row]
     """Each row's cells by column; a key that a JSON object lacks is absent."""
-    share: Callable[[int], float]
-    """How much of the file is read, 0 to 1, after so many rows."""
+    share: Callable[[], float]
+    """How much of the file is read by now, 0 to 1."""
 
 
 def find(named: Sequence[str]) -> list[Path]:
@@ -106,7 +107,7 @@ def read(path: Path, wanted: Sequence[str]) -> Table:
 
 
 def _check_magic(path: Path, kind: str) -> None:
-    with failing(path), path.open("rb") as stream:
+    with _failing(path), path.open("rb") as stream:
         start = stream.read(16)
     is_a = next((name for magic, name in MAGIC.items() if start.startswith(magic)), "text")
     # an Arrow stream, which `datasets` writes, has no mark of its own
@@ -115,7 +116,7 @@ def _check_magic(path: Path, kind: str) -> None:
 
 
 @contextmanager
-def failing(path: Path) -> Iterator[None]:
+def _failing(path: Path) -> Iterator[None]:
     """Turn what a library says of a damaged file into one line."""
     try:
         yield
@@ -129,7 +130,9 @@ def failing(path: Path) -> Iterator[None]:
         ijson.JSONError,
         pa.ArrowException,
     ) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        told = error.args[0] if error.args else ""
+        told = told.decode(errors="replace") if isinstance(told, bytes) else str(error)  # ijson speaks in bytes
+        reason = next(iter(told.strip().splitlines()), type(error).__name__)
         raise UserError(f"{path}: could not be read ({reason})") from None
 
 
@@ -144,8 +147,8 @@ class _Stream:
         self._bytes = pa.CompressedInputStream(self._file, codec) if codec else self._file
         self._left = max(MAX_UNCHECKED, MAX_EXPANSION * self._size) if codec else self._size
 
-    def share(self, rows: int) -> float:
-        """How much of the file is read, 0 to 1, whatever the number of rows."""
+    def share(self) -> float:
+        """How much of the file is read by now, 0 to 1."""
         return float(self._file.tell() / max(self._size, 1))
 
     def read(self, size: int) -> bytes:
@@ -162,7 +165,7 @@ class _Stream:
         """The lines of a text in UTF-8, with their ends, without a byte order mark."""
         rest, offset, number = b"", 0, 0
         while True:
-            with failing(self.path):
+            with _failing(self.path):
                 block = self.read(2**20)
             lines = (rest + block).split(b"\n") if block else [rest]
             rest = lines.pop() if block else b""
@@ -190,7 +193,7 @@ def _delimited(path: Path, delimiter: str) -> Table:
     csv.field_size_limit(MAX_LINE)
     stream = _Stream(path)
     cells = csv.reader(stream.lines(), delimiter=delimiter, strict=True)
-    with failing(path):
+    with _failing(path):
         names = next(cells, [])
     if not any(names):
         raise UserError(f"{path}: the first line must name the columns; it is empty")
@@ -240,25 +243,19 @@ def _json_lines(path: Path, wanted: Sequence[str]) -> Table:
 
 
 def _json(path: Path, wanted: Sequence[str]) -> Table:
-    first = next((line.lstrip() for line in _Stream(path).lines() if line.strip()), "")
-    if not first.startswith("["):
-        return _json_lines(path, wanted)
-    stream = _Stream(path)
-
-    def values() -> Iterator[object]:
-        try:
-            yield from ijson.items(stream, "item", use_float=True)
-        except ijson.JSONError:
-            for _ in _Stream(path).lines():
-                pass  # a byte that is not UTF-8 is named with its place, which ijson does not tell
-            raise
-
-    return _objects(stream, values())
+    with _failing(path):
+        start = _Stream(path).read(2**16)
+        marked = start.startswith(BOM)
+        if not start.removeprefix(BOM).lstrip().startswith(b"["):
+            return _json_lines(path, wanted)
+        stream = _Stream(path)
+        stream.read(len(BOM) if marked else 0)
+    return _objects(stream, ijson.items(stream, "item", use_float=True))
 
 
 def _objects(stream: _Stream, values: Iterator[object]) -> Table:
     def rows() -> Iterator[Row]:
-        with failing(stream.path):
+        with _failing(stream.path):
             for number, value in enumerate(values, start=1):
                 if not isinstance(value, dict):
                     raise UserError(f"{stream.path}: row {number}: not an object with the columns as keys")
@@ -272,47 +269,52 @@ def _objects(stream: _Stream, values: Iterator[object]) -> Table:
 
 
 def _parquet(path: Path, wanted: Sequence[str]) -> Table:
-    with failing(path):
+    with _failing(path):
         file = pq.ParquetFile(path)
         names = file.schema_arrow.names
         batches = file.iter_batches(batch_size=BATCH, columns=[name for name in wanted if name in names])
-    return _columnar(path, names, file.metadata.num_rows, batches)
+    return _columnar(path, names, batches, lambda number: number * BATCH / file.metadata.num_rows)
 
 
 def _arrow(path: Path, wanted: Sequence[str]) -> Table:
-    with failing(path):
-        source = pa.memory_map(str(path))
-        if source.read(6) == b"ARROW1":
-            batches = pa.ipc.open_file(source)
-            parts = [batches.get_batch(number) for number in range(batches.num_record_batches)]
-        else:
-            source.seek(0)
-            batches = pa.ipc.open_stream(source)
-            parts = list(batches)
-    # mapped, not read: the list holds places in the file
-    return _columnar(path, batches.schema.names, sum(part.num_rows for part in parts), iter(parts))
+    with _failing(path):
+        content = pa.memory_map(str(path))
+        if content.read(6) == b"ARROW1":
+            file = pa.ipc.open_file(content)
+            size = file.num_record_batches
+            return _columnar(path, file.schema.names, map(file.get_batch, range(size)), lambda number: number / size)
+        content.seek(0)
+        stream = pa.ipc.open_stream(content)
+    return _columnar(path, stream.schema.names, stream, lambda number: content.tell() / content.size())
 
 
 def _arrow_dataset(path: Path, wanted: Sequence[str]) -> Table:
     import datasets
 
-    with failing(path):
+    with _failing(path):
         loaded = datasets.load_from_disk(str(path))
         if isinstance(loaded, datasets.DatasetDict):
             loaded = datasets.concatenate_datasets(list(loaded.values()))
         names = loaded.column_names
         here = loaded.select_columns([name for name in wanted if name in names])
-    return _columnar(path, names, len(loaded), here.with_format("arrow").iter(BATCH))
+    return _columnar(path, names, here.with_format("arrow").iter(BATCH), lambda number: number * BATCH / len(loaded))
 
 
-def _columnar(path: Path, names: Sequence[str], size: int, batches: Iterator[Any]) -> Table:
+def _columnar(path: Path, names: Sequence[str], batches: Iterable[Any], share: Callable[[int], float]) -> Table:
+    """A table of batches; `share` tells how much is read after so many of them."""
+    done = 0.0
+
     def rows() -> Iterator[Row]:
-        with failing(path):
-            for batch in batches:
+        nonlocal done
+        with _failing(path):
+            for number, batch in enumerate(batches, start=1):
+                done = min(share(number), 1.0)
+                batch.validate(full=True)  # Arrow trusts a file: a damaged offset would read anywhere in memory
                 for start in range(0, batch.num_rows, BATCH):
                     yield from batch.slice(start, BATCH).to_pylist()
+        done = 1.0
 
-    return Table(str(path), names, rows(), lambda rows: rows / max(size, 1))
+    return Table(str(path), names, rows(), lambda: done)
 
 
 Reader = Callable[[Path, Sequence[str]], Table]
