@@ -30,7 +30,8 @@ def main(arguments: Sequence[str]) -> str:
     limits = dataset.Limits(params.min_query_words, params.max_query_words, params.min_passage_chars)
     rows, dropped = dataset.clean(examples, limits)
     if rows.empty:
-        raise UserError(f"params.yaml: sources: no rows left of {len(examples)} after cleaning; dropped {dropped}")
+        reasons = ", ".join(f"{number:,} as {reason}" for reason, number in dropped.items() if number)
+        raise UserError(f"params.yaml: sources: no rows left of {len(examples):,} after cleaning; dropped {reasons}")
     tables = dataset.build(rows, dev_share=params.dev_share, test_share=params.test_share)
     sizes = tables.queries["split"].value_counts()
     for split in SPLITS:
@@ -61,9 +62,12 @@ def main(arguments: Sequence[str]) -> str:
     )
     record_time("prepare", time.monotonic() - started)
     split_sizes = ", ".join(f"{sizes[split]:,} {split}" for split in SPLITS)
+    most, number = max(dropped.items(), key=lambda count: count[1])
     return (
         f"prepare: {len(tables.passages):,} passages, {len(tables.queries):,} queries ({split_sizes}), "
-        f"{sum(dropped.values()):,} of {len(examples):,} rows dropped -> {PATHS.passages.parent}"
+        f"{sum(dropped.values()):,} of {len(examples):,} rows dropped"
+        + (f", {number:,} of them as {most}" if number else "")
+        + f" -> {PATHS.passages.parent}"
     )
 
 

@@ -224,7 +224,9 @@ def faq(place: Place) -> Place:
 
 
 def test_file_of_rows_becomes_the_tables(faq):
-    assert faq.run("prepare").startswith("prepare: 120 passages, 80 queries (")
+    line = faq.run("prepare")
+    assert line.startswith("prepare: 120 passages, 80 queries (")
+    assert "60 of 180 rows dropped, 60 of them as query_without_right_passage -> " in line
     prepared = faq.path / "data" / "prepared"
     passages, queries, judgments = (
         pd.read_parquet(prepared / f"{name}.parquet") for name in ("passages", "queries", "judgments")
