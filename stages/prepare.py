@@ -31,7 +31,9 @@ def main(arguments: Sequence[str]) -> str:
     rows, dropped = dataset.clean(examples, limits)
     if rows.empty:
         reasons = ", ".join(f"{number:,} as {reason}" for reason, number in dropped.items() if number)
-        raise UserError(f"params.yaml: sources: no rows left of {len(examples):,} after cleaning; dropped {reasons}")
+        raise UserError(
+            f"params.yaml: sources: no rows left of {len(examples):,} after cleaning; dropped {reasons or 'none'}"
+        )
     tables = dataset.build(rows, dev_share=params.dev_share, test_share=params.test_share)
     sizes = tables.queries["split"].value_counts()
     for split in SPLITS:
