@@ -1,0 +1,38 @@
+"""Files that other people wrote, read as a user would; they lie beside the repository or nowhere."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from reranker.dataset import Limits, build, clean
+from reranker.params import Columns, FileSource
+from reranker.sources import reading
+
+DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "rows", "queries"),
+    [
+        ("medquad/qa.jsonl.gz", Columns(query="question", passage="answer"), 16_407, 14_000),
+        ("tldr/examples.jsonl.gz", Columns(query="description", passage="command"), 32_135, 20_000),
+        ("covid/faq.csv", Columns(query="question", passage="answer"), 213, 200),
+    ],
+)
+def test_file_is_read_to_its_last_row_and_becomes_tables(tmp_path, monkeypatch, name, columns, rows, queries):
+    if not (DATA / name).exists():
+        pytest.skip(f"{DATA.name}/{name} is not there")
+    monkeypatch.chdir(tmp_path)
+    raw = Path("data/raw")
+    raw.mkdir(parents=True)
+    shutil.copy(DATA / name, raw)
+    source = FileSource(files=[str(raw / Path(name).name)], columns=columns)
+    parts = list(reading.read(source))
+    assert sum(len(part.examples) for part in parts) == rows
+    assert parts[-1].share == 1
+    kept, dropped = clean((example for part in parts for example in part.examples), Limits(1, 100, 1))
+    assert len(kept) + sum(dropped.values()) == rows
+    tables = build(kept, dev_share=0.1, test_share=0.1)
+    assert len(tables.queries) > queries
+    assert set(tables.queries["split"]) == {"train", "dev", "test"}
