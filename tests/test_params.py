@@ -190,3 +190,10 @@ def test_key_that_stands_there_twice_is_an_error(tmp_path: Path):
 def test_folder_in_place_of_the_file_is_an_error(tmp_path: Path):
     with pytest.raises(UserError, match="could not be read"):
         load_params(tmp_path)
+
+
+@pytest.mark.parametrize("path", sorted((COMMITTED.parent / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipe_is_valid_and_a_whole_file_of_parameters(path: Path):
+    recipe = load_params(path)
+    assert recipe.sources != load_params(COMMITTED).sources
+    assert path.read_text(encoding="utf-8").count(f"cp recipes/{path.name} params.yaml && dvc repro") == 1
