@@ -18,7 +18,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tokenizers import Tokenizer
 
-from reranker.records import Example, Tables
+from reranker.records import SPLITS, UNSPLIT, Example, Tables
+
+GIVEN = (UNSPLIT, *SPLITS)
 
 
 class Limits(NamedTuple):
@@ -36,8 +38,9 @@ def clean(examples: Iterable[Example], limits: Limits) -> tuple[pd.DataFrame, di
     under the first reason that applies. Nothing is lost unseen: kept rows and counts add up to the input.
 
     Returns:
-        A table with the columns query, passage and relevance in the input's order, and counts by reason. Of two
-        rows with the same texts the first is kept, with the higher relevance of the two.
+        A table with the columns query (null for a passage of the corpus alone), passage, relevance and split in the
+        input's order, and counts by reason. Of rows with the same texts and split the first is kept, with the highest
+        relevance of them.
     """
     reasons = dict.fromkeys(
         (
@@ -52,33 +55,38 @@ def clean(examples: Iterable[Example], limits: Limits) -> tuple[pd.DataFrame, di
         ),
         0,
     )
-    kept: dict[tuple[str, str], int] = {}
+    kept: dict[tuple[str | None, str, str], int] = {}
     for example in examples:
-        row = query, passage = " ".join(example.query.split()), example.passage.strip()
-        if reason := _refusal(query, passage, limits):
+        query = None if example.query is None else " ".join(example.query.split())
+        row = query, example.passage.strip(), example.split
+        if reason := _refusal(*row[:2], limits):
             reasons[reason] += 1
             continue
         if row in kept:
             reasons["same_row"] += 1
         kept[row] = max(example.relevance, kept.get(row, 0))
-    answered = {query.casefold() for (query, _), relevance in kept.items() if relevance}
-    rows = [(*row, relevance) for row, relevance in kept.items() if row[0].casefold() in answered]
+    answered = {query.casefold() for (query, _, _), relevance in kept.items() if query is not None and relevance}
+    rows = [
+        (query, passage, relevance, split)
+        for (query, passage, split), relevance in kept.items()
+        if query is None or query.casefold() in answered
+    ]
     reasons["query_without_right_passage"] = len(kept) - len(rows)
-    table = pd.DataFrame(rows, columns=["query", "passage", "relevance"])
-    return table.astype({"query": "str", "passage": "str", "relevance": "int64"}), reasons
+    table = pd.DataFrame(rows, columns=["query", "passage", "relevance", "split"])
+    return table.astype({"query": "str", "passage": "str", "relevance": "int64", "split": "str"}), reasons
 
 
-def _refusal(query: str, passage: str, limits: Limits) -> str | None:
-    words = len(query.split())
-    if not query:
+def _refusal(query: str | None, passage: str, limits: Limits) -> str | None:
+    if query == "":
         return "query_empty"
     if not passage:
         return "passage_empty"
-    if not (_is_unicode(query) and _is_unicode(passage)):
+    if not (_is_unicode(query or "") and _is_unicode(passage)):
         return "not_unicode"
-    if words < limits.min_query_words:
+    words = None if query is None else len(query.split())
+    if words is not None and words < limits.min_query_words:
         return "query_short"
-    if words > limits.max_query_words:
+    if words is not None and words > limits.max_query_words:
         return "query_long"
     return "passage_short" if len(passage) < limits.min_passage_chars else None
 
@@ -95,26 +103,45 @@ def build(rows: pd.DataFrame, *, dev_share: float, test_share: float) -> Tables:
     query that has the passages of all of them, each with its highest relevance. Ids are hashes of the text, so
     they stay the same when data is added.
 
+    A query that a source gives to a split is in that split; of several, in the one that is looked at latest. The others
+    go where their group goes, or where its hash says; so do those given to train as long as none is given to dev or
+    to test.
+
     Args:
-        rows: columns query, passage and relevance, cleaned.
+        rows: columns query, passage, relevance and split, cleaned.
         dev_share: share of the query groups that goes to dev, below 1.
         test_share: the same for test.
     """
-    pairs = pd.DataFrame(
-        {
-            "query_id": [f"q{_digest(text.casefold())}" for text in rows["query"]],
-            "passage_id": [f"p{_digest(text)}" for text in rows["passage"]],
-            "query": rows["query"],
-            "passage": rows["passage"],
-            "relevance": rows["relevance"],
-        }
+    rows = rows.assign(passage_id=[f"p{_digest(text)}" for text in rows["passage"]])
+    passages = rows.groupby("passage_id", as_index=False).agg(text=("passage", "first"))
+    pairs = rows[rows["query"].notna()]
+    pairs = pairs.assign(
+        query_id=[f"q{_digest(text.casefold())}" for text in pairs["query"]],
+        given=pairs["split"].map(GIVEN.index),
     )
     # the smallest text of a merged query stands for it, so that the order of the rows does not matter
-    queries = pairs.groupby("query_id", as_index=False).agg(text=("query", "min"))
-    passages = pairs.groupby("passage_id", as_index=False).agg(text=("passage", "first"))
+    queries = pairs.groupby("query_id", as_index=False).agg(text=("query", "min"), given=("given", "max"))
     judgments = pairs.groupby(["query_id", "passage_id"], as_index=False)[["relevance"]].max()
-    queries["split"] = assign_splits(query_groups(passages, queries, judgments), dev_share, test_share)
+    groups = query_groups(passages, queries, judgments)
+    drawn = assign_splits(groups, dev_share, test_share)
+    queries["split"] = settle_splits(groups, queries.pop("given"), drawn)
     return Tables(passages, queries, judgments)
+
+
+def settle_splits(groups: pd.Series, given: pd.Series, drawn: pd.Series) -> pd.Series:
+    """The split of each query from what its source gives and what the hash of its group says.
+
+    Args:
+        groups: name of each query's group.
+        given: place of the given split in `GIVEN`.
+        drawn: split by the hash.
+    """
+    own = given.where(given > 0, given.groupby(groups).transform("max"))
+    split = drawn.where(own == 0, own.map(dict(enumerate(GIVEN))))
+    for name in SPLITS[1:]:
+        if GIVEN.index(name) not in set(given):
+            split = split.mask((own == GIVEN.index("train")) & (drawn == name), name)
+    return split.astype("str")
 
 
 def query_groups(passages: pd.DataFrame, queries: pd.DataFrame, judgments: pd.DataFrame) -> pd.Series:

@@ -33,29 +33,102 @@ class PackageSource(Section):
     packages: Annotated[list[Name], Field(min_length=1)]
 
 
-class Columns(Section):
-    """Names of the columns of a table of examples; without a label, every passage is right."""
+class ColumnNames(Section):
+    """Which column is what."""
+
+    def names(self) -> list[str]:
+        """Those that the table must have."""
+        return [name for name in self.model_dump().values() if name is not None]
+
+
+class Columns(ColumnNames):
+    """Of a table of examples or judgments; without a label, every passage is right."""
 
     query: Name
     passage: Name
     label: Name | None = None
 
-    def names(self) -> list[str]:
-        """Those that the table must have."""
-        return [self.query, self.passage, *filter(None, [self.label])]
+
+class CorpusColumns(ColumnNames):
+    """Of a table of passages."""
+
+    id: Name
+    text: Name
+    title: Name | None = None
+
+
+class QueryColumns(ColumnNames):
+    """Of a table of queries."""
+
+    id: Name
+    text: Name
+
+
+Files = Annotated[list[Name], Field(min_length=1), BeforeValidator(lambda one: [one] if isinstance(one, str) else one)]
+"""Paths or patterns; one may stand alone."""
+SplitFiles = Annotated[
+    dict[Literal["unsplit", "train", "dev", "test"], Files],
+    Field(min_length=1),
+    BeforeValidator(lambda files: files if isinstance(files, dict) else {"unsplit": files}),
+]
+"""The files of each split; those that stand alone are split by prepare."""
+Header = Annotated[list[Name], Field(min_length=1)] | None
+"""Names of the columns of CSV and TSV files without a first line of names."""
 
 
 class FileSource(Section):
-    """Files of rows."""
+    """Files of examples."""
 
-    files: Annotated[
-        list[Name], Field(min_length=1), BeforeValidator(lambda one: [one] if isinstance(one, str) else one)
-    ]
+    files: SplitFiles
     columns: Columns
+    header: Header = None
 
 
-Source = PackageSource | FileSource
-KINDS: dict[str, type[Section]] = {"packages": PackageSource, "files": FileSource}
+class Corpus(Section):
+    """Files of passages."""
+
+    files: Files
+    columns: CorpusColumns
+    header: Header = None
+
+
+class Queries(Section):
+    """Files of queries."""
+
+    files: Files
+    columns: QueryColumns
+    header: Header = None
+
+
+class Judgments(Section):
+    """Files that name a query and a passage by their ids, and how relevant it is."""
+
+    files: SplitFiles
+    columns: Columns
+    header: Header = None
+
+
+class CollectionSource(Section):
+    """A corpus, queries and judgments in files of their own."""
+
+    corpus: Corpus
+    queries: Queries
+    judgments: Judgments
+
+
+class BeirSource(Section):
+    """A folder as BEIR lays them out."""
+
+    beir: Name
+
+
+Source = PackageSource | FileSource | CollectionSource | BeirSource
+KINDS: dict[str, type[Section]] = {
+    "packages": PackageSource,
+    "files": FileSource,
+    "corpus": CollectionSource,
+    "beir": BeirSource,
+}
 """The key that tells what a source is."""
 
 
@@ -67,7 +140,11 @@ def _kind(entry: object) -> str | None:
 
 
 AnySource = Annotated[
-    Annotated[PackageSource, Tag("packages")] | Annotated[FileSource, Tag("files")], Discriminator(_kind)
+    Annotated[PackageSource, Tag("packages")]
+    | Annotated[FileSource, Tag("files")]
+    | Annotated[CollectionSource, Tag("corpus")]
+    | Annotated[BeirSource, Tag("beir")],
+    Discriminator(_kind),
 ]
 
 
@@ -80,6 +157,7 @@ class Params(Section):
     min_passage_chars: Count
     dev_share: Share
     test_share: Share
+    allow_leakage: bool
 
     base_model: Name
     retriever_model: Name
@@ -220,13 +298,13 @@ def _explain(problem: Any, values: dict[str, Any]) -> str:
 
 def _place(loc: tuple[int | str, ...]) -> tuple[list[str], Iterable[str]]:
     """The keys that lead to a problem, and which keys are known beside the last of them."""
-    fields: Iterable[str] = Params.model_fields
+    model: type[BaseModel] = Params
     if loc[:1] == ("sources",) and len(loc) > 2:
         name, kind, *rest = loc[1:]  # pydantic puts the tag of a union between the key and what is in it
-        fields = (
-            Columns.model_fields
-            if rest[:1] == ["columns"] and len(rest) > 1
-            else KINDS.get(str(kind), Section).model_fields
-        )
+        model = KINDS.get(str(kind), Section)
+        for parent in rest[:-1]:
+            inner = model.model_fields[parent].annotation if parent in model.model_fields else None
+            model = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else Section
         loc = ("sources", name, *rest)
-    return [str(part) for part in loc if not isinstance(part, int)], fields
+    keys = [part for part in loc if isinstance(part, str) and part not in ("unsplit", "[key]")]
+    return keys, model.model_fields

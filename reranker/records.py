@@ -41,6 +41,8 @@ class Paths:
 
 PATHS = Paths()
 SPLITS = ("train", "dev", "test")
+UNSPLIT = "unsplit"
+"""In the place of a split that the source does not give: prepare decides."""
 
 
 class Example(NamedTuple):
@@ -48,10 +50,13 @@ class Example(NamedTuple):
 
     origin: str
     """Where it was found, for messages: a qualified name, a file and row."""
-    query: str
+    query: str | None
+    """None: a passage of the corpus, beside what was judged."""
     passage: str
     relevance: int = 1
     """Above 0: the passage is right; a larger one is more so. 0: it is judged to be wrong."""
+    split: str = UNSPLIT
+    """train, dev or test where the source gives it."""
 
 
 class Part(NamedTuple):
@@ -60,6 +65,8 @@ class Part(NamedTuple):
     examples: list[Example]
     share: float
     """Of the source that is read with this part, 0 to 1."""
+    unused: Sequence[str] = ()
+    """Columns that are there and that nothing is read from."""
 
 
 class Tables(NamedTuple):

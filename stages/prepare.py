@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
-from reranker import dataset
+from reranker import dataset, leaks
 from reranker.errors import UserError
 from reranker.models import tokenizer_file
 from reranker.params import load_params
@@ -23,10 +23,14 @@ def main(arguments: Sequence[str]) -> str:
     params = load_params(PATHS.params)
     examples: list[Example] = []
     for name, source in params.sources.items():
+        unused: dict[str, None] = {}
         with progress(f"prepare: {name}", 100, "%") as shown:
             for part in reading.read(source):
                 examples += part.examples
+                unused |= dict.fromkeys(part.unused)
                 shown.reach(round(100 * part.share))
+        if unused:
+            print(f"prepare: {name}: unused columns: {', '.join(unused)}")
     limits = dataset.Limits(params.min_query_words, params.max_query_words, params.min_passage_chars)
     rows, dropped = dataset.clean(examples, limits)
     if rows.empty:
@@ -34,6 +38,12 @@ def main(arguments: Sequence[str]) -> str:
         raise UserError(
             f"params.yaml: sources: no rows left of {len(examples):,} after cleaning; dropped {reasons or 'none'}"
         )
+    if leaked := leaks.find(rows):
+        if not params.allow_leakage:
+            raise UserError(
+                f"params.yaml: sources: {leaks.describe(leaked)}; take them out, or set allow_leakage: true"
+            )
+        print(f"prepare: {leaks.describe(leaked)}")
     tables = dataset.build(rows, dev_share=params.dev_share, test_share=params.test_share)
     sizes = tables.queries["split"].value_counts()
     for split in SPLITS:
@@ -56,6 +66,8 @@ def main(arguments: Sequence[str]) -> str:
             "judgments": len(tables.judgments),
             **{f"queries_{split}": int(sizes[split]) for split in SPLITS},
             **{f"dropped_{reason}": number for reason, number in dropped.items()},
+            "leaked_equal_queries": sum(leak.equal for leak in leaked),
+            "leaked_near_queries": sum(not leak.equal for leak in leaked),
             "merged_passages": len(rows) - len(tables.passages),
             "merged_queries": len(rows) - len(tables.queries),
             **tokens,

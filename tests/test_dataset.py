@@ -19,7 +19,7 @@ from reranker.dataset import (
     query_groups,
     token_percentiles,
 )
-from reranker.records import Example
+from reranker.records import UNSPLIT, Example
 
 LIMITS = Limits(min_query_words=2, max_query_words=4, min_passage_chars=5)
 
@@ -35,7 +35,7 @@ quick = settings(max_examples=40, deadline=None, database=None)
 
 
 def table(*pairs: tuple[str, str]) -> pd.DataFrame:
-    return pd.DataFrame(pairs, columns=["query", "passage"], dtype="str").assign(relevance=1)
+    return pd.DataFrame(pairs, columns=["query", "passage"], dtype="str").assign(relevance=1, split=UNSPLIT)
 
 
 def built(pairs: list[tuple[str, str]]) -> Tables:
@@ -79,7 +79,7 @@ def test_lengths_at_the_limits_are_kept():
 
 def test_white_space_is_normalised_and_a_repeated_row_dropped():
     rows, dropped = clean([Example("a", " sort\n it ", " in place\n"), Example("b", "sort it", "in place")], LIMITS)
-    assert rows.to_dict("records") == [{"query": "sort it", "passage": "in place", "relevance": 1}]
+    assert rows.to_dict("records") == [{"query": "sort it", "passage": "in place", "relevance": 1, "split": UNSPLIT}]
     assert dropped["same_row"] == 1
 
 
@@ -106,7 +106,7 @@ def test_rows_of_a_query_without_a_right_passage_are_dropped():
 def test_relevance_reaches_the_judgments_and_the_highest_of_merged_rows_counts():
     rows = pd.DataFrame(
         [("sort it", "one", 2), ("Sort it", "one", 0), ("sort it", "two", 0)], columns=["query", "passage", "relevance"]
-    )
+    ).assign(split=UNSPLIT)
     tables = build(rows, dev_share=0.3, test_share=0.3)
     found = tables.judgments.merge(tables.passages)
     assert dict(zip(found["text"], found["relevance"], strict=True)) == {"one": 2, "two": 0}
@@ -116,7 +116,7 @@ def test_passage_that_is_judged_wrong_links_no_queries():
     rows = pd.DataFrame(
         [("sort it", "one", 1), ("shuffle it", "two", 1), ("shuffle it", "one", 0)],
         columns=["query", "passage", "relevance"],
-    )
+    ).assign(split=UNSPLIT)
     tables = build(rows, dev_share=0.3, test_share=0.3)
     assert query_groups(tables.passages, tables.queries, tables.judgments).nunique() == 2
 
@@ -256,3 +256,60 @@ def test_token_percentiles_are_lengths_that_occur():
         "words_p99": 10,
         "words_max": 10,
     }
+
+
+SPLIT_ROWS = [
+    ("sort it", "one", "test"),
+    ("sort them", "two", "train"),
+    ("plot it", "three", "train"),
+    ("close it", "three", UNSPLIT),
+    ("draw it", "four", "dev"),
+]
+
+
+def split_of(rows: list[tuple[str | None, str, str]], **shares: float) -> dict[str, str]:
+    """Queries and their splits."""
+    table = pd.DataFrame(rows, columns=["query", "passage", "split"], dtype="str").assign(relevance=1)
+    queries = build(table, dev_share=shares.get("dev", 0.4), test_share=shares.get("test", 0.4)).queries
+    return dict(zip(queries["text"], queries["split"], strict=True))
+
+
+def test_given_split_is_kept_and_an_unsplit_query_goes_with_its_group():
+    found = split_of(SPLIT_ROWS)
+    assert found == {
+        "sort it": "test",
+        "sort them": "train",
+        "plot it": "train",
+        "close it": "train",
+        "draw it": "dev",
+    }
+
+
+def test_query_given_to_two_splits_is_in_the_one_that_is_looked_at_latest():
+    assert split_of([*SPLIT_ROWS, ("Sort them", "two", "test")])["Sort them"] == "test"
+
+
+def test_split_that_no_source_gives_is_drawn_from_the_train_queries():
+    words = [chr(97 + first) + chr(97 + second) for first in range(20) for second in range(10)]
+    train = [(f"how to {word}", f"this is {word}", "train") for word in words]
+    found = split_of([("sort it", "one", "test"), *train], dev=0.3, test=0.3)
+    sizes = pd.Series(found).value_counts()
+    assert sizes["test"] == 1
+    assert 40 <= sizes["dev"] <= 80
+    assert sizes["train"] + sizes["dev"] == 200
+
+
+def test_passage_of_the_corpus_alone_is_kept_and_has_no_query():
+    rows, dropped = clean([Example("a", None, "in place"), Example("b", "sort it", "in place")], LIMITS)
+    assert not any(dropped.values())
+    assert rows["query"].isna().tolist() == [True, False]
+    tables = build(rows, dev_share=0.3, test_share=0.3)
+    assert tables.passages["text"].tolist() == ["in place"]
+    assert tables.queries["text"].tolist() == ["sort it"]
+    assert len(tables.judgments) == 1
+
+
+def test_unusable_passage_of_the_corpus_is_dropped_for_its_reason():
+    rows, dropped = clean([Example("a", None, "tiny"), Example("b", None, " ")], LIMITS)
+    assert rows.empty
+    assert (dropped["passage_short"], dropped["passage_empty"]) == (1, 1)

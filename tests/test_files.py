@@ -243,7 +243,7 @@ def test_files_are_found_by_name_and_by_pattern_once_each(raw, named, found):
     ["elsewhere/a.csv", "/data/raw/a.csv", "data/raw/../a.csv", "data/raw", "data/raw/../../secret.csv", "~/a.csv"],
 )
 def test_file_outside_the_watched_folder_is_refused(raw, name):
-    with pytest.raises(UserError, match=r"is not a file in data/raw/; move it there"):
+    with pytest.raises(UserError, match=r"is not in data/raw/; move it there"):
         files.find([name])
 
 
@@ -251,3 +251,31 @@ def test_file_outside_the_watched_folder_is_refused(raw, name):
 def test_name_of_no_file_is_refused(raw, name):
     with pytest.raises(UserError, match=r"names no file; `dvc checkout` or `dvc pull` brings"):
         files.find([name])
+
+
+@pytest.mark.parametrize(("ending", "delimiter"), [("csv", ","), ("tsv", "\t")])
+def test_header_names_the_columns_of_a_file_without_one(write, ending, delimiter):
+    path = write(f"a.{ending}", f"How?{delimiter}So.\nWhy?{delimiter}No.\n".encode())
+    table = files.read(path, WANTED, ["question", "answer"])
+    assert list(table.names) == WANTED
+    assert [dict(row) for row in table.rows] == [
+        {"question": "How?", "answer": "So."},
+        {"question": "Why?", "answer": "No."},
+    ]
+
+
+def test_header_that_does_not_fit_the_rows_is_refused(write):
+    path = write("a.csv", b"How?,So.,7\n")
+    with pytest.raises(UserError, match=r"a\.csv: line 1: 3 cells, but `header` in params\.yaml names 2 columns"):
+        list(files.read(path, WANTED, WANTED).rows)
+
+
+def test_header_that_names_a_column_twice_is_refused(write):
+    with pytest.raises(UserError, match=r"a\.csv: `header` in params\.yaml names the column 'question' twice"):
+        files.read(write("a.csv", b"How?,So.\n"), WANTED, ["question", "question"])
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_header_of_a_format_that_names_its_columns_is_refused(write, name):
+    with pytest.raises(UserError, match="names its columns itself; take `header` away"):
+        files.read(write(name, CONTENT[name]), WANTED, WANTED)

@@ -102,11 +102,11 @@ def test_value_that_is_not_allowed_is_named_with_what_is(tmp_path: Path, key: st
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ({}, "sources.mine: must have one of the keys packages, files, which tells what it is"),
-        ("numpy", "sources.mine: must have one of the keys packages, files, which tells what it is"),
+        ({}, "sources.mine: must have one of the keys packages, files, corpus, beir, which tells what it is"),
+        ("numpy", "sources.mine: must have one of the keys packages, files, corpus, beir, which tells what it is"),
         (
             {"packages": ["numpy"], "files": "data/raw/a.csv"},
-            "sources.mine: must have one of the keys packages, files, which tells what it is",
+            "sources.mine: must have one of the keys packages, files, corpus, beir, which tells what it is",
         ),
         ({"packages": []}, "sources.mine.packages: [] is not allowed: it should have at least 1 item"),
         ({"packages": "numpy"}, "sources.mine.packages: 'numpy' is not allowed: it should be a valid list"),
@@ -122,6 +122,23 @@ def test_value_that_is_not_allowed_is_named_with_what_is(tmp_path: Path, key: st
             {"files": "a.csv", "columns": {"query": "q"}},
             "sources.mine.columns: key 'passage' is missing; add it, as in docs/parameters.md",
         ),
+        (
+            {"files": {"valid": "a.csv"}, "columns": {"query": "q", "passage": "p"}},
+            "sources.mine.files.valid: 'valid' is not allowed: it should be 'unsplit', 'train', 'dev' or 'test'",
+        ),
+        (
+            {"files": {"test": []}, "columns": {"query": "q", "passage": "p"}},
+            "sources.mine.files.test: [] is not allowed: it should have at least 1 item",
+        ),
+        (
+            {"corpus": {"files": "a.csv", "columns": {"id": "i", "txt": "t"}}, "queries": {}, "judgments": {}},
+            "sources.mine.corpus.columns: unknown key 'txt'; did you mean 'text'?",
+        ),
+        (
+            {"corpus": {"files": "a.csv", "columns": {"id": "i", "text": "t"}}, "judgments": {}},
+            "sources.mine: key 'queries' is missing; add it, as in docs/parameters.md",
+        ),
+        ({"beir": ["data/raw/scifact"]}, "sources.mine.beir: ['data/raw/scifact'] is not allowed: it should be a"),
         ({"files": 3, "columns": {"query": "q", "passage": "p"}}, "sources.mine.files: 3 is not allowed: it should be"),
     ],
 )
@@ -133,7 +150,7 @@ def test_files_of_a_source_are_one_or_several(tmp_path: Path):
     columns = {"query": "q", "passage": "p"}
     several = {"one": {"files": "a.csv", "columns": columns}, "two": {"files": ["b.csv", "c.csv"], "columns": columns}}
     found = load_params(changed(tmp_path, sources=several)).sources
-    assert [found["one"].files, found["two"].files] == [["a.csv"], ["b.csv", "c.csv"]]
+    assert [found["one"].files, found["two"].files] == [{"unsplit": ["a.csv"]}, {"unsplit": ["b.csv", "c.csv"]}]
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from reranker import leaks
 from reranker.dataset import Limits, build, clean
-from reranker.params import Columns, FileSource
+from reranker.params import BeirSource, Columns, FileSource
 from reranker.sources import reading
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
@@ -27,7 +28,7 @@ def test_file_is_read_to_its_last_row_and_becomes_tables(tmp_path, monkeypatch, 
     raw = Path("data/raw")
     raw.mkdir(parents=True)
     shutil.copy(DATA / name, raw)
-    source = FileSource(files=[str(raw / Path(name).name)], columns=columns)
+    source = FileSource(files={"unsplit": [str(raw / Path(name).name)]}, columns=columns)
     parts = list(reading.read(source))
     assert sum(len(part.examples) for part in parts) == rows
     assert parts[-1].share == 1
@@ -36,3 +37,20 @@ def test_file_is_read_to_its_last_row_and_becomes_tables(tmp_path, monkeypatch, 
     tables = build(kept, dev_share=0.1, test_share=0.1)
     assert len(tables.queries) > queries
     assert set(tables.queries["split"]) == {"train", "dev", "test"}
+
+
+def test_folder_of_beir_keeps_its_own_split(tmp_path, monkeypatch):
+    if not (DATA / "scifact").exists():
+        pytest.skip(f"{DATA.name}/scifact is not there")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(DATA / "scifact", "data/raw/scifact")
+    examples = [example for part in reading.read(BeirSource(beir="data/raw/scifact")) for example in part.examples]
+    rows, _ = clean(examples, Limits(1, 100, 1))
+    tables = build(rows, dev_share=0.1, test_share=0.1)
+    sizes = tables.queries["split"].value_counts()
+    assert len(tables.passages) == 5_183
+    assert sizes["test"] == 300
+    assert sizes["train"] + sizes["dev"] == 805  # of 809: two are in the test split as well, two have a twin
+    assert 40 < sizes["dev"] < 130
+    found = [leak.equal for leak in leaks.find(rows)]
+    assert (found.count(True), found.count(False)) == (2, 31)

@@ -255,13 +255,63 @@ def test_file_of_rows_becomes_the_tables(faq):
             "data/raw/faq.csv: row 1: column 'answer' holds 'Take the long saw by its handle",
         ),
         ("raw/faq.csv", "raw/faq.tsv", "params.yaml: 'data/raw/faq.tsv' names no file; `dvc checkout` or `dvc pull` "),
-        ("data/raw/faq.csv", "faq.csv", "params.yaml: 'faq.csv' is not a file in data/raw/; move it there, "),
-        ("{faq: ", "{faq: {}, more: ", "params.yaml: sources.faq: must have one of the keys packages, files, "),
+        ("data/raw/faq.csv", "faq.csv", "params.yaml: 'faq.csv' is not in data/raw/; move it there, "),
+        ("{faq: ", "{faq: {}, more: ", "params.yaml: sources.faq: must have one of the keys packages, files, corpus, "),
     ],
 )
 def test_source_that_does_not_fit_its_file_is_named_before_anything_is_written(faq, old, new, message):
     faq.set(old, new)
     assert faq.error("prepare").startswith(message)
+
+
+@pytest.fixture
+def beir(place: Place) -> Place:
+    """The text is a BEIR folder with a train and a test split of 60 and 20 queries."""
+    folder = place.path / "data" / "raw" / "tools"
+    (folder / "qrels").mkdir(parents=True)
+    kinds, things = ["long", "red", "old", "sharp", "heavy", "blunt", "wet", "dry"], ["saw", "drill", "plane", "rasp"]
+    tools = [f"{kind} {thing} of {maker}" for maker in ("iron", "oak", "horn") for thing in things for kind in kinds]
+    passages = [
+        {"_id": str(n), "title": tool, "text": "Take it by its handle and turn it."} for n, tool in enumerate(tools)
+    ]
+    queries = [{"_id": f"q{n}", "text": f"how to use a {tool}?"} for n, tool in enumerate(tools[:80])]
+    for name, rows in (("corpus", passages), ("queries", queries)):
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    for split, numbers in (("train", range(60)), ("test", range(60, 80))):
+        judged = "".join(f"q{n}\t{n}\t1\n" for n in numbers)
+        (folder / "qrels" / f"{split}.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judged}")
+    place.set("dev_share: 0.012 ", "dev_share: 0.2 ")
+    return named_sources(place, "{tools: {beir: data/raw/tools}}")
+
+
+def test_folder_of_beir_becomes_the_tables_with_its_own_test_split(beir):
+    assert "prepare: 96 passages, 80 queries (" in beir.run("prepare")
+    queries = pd.read_parquet(beir.path / "data" / "prepared" / "queries.parquet")
+    sizes = queries["split"].value_counts()
+    assert sizes["test"] == 20
+    assert sizes["dev"] + sizes["train"] == 60
+    assert sizes["dev"] > 3
+
+
+def test_query_in_two_splits_stops_unless_it_is_allowed(beir):
+    path = beir.path / "data" / "raw" / "tools" / "qrels" / "test.tsv"
+    path.write_text(f"{path.read_text()}q3\t3\t1\n")
+    line = beir.error("prepare")
+    assert line.startswith(
+        "params.yaml: sources: 1 queries of dev or test are also in an earlier split, such as 'how to "
+    )
+    assert line.endswith("; take them out, or set allow_leakage: true")
+    beir.set("allow_leakage: false ", "allow_leakage: true ")
+    told = beir.run("prepare")
+    assert told.startswith("prepare: 1 queries of dev or test are also in an earlier split, such as ")
+    figures = json.loads((beir.path / "metrics" / "prepare.json").read_text())
+    assert (figures["leaked_equal_queries"], figures["leaked_near_queries"]) == (1, 0)
+    assert figures["queries_test"] == 21
+
+
+def test_columns_that_nobody_uses_are_told(faq):
+    faq.set(", label: good", "")
+    assert faq.run("prepare").startswith("prepare: faq: unused columns: good\n")
 
 
 def test_cleaning_that_leaves_nothing_says_what_was_dropped(small):

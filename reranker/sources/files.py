@@ -56,6 +56,21 @@ class Table(NamedTuple):
     """How much of the file is read by now, 0 to 1."""
 
 
+def inside_raw(named: str) -> Path:
+    """The path, which must lead to something under data/raw.
+
+    Raises:
+        UserError: it leads elsewhere.
+    """
+    parts = Path(named).parts
+    if parts[: len(RAW.parts)] != RAW.parts or len(parts) == len(RAW.parts) or ".." in parts:
+        raise UserError(
+            f"params.yaml: '{named}' is not in {RAW}/; move it there, where DVC sees its changes "
+            "(`dvc add`, `dvc import-url`)"
+        )
+    return Path(named)
+
+
 def find(named: Sequence[str]) -> list[Path]:
     """The files that paths or patterns such as `data/raw/*.csv` name; each once, in that order.
 
@@ -64,21 +79,15 @@ def find(named: Sequence[str]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for pattern in named:
-        parts = Path(pattern).parts
-        if parts[: len(RAW.parts)] != RAW.parts or len(parts) == len(RAW.parts) or ".." in parts:
-            raise UserError(
-                f"params.yaml: '{pattern}' is not a file in {RAW}/; move it there, where DVC sees its changes "
-                "(`dvc add`, `dvc import-url`)"
-            )
-        inside = Path(*parts[len(RAW.parts) :])
-        matches = [RAW / inside] if (RAW / inside).exists() else sorted(RAW.glob(str(inside)))
+        path = inside_raw(pattern)
+        matches = [path] if path.exists() else sorted(RAW.glob(str(path.relative_to(RAW))))
         if not matches:
             raise UserError(f"params.yaml: '{pattern}' names no file; `dvc checkout` or `dvc pull` brings tracked ones")
         found |= dict.fromkeys(matches)
     return list(found)
 
 
-def read(path: Path, wanted: Sequence[str]) -> Table:
+def read(path: Path, wanted: Sequence[str], header: Sequence[str] | None = None) -> Table:
     """Open a file by its ending: .csv, .tsv, .json, .jsonl, .ndjson (these also with .gz or .zst), .parquet, .arrow.
 
     A folder is one that `datasets.save_to_disk` wrote. CSV and TSV begin with a line of names; .json is a list of
@@ -87,23 +96,32 @@ def read(path: Path, wanted: Sequence[str]) -> Table:
     Args:
         path: of the file.
         wanted: columns that are needed; a columnar format reads no other.
+        header: names of the columns of a CSV or TSV file whose first line is a row already.
 
     Raises:
         UserError: the ending is unknown, the content is something else, damaged or not UTF-8, or a compressed file
             expands beyond `MAX_EXPANSION`; also while the rows are read.
     """
+    ending = "" if path.is_dir() else _ending(path)
+    if header is not None and ending not in DELIMITED:
+        raise UserError(f"{path}: names its columns itself; take `header` away, which is for CSV and TSV files")
     if path.is_dir():
         return _arrow_dataset(path, wanted)
-    endings = path.suffixes
-    codec = COMPRESSED.get(endings[-1].lower()) if endings else None
-    ending = (endings[:-1] if codec else endings)[-1:]
-    reader = READERS.get(ending[0].lower()) if ending else None
-    if reader is None or (codec and reader in COLUMNAR):
-        raise UserError(
-            f"{path}: unknown ending; {', '.join(READERS)} are read, the text formats also with {', '.join(COMPRESSED)}"
-        )
-    _check_magic(path, codec or COLUMNAR.get(reader, ""))
-    return reader(path, wanted)
+    if ending in DELIMITED:
+        return _delimited(path, DELIMITED[ending], header)
+    return READERS[ending](path, wanted)
+
+
+def _ending(path: Path) -> str:
+    """The ending that tells the format, checked against how the file begins."""
+    endings = [ending.lower() for ending in path.suffixes]
+    codec = COMPRESSED.get(endings[-1]) if endings else None
+    ending = "".join((endings[:-1] if codec else endings)[-1:])
+    if ending not in TEXTS | READERS.keys() or (codec and ending not in TEXTS):
+        known = ", ".join([*DELIMITED, *READERS])
+        raise UserError(f"{path}: unknown ending; {known} are read, the text formats also with {', '.join(COMPRESSED)}")
+    _check_magic(path, codec or ("" if ending in TEXTS else ending.removeprefix(".").capitalize()))
+    return ending
 
 
 def _check_magic(path: Path, kind: str) -> None:
@@ -189,17 +207,21 @@ class _Stream:
             ) from None
 
 
-def _delimited(path: Path, delimiter: str) -> Table:
+def _delimited(path: Path, delimiter: str, header: Sequence[str] | None) -> Table:
     csv.field_size_limit(MAX_LINE)
     stream = _Stream(path)
     cells = csv.reader(stream.lines(), delimiter=delimiter, strict=True)
-    with _failing(path):
-        names = next(cells, [])
+    namer = "the first line"
+    if header is None:
+        with _failing(path):
+            names: Sequence[str] = next(cells, [])
+    else:
+        names, namer = header, "`header` in params.yaml"
     if not any(names):
         raise UserError(f"{path}: the first line must name the columns; it is empty")
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"{path}: the first line names the column '{name}' twice")
+            raise UserError(f"{path}: {namer} names the column '{name}' twice")
 
     def rows() -> Iterator[Row]:
         while True:
@@ -211,20 +233,12 @@ def _delimited(path: Path, delimiter: str) -> Table:
                 raise UserError(f"{path}: line {cells.line_num}: {error}; is a quotation mark missing?") from None
             if row and len(row) != len(names):
                 raise UserError(
-                    f"{path}: line {cells.line_num}: {len(row)} cells, but the first line names {len(names)} columns"
+                    f"{path}: line {cells.line_num}: {len(row)} cells, but {namer} names {len(names)} columns"
                 )
             if row:
                 yield dict(zip(names, row, strict=True))
 
     return Table(str(path), names, rows(), stream.share)
-
-
-def _csv(path: Path, wanted: Sequence[str]) -> Table:
-    return _delimited(path, ",")
-
-
-def _tsv(path: Path, wanted: Sequence[str]) -> Table:
-    return _delimited(path, "\t")
 
 
 def _json_lines(path: Path, wanted: Sequence[str]) -> Table:
@@ -317,14 +331,13 @@ def _columnar(path: Path, names: Sequence[str], batches: Iterable[Any], share: C
     return Table(str(path), names, rows(), lambda: done)
 
 
-Reader = Callable[[Path, Sequence[str]], Table]
-READERS: dict[str, Reader] = {
-    ".csv": _csv,
-    ".tsv": _tsv,
+READERS: dict[str, Callable[[Path, Sequence[str]], Table]] = {
     ".json": _json,
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".parquet": _parquet,
     ".arrow": _arrow,
 }
-COLUMNAR: dict[Reader, str] = {_parquet: "Parquet", _arrow: "Arrow"}
+DELIMITED = {".csv": ",", ".tsv": "\t"}
+TEXTS = {*DELIMITED, ".json", ".jsonl", ".ndjson"}
+"""Formats that may be packed."""

@@ -1,0 +1,71 @@
+"""What a cell may hold, and which columns a table must have."""
+
+import difflib
+from collections.abc import Sequence
+
+from reranker.errors import UserError
+from reranker.sources.files import Table
+
+
+def require(table: Table, names: Sequence[str]) -> list[str]:
+    """Check that the table has the columns.
+
+    Returns:
+        The other ones that it has.
+
+    Raises:
+        UserError: one is missing; the message lists those that are there and suggests the nearest.
+    """
+    for name in names:
+        if name not in table.names:
+            near = difflib.get_close_matches(name.casefold(), [known.casefold() for known in table.names], n=1)
+            meant = [known for known in table.names if [known.casefold()] == near]
+            guess = f"; did you mean '{meant[0]}'?" if meant else ""
+            raise UserError(f"{table.origin}: no column '{name}'; there are {', '.join(table.names)}{guess}")
+    return [name for name in table.names if name not in names]
+
+
+def text(cell: object, where: str, column: str) -> str:
+    """A text; an empty one for null.
+
+    Raises:
+        UserError: it is something else; `where` and `column` are named.
+    """
+    if cell is None:
+        return ""
+    if not isinstance(cell, str):
+        raise UserError(f"{where}: column '{column}' holds {_short(cell)}; a text is wanted")
+    return cell
+
+
+def identifier(cell: object, where: str, column: str) -> str:
+    """An id: a text, or a whole number, whose digits are taken.
+
+    Raises:
+        UserError: it is something else, or empty.
+    """
+    found = str(cell) if isinstance(cell, int) and not isinstance(cell, bool) else cell
+    if not isinstance(found, str) or not found:
+        raise UserError(f"{where}: column '{column}' holds {_short(cell)}; an id is wanted, a text or a whole number")
+    return found
+
+
+def relevance(cell: object, where: str, column: str) -> int:
+    """A relevance: a whole number from 0, also as a text.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        number = float(cell) if isinstance(cell, (str, int, float)) else -1.0
+    except (ValueError, OverflowError):
+        number = -1.0
+    if not (number.is_integer() and 0 <= number < 2**31):
+        wanted = "a whole number from 0 is wanted, above 0 for a right passage"
+        raise UserError(f"{where}: column '{column}' holds {_short(cell)}; {wanted}")
+    return int(number)
+
+
+def _short(cell: object) -> str:
+    shown = repr(cell)
+    return shown if len(shown) <= 40 else f"{shown[:37]}..."

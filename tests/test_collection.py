@@ -1,0 +1,154 @@
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from reranker.errors import UserError
+from reranker.params import BeirSource, CollectionSource
+from reranker.records import UNSPLIT, Example
+from reranker.sources import collection, reading
+
+CORPUS = [
+    {"_id": "1", "title": "Sorting", "text": "Sort it in place.", "metadata": {}},
+    {"_id": "2", "title": "", "text": "Close the file."},
+    {"_id": "3", "text": "Nobody asks for this."},
+]
+QUERIES = [{"_id": "q1", "text": "How to sort?"}, {"_id": "q2", "text": "How to close?"}, {"_id": "q3", "text": "Why?"}]
+
+
+def lines(rows: list[dict[str, object]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def judgments(*rows: str) -> bytes:
+    return "".join(f"{row}\n" for row in ("query-id corpus-id score", *rows)).replace(" ", "\t").encode()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small BEIR folder, data/raw/small, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    path = Path("data/raw/small")
+    (path / "qrels").mkdir(parents=True)
+    (path / "corpus.jsonl").write_bytes(lines(CORPUS))
+    (path / "queries.jsonl").write_bytes(lines(QUERIES))
+    (path / "qrels/train.tsv").write_bytes(judgments("q1 1 2", "q1 2 0"))
+    (path / "qrels/test.tsv").write_bytes(judgments("q2 2 1"))
+    return path
+
+
+def examples(source: BeirSource | CollectionSource) -> list[Example]:
+    return [example for part in reading.read(source) for example in part.examples]
+
+
+SMALL = BeirSource(beir="data/raw/small")
+
+
+def test_folder_gives_every_passage_and_every_judgment_with_its_split(folder: Path):
+    found = examples(SMALL)
+    assert [example[1:] for example in found if example.query is None] == [
+        (None, "Sorting Sort it in place.", 0, UNSPLIT),
+        (None, "Close the file.", 0, UNSPLIT),
+        (None, "Nobody asks for this.", 0, UNSPLIT),
+    ]
+    assert {example[1:] for example in found if example.query is not None} == {
+        ("How to sort?", "Sorting Sort it in place.", 2, "train"),
+        ("How to sort?", "Close the file.", 0, "train"),
+        ("How to close?", "Close the file.", 1, "test"),
+    }
+    assert "data/raw/small/qrels/test.tsv: row 1" in {example.origin for example in found}
+
+
+def test_parts_say_how_far_the_corpus_is_read_and_which_columns_nobody_uses(folder: Path, monkeypatch):
+    monkeypatch.setattr(collection, "ROWS", 2)
+    parts = list(reading.read(SMALL))
+    assert len(parts) == 2
+    assert parts[-1].share == 1
+    assert parts[0].unused == ["metadata"]
+
+
+def test_packed_files_are_found(folder: Path):
+    plain = examples(SMALL)
+    for name in ("corpus", "queries"):
+        path = folder / f"{name}.jsonl"
+        path.with_suffix(".jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    assert [example[1:] for example in examples(SMALL)] == [example[1:] for example in plain]
+
+
+def test_collection_of_other_formats_gives_the_same(folder: Path):
+    raw = Path("data/raw")
+    (raw / "corpus.csv").write_text(
+        "key,body\n1,Sorting Sort it in place.\n2,Close the file.\n3,Nobody asks for this.\n"
+    )
+    (raw / "queries.json").write_bytes(json.dumps(QUERIES).encode())
+    (raw / "qrels.txt.tsv").write_text("q1\t0\t1\t2\nq1\t0\t2\t0\nq2\t0\t2\t1\n")
+    source = CollectionSource.model_validate(
+        {
+            "corpus": {"files": "data/raw/corpus.csv", "columns": {"id": "key", "text": "body"}},
+            "queries": {"files": "data/raw/queries.json", "columns": {"id": "_id", "text": "text"}},
+            "judgments": {
+                "files": "data/raw/qrels.txt.tsv",
+                "header": ["query", "iteration", "passage", "grade"],
+                "columns": {"query": "query", "passage": "passage", "label": "grade"},
+            },
+        }
+    )
+    assert [example[1:4] for example in examples(source)] == [example[1:4] for example in examples(SMALL)]
+    assert {example.split for example in examples(source)} == {UNSPLIT}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "corpus.jsonl",
+            lines([*CORPUS, CORPUS[0]]),
+            "corpus.jsonl: row 4: the id '1' stands there for the second time",
+        ),
+        ("queries.jsonl", lines(QUERIES[:1] * 2), "queries.jsonl: row 2: the id 'q1' stands there for the second time"),
+        ("queries.jsonl", lines(QUERIES[1:]), "qrels/train.tsv: row 1: the queries have none with the id 'q1'"),
+        ("corpus.jsonl", lines(CORPUS[:1]), "qrels/train.tsv: row 2: the corpus has no passage with the id '2'"),
+        (
+            "corpus.jsonl",
+            lines([{"id": "1", "text": ""}]),
+            "corpus.jsonl: no column '_id'; there are id, text; did you mean",
+        ),
+        (
+            "corpus.jsonl",
+            lines([{"_id": None, "title": "", "text": ""}]),
+            "corpus.jsonl: row 1: column '_id' holds None",
+        ),
+        ("corpus.jsonl", lines([{"_id": "1", "title": 3, "text": ""}]), "corpus.jsonl: row 1: column 'title' holds 3"),
+        ("queries.jsonl", lines([{"_id": "q1", "text": []}]), "queries.jsonl: row 1: column 'text' holds []"),
+        ("qrels/test.tsv", judgments("q2 2 high"), "qrels/test.tsv: row 1: column 'score' holds 'high'"),
+        ("qrels/test.tsv", judgments("q2 2"), "qrels/test.tsv: line 2: 2 cells, but the first line names 3 columns"),
+    ],
+)
+def test_problem_is_said_with_the_file_and_the_row(folder: Path, name: str, content: bytes, message: str):
+    (folder / name).write_bytes(content)
+    with pytest.raises(UserError) as problem:
+        examples(SMALL)
+    assert str(problem.value).startswith(f"data/raw/small/{message}")
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        (["corpus.jsonl"], "data/raw/small: no corpus.jsonl, plain or as .gz or .zst"),
+        (["qrels/train.tsv", "qrels/test.tsv"], "data/raw/small/qrels: no train.tsv, dev.tsv or test.tsv"),
+    ],
+)
+def test_folder_that_is_none_of_beir_is_refused(folder: Path, missing: list[str], message: str):
+    for name in missing:
+        (folder / name).unlink()
+    with pytest.raises(UserError) as problem:
+        examples(SMALL)
+    assert str(problem.value).startswith(message)
+
+
+@pytest.mark.parametrize("name", ["data/raw/../small", "data/raw/small/../../../secret", "/data/raw/small", "data/raw"])
+def test_folder_outside_the_watched_one_is_refused(folder: Path, name: str):
+    with pytest.raises(UserError, match="is not in data/raw/; move it there"):
+        examples(BeirSource(beir=name))
