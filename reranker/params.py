@@ -66,12 +66,10 @@ class QueryColumns(ColumnNames):
 
 Files = Annotated[list[Name], Field(min_length=1), BeforeValidator(lambda one: [one] if isinstance(one, str) else one)]
 """Paths or patterns; one may stand alone."""
-SplitFiles = Annotated[
-    dict[Literal["unsplit", "train", "dev", "test"], Files],
-    Field(min_length=1),
-    BeforeValidator(lambda files: files if isinstance(files, dict) else {"unsplit": files}),
-]
-"""The files of each split; those that stand alone are split by prepare."""
+Given = Literal["unsplit", "train", "dev", "test"]
+Alone = BeforeValidator(lambda value: value if isinstance(value, dict) else {"unsplit": value})
+"""What stands without a split is split by prepare."""
+SplitFiles = Annotated[dict[Given, Files], Field(min_length=1), Alone]
 Header = Annotated[list[Name], Field(min_length=1)] | None
 """Names of the columns of CSV and TSV files without a first line of names."""
 
@@ -122,12 +120,24 @@ class BeirSource(Section):
     beir: Name
 
 
-Source = PackageSource | FileSource | CollectionSource | BeirSource
+class HubSource(Section):
+    """Rows of a data set of the Hugging Face Hub; `split` has the data set's own names of the splits."""
+
+    hub: Name
+    config: Name | None = None
+    split: Annotated[dict[Given, Name], Field(min_length=1), Alone]
+    revision: Name | None = None
+    limit: Count | None = None
+    columns: Columns
+
+
+Source = PackageSource | FileSource | CollectionSource | BeirSource | HubSource
 KINDS: dict[str, type[Section]] = {
     "packages": PackageSource,
     "files": FileSource,
     "corpus": CollectionSource,
     "beir": BeirSource,
+    "hub": HubSource,
 }
 """The key that tells what a source is."""
 
@@ -143,7 +153,8 @@ AnySource = Annotated[
     Annotated[PackageSource, Tag("packages")]
     | Annotated[FileSource, Tag("files")]
     | Annotated[CollectionSource, Tag("corpus")]
-    | Annotated[BeirSource, Tag("beir")],
+    | Annotated[BeirSource, Tag("beir")]
+    | Annotated[HubSource, Tag("hub")],
     Discriminator(_kind),
 ]
 

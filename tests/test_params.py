@@ -102,11 +102,11 @@ def test_value_that_is_not_allowed_is_named_with_what_is(tmp_path: Path, key: st
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ({}, "sources.mine: must have one of the keys packages, files, corpus, beir, which tells what it is"),
-        ("numpy", "sources.mine: must have one of the keys packages, files, corpus, beir, which tells what it is"),
+        ({}, "sources.mine: must have one of the keys packages, files, corpus, beir, hub, which tells what it is"),
+        ("numpy", "sources.mine: must have one of the keys packages, files, corpus, beir, hub, which tells what it is"),
         (
             {"packages": ["numpy"], "files": "data/raw/a.csv"},
-            "sources.mine: must have one of the keys packages, files, corpus, beir, which tells what it is",
+            "sources.mine: must have one of the keys packages, files, corpus, beir, hub, which tells what it is",
         ),
         ({"packages": []}, "sources.mine.packages: [] is not allowed: it should have at least 1 item"),
         ({"packages": "numpy"}, "sources.mine.packages: 'numpy' is not allowed: it should be a valid list"),
@@ -139,6 +139,14 @@ def test_value_that_is_not_allowed_is_named_with_what_is(tmp_path: Path, key: st
             "sources.mine: key 'queries' is missing; add it, as in docs/parameters.md",
         ),
         ({"beir": ["data/raw/scifact"]}, "sources.mine.beir: ['data/raw/scifact'] is not allowed: it should be a"),
+        (
+            {"hub": "a/b", "split": {"valid": "x"}, "columns": {"query": "q", "passage": "p"}},
+            "sources.mine.split.valid: 'valid' is not allowed: it should be 'unsplit', 'train', 'dev' or 'test'",
+        ),
+        (
+            {"hub": "a/b", "split": "train", "limit": 0, "columns": {"query": "q", "passage": "p"}},
+            "sources.mine.limit: 0 is not allowed: it should be greater than or equal to 1",
+        ),
         ({"files": 3, "columns": {"query": "q", "passage": "p"}}, "sources.mine.files: 3 is not allowed: it should be"),
     ],
 )
