@@ -103,7 +103,7 @@ def test_folder_of_csv_files_is_read_like_the_others(tmp_path: Path, monkeypatch
 
 def test_empty_file_is_one_line(folder: Path):
     (folder / "train.jsonl").write_text("")
-    with pytest.raises(UserError, match="^data/raw/tools: could not be read: a file of it holds no rows$"):
+    with pytest.raises(UserError, match=r"^data/raw/tools: could not be read: a file of it holds no rows$"):
         examples()
 
 
