@@ -21,6 +21,8 @@ from tokenizers import Tokenizer
 from reranker.records import SPLITS, UNSPLIT, Example, Tables
 
 GIVEN = (UNSPLIT, *SPLITS)
+SHOWN = 100
+"""Dropped rows of each reason that are kept to look at."""
 
 
 class Limits(NamedTuple):
@@ -31,18 +33,25 @@ class Limits(NamedTuple):
     min_passage_chars: int
 
 
-def clean(examples: Iterable[Example], limits: Limits) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Usable examples, and how many were dropped for which reason.
+class Cleaned(NamedTuple):
+    """What cleaning keeps, and what it drops."""
 
-    White space at the ends goes, a query becomes one line, and each example that is refused is counted
-    under the first reason that applies. Nothing is lost unseen: kept rows and counts add up to the input.
+    rows: pd.DataFrame
+    """Columns query (null for a passage of the corpus alone), passage, relevance and split, in the input's order."""
+    dropped: dict[str, int]
+    """Rows by the reason for which they were dropped."""
+    examples: pd.DataFrame
+    """Columns reason, origin, query and passage: the first `SHOWN` dropped rows of each reason."""
 
-    Returns:
-        A table with the columns query (null for a passage of the corpus alone), passage, relevance and split in the
-        input's order, and counts by reason. Of rows with the same texts and split the first is kept, with the highest
-        relevance of them.
+
+def clean(examples: Iterable[Example], limits: Limits) -> Cleaned:
+    """Drop examples that cannot be used.
+
+    White space is collapsed in queries and cut off around passages. Each dropped row is counted once,
+    under the first reason that applies. Nothing is lost unseen: kept rows and counts add up to the input. Of rows with
+    the same texts and split the first is kept, with the highest relevance of them.
     """
-    reasons = dict.fromkeys(
+    dropped = dict.fromkeys(
         (
             "query_empty",
             "passage_empty",
@@ -55,25 +64,35 @@ def clean(examples: Iterable[Example], limits: Limits) -> tuple[pd.DataFrame, di
         ),
         0,
     )
-    kept: dict[tuple[str | None, str, str], int] = {}
+    shown: list[tuple[str | None, ...]] = []
+
+    def drop(reason: str, origin: str, query: str | None, passage: str) -> None:
+        dropped[reason] += 1
+        if dropped[reason] <= SHOWN:
+            shown.append((reason, *map(_writable, (origin, query, passage))))
+
+    kept: dict[tuple[str | None, str, str], tuple[int, str]] = {}
     for example in examples:
         query = None if example.query is None else " ".join(example.query.split())
         row = query, example.passage.strip(), example.split
+        relevance, origin = example.relevance, example.origin
         if reason := _refusal(*row[:2], limits):
-            reasons[reason] += 1
+            drop(reason, origin, *row[:2])
             continue
         if row in kept:
-            reasons["same_row"] += 1
-        kept[row] = max(example.relevance, kept.get(row, 0))
-    answered = {query.casefold() for (query, _, _), relevance in kept.items() if query is not None and relevance}
-    rows = [
-        (query, passage, relevance, split)
-        for (query, passage, split), relevance in kept.items()
-        if query is None or query.casefold() in answered
-    ]
-    reasons["query_without_right_passage"] = len(kept) - len(rows)
+            drop("same_row", origin, *row[:2])
+            relevance, origin = max(relevance, kept[row][0]), kept[row][1]
+        kept[row] = relevance, origin
+    answered = {query.casefold() for (query, *_), (relevance, _) in kept.items() if query is not None and relevance}
+    rows = []
+    for (query, passage, split), (relevance, origin) in kept.items():
+        if query is None or query.casefold() in answered:
+            rows.append((query, passage, relevance, split))
+        else:
+            drop("query_without_right_passage", origin, query, passage)
     table = pd.DataFrame(rows, columns=["query", "passage", "relevance", "split"])
-    return table.astype({"query": "str", "passage": "str", "relevance": "int64", "split": "str"}), reasons
+    table = table.astype({"query": "str", "passage": "str", "relevance": "int64", "split": "str"})
+    return Cleaned(table, dropped, pd.DataFrame(shown, columns=["reason", "origin", "query", "passage"], dtype="str"))
 
 
 def _refusal(query: str | None, passage: str, limits: Limits) -> str | None:
@@ -89,6 +108,11 @@ def _refusal(query: str | None, passage: str, limits: Limits) -> str | None:
     if words is not None and words > limits.max_query_words:
         return "query_long"
     return "passage_short" if len(passage) < limits.min_passage_chars else None
+
+
+def _writable(text: str | None) -> str | None:
+    """The text with question marks in the place of lone surrogates, which no file can hold."""
+    return None if text is None else text.encode(errors="replace").decode()
 
 
 def _is_unicode(text: str) -> bool:

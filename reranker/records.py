@@ -27,6 +27,7 @@ class Paths:
     passages: Path = Path("data/prepared/passages.parquet")
     queries: Path = Path("data/prepared/queries.parquet")
     judgments: Path = Path("data/prepared/judgments.parquet")
+    dropped: Path = Path("data/prepared/dropped.parquet")
     candidates: Path = Path("data/mined/candidates.parquet")
     negatives: Path = Path("data/mined/negatives.parquet")
     scored: Path = Path("data/scored")
@@ -87,6 +88,7 @@ PRODUCER = {
     PATHS.passages: "prepare",
     PATHS.queries: "prepare",
     PATHS.judgments: "prepare",
+    PATHS.dropped: "prepare",
     PATHS.candidates: "mine",
     PATHS.negatives: "mine",
     PATHS.biencoder: "warm",

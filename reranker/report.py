@@ -16,6 +16,8 @@ from reranker.figures import DARK, LIGHT, Picture
 from reranker.tables import comparison_rows, count, headline, result_rows
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
+SHOWN_ORIGINS = 3
+"""Dropped rows that are named for each reason."""
 
 
 class Numbers(NamedTuple):
@@ -26,6 +28,8 @@ class Numbers(NamedTuple):
     evaluation: Mapping[str, float]
     """evaluate.json."""
     prepare: Mapping[str, object]
+    dropped: pd.DataFrame
+    """Some of the dropped rows; columns reason and origin."""
     mine: Mapping[str, object]
     train: Mapping[str, object]
 
@@ -35,6 +39,15 @@ class Fact(NamedTuple):
 
     label: str
     value: str
+
+
+class DropRow(NamedTuple):
+    """A reason for which rows are dropped."""
+
+    reason: str
+    rows: str
+    origins: str
+    """The first few of them."""
 
 
 class TokenRow(NamedTuple):
@@ -75,7 +88,7 @@ def page(numbers: Numbers, pictures: Mapping[str, Picture]) -> str:
         comparisons=comparison_rows(numbers.systems, numbers.evaluation),
         figures={name: _inline(picture, name) for name, picture in pictures.items()},
         counts=_facts(counts),
-        dropped=_facts(numbers.prepare, "dropped_"),
+        dropped=_drop_rows(numbers.prepare, numbers.dropped),
         tokens=_token_rows(numbers.prepare),
         mined=_facts(mined),
         refused=_facts(numbers.mine, "refused_"),
@@ -99,6 +112,13 @@ def _inline(picture: Picture, name: str) -> Markup:
 def _facts(values: Mapping[str, object], prefix: str = "") -> list[Fact]:
     chosen = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
     return [Fact(_words(key), _shown(value)) for key, value in chosen.items()]
+
+
+def _drop_rows(prepare: Mapping[str, object], dropped: pd.DataFrame) -> list[DropRow]:
+    origins = dropped.groupby("reason")["origin"]
+    first = {reason: ", ".join(of_reason.head(SHOWN_ORIGINS)) for reason, of_reason in origins}
+    reasons = {key.removeprefix("dropped_"): value for key, value in prepare.items() if key.startswith("dropped_")}
+    return [DropRow(_words(reason), _shown(value), first.get(reason, "")) for reason, value in reasons.items()]
 
 
 def _token_rows(prepare: Mapping[str, object]) -> list[TokenRow]:

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> str:
         if unused:
             print(f"prepare: {name}: unused columns: {', '.join(unused)}")
     limits = dataset.Limits(params.min_query_words, params.max_query_words, params.min_passage_chars)
-    rows, dropped = dataset.clean(examples, limits)
+    rows, dropped, dropped_rows = dataset.clean(examples, limits)
     if rows.empty:
         reasons = ", ".join(f"{number:,} as {reason}" for reason, number in dropped.items() if number)
         raise UserError(
@@ -59,6 +59,7 @@ def main(arguments: Sequence[str]) -> str:
     write_table(tables.passages, PATHS.passages)
     write_table(tables.queries, PATHS.queries)
     write_table(tables.judgments, PATHS.judgments)
+    write_table(dropped_rows, PATHS.dropped)
     write_json(
         {
             "rows": len(examples),

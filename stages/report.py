@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from reranker import figures, report, tables
 from reranker.errors import UserError
 from reranker.progress import run_stage
-from reranker.records import PATHS, read_csv, read_json, record_time, write_bytes, write_text
+from reranker.records import PATHS, read_csv, read_json, read_table, record_time, write_bytes, write_text
 
 
 def main(arguments: Sequence[str]) -> str:
@@ -31,6 +31,7 @@ def main(arguments: Sequence[str]) -> str:
         systems=systems,
         evaluation=evaluation,
         prepare=read_json(PATHS.metrics / "prepare.json"),
+        dropped=read_table(PATHS.dropped, ["reason", "origin"]),
         mine=read_json(PATHS.metrics / "mine.json"),
         train=read_json(PATHS.metrics / "train.json"),
     )

@@ -10,6 +10,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from reranker.dataset import (
+    SHOWN,
     Limits,
     Tables,
     assign_splits,
@@ -66,19 +67,33 @@ def linked_components(pairs: list[tuple[str, str]]) -> list[set[str]]:
     ],
 )
 def test_unusable_row_is_dropped_for_its_reason(query: str, passage: str, reason: str):
-    rows, dropped = clean([Example("here", query, passage)], LIMITS)
+    rows, dropped, _ = clean([Example("here", query, passage)], LIMITS)
     assert rows.empty
     assert {name: number for name, number in dropped.items() if number} == {reason: 1}
 
 
+def test_first_dropped_rows_of_each_reason_are_kept_to_look_at():
+    examples = [Example(f"row {number}", "sort", "long enough") for number in range(SHOWN + 20)]
+    examples += [Example("empty", "sort it", " "), Example("wrong", "sort  it", "not in place", 0)]
+    _, dropped, shown = clean(examples, LIMITS)
+    assert dropped["query_short"] == SHOWN + 20
+    assert shown["origin"].tolist() == [f"row {number}" for number in range(SHOWN)] + ["empty", "wrong"]
+    assert shown.iloc[-1].to_dict() == {
+        "reason": "query_without_right_passage",
+        "origin": "wrong",
+        "query": "sort it",
+        "passage": "not in place",
+    }
+
+
 def test_lengths_at_the_limits_are_kept():
-    rows, dropped = clean([Example("a", "two words", "12345"), Example("b", "now four words here", "12345")], LIMITS)
+    rows, dropped, _ = clean([Example("a", "two words", "12345"), Example("b", "now four words here", "12345")], LIMITS)
     assert len(rows) == 2
     assert not any(dropped.values())
 
 
 def test_white_space_is_normalised_and_a_repeated_row_dropped():
-    rows, dropped = clean([Example("a", " sort\n it ", " in place\n"), Example("b", "sort it", "in place")], LIMITS)
+    rows, dropped, _ = clean([Example("a", " sort\n it ", " in place\n"), Example("b", "sort it", "in place")], LIMITS)
     assert rows.to_dict("records") == [{"query": "sort it", "passage": "in place", "relevance": 1, "split": UNSPLIT}]
     assert dropped["same_row"] == 1
 
@@ -86,7 +101,7 @@ def test_white_space_is_normalised_and_a_repeated_row_dropped():
 def test_of_two_judgments_of_one_row_the_higher_is_kept():
     examples = [Example("a", "sort it", "in place", 0), Example("b", "sort it", "in place", 2)]
     for order in (examples, examples[::-1]):
-        rows, dropped = clean(order, LIMITS)
+        rows, dropped, _ = clean(order, LIMITS)
         assert rows["relevance"].tolist() == [2]
         assert dropped["same_row"] == 1
 
@@ -98,7 +113,7 @@ def test_rows_of_a_query_without_a_right_passage_are_dropped():
         Example("c", "shuffle it", "in place", 0),
         Example("d", "shuffle it", "or not", 0),
     ]
-    rows, dropped = clean(examples, LIMITS)
+    rows, dropped, _ = clean(examples, LIMITS)
     assert rows["query"].tolist() == ["sort it", "Sort it"]
     assert {name: number for name, number in dropped.items() if number} == {"query_without_right_passage": 2}
 
@@ -124,7 +139,7 @@ def test_passage_that_is_judged_wrong_links_no_queries():
 @quick
 @given(st.lists(st.tuples(st.text(max_size=25), st.text(max_size=12))))
 def test_every_row_is_kept_or_counted(pairs: list[tuple[str, str]]):
-    rows, dropped = clean([Example("here", *pair) for pair in pairs], LIMITS)
+    rows, dropped, _ = clean([Example("here", *pair) for pair in pairs], LIMITS)
     assert len(rows) + sum(dropped.values()) == len(pairs)
     assert not rows.duplicated(["query", "passage"]).any()
 
@@ -300,7 +315,7 @@ def test_split_that_no_source_gives_is_drawn_from_the_train_queries():
 
 
 def test_passage_of_the_corpus_alone_is_kept_and_has_no_query():
-    rows, dropped = clean([Example("a", None, "in place"), Example("b", "sort it", "in place")], LIMITS)
+    rows, dropped, _ = clean([Example("a", None, "in place"), Example("b", "sort it", "in place")], LIMITS)
     assert not any(dropped.values())
     assert rows["query"].isna().tolist() == [True, False]
     tables = build(rows, dev_share=0.3, test_share=0.3)
@@ -310,6 +325,6 @@ def test_passage_of_the_corpus_alone_is_kept_and_has_no_query():
 
 
 def test_unusable_passage_of_the_corpus_is_dropped_for_its_reason():
-    rows, dropped = clean([Example("a", None, "tiny"), Example("b", None, " ")], LIMITS)
+    rows, dropped, _ = clean([Example("a", None, "tiny"), Example("b", None, " ")], LIMITS)
     assert rows.empty
     assert (dropped["passage_short"], dropped["passage_empty"]) == (1, 1)

@@ -32,7 +32,7 @@ def test_file_is_read_to_its_last_row_and_becomes_tables(tmp_path, monkeypatch, 
     parts = list(reading.read(source))
     assert sum(len(part.examples) for part in parts) == rows
     assert parts[-1].share == 1
-    kept, dropped = clean((example for part in parts for example in part.examples), Limits(1, 100, 1))
+    kept, dropped, _ = clean((example for part in parts for example in part.examples), Limits(1, 100, 1))
     assert len(kept) + sum(dropped.values()) == rows
     tables = build(kept, dev_share=0.1, test_share=0.1)
     assert len(tables.queries) > queries
@@ -45,7 +45,7 @@ def test_folder_of_beir_keeps_its_own_split(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(DATA / "scifact", "data/raw/scifact")
     examples = [example for part in reading.read(BeirSource(beir="data/raw/scifact")) for example in part.examples]
-    rows, _ = clean(examples, Limits(1, 100, 1))
+    rows, *_ = clean(examples, Limits(1, 100, 1))
     tables = build(rows, dev_share=0.1, test_share=0.1)
     sizes = tables.queries["split"].value_counts()
     assert len(tables.passages) == 5_183

@@ -1,6 +1,7 @@
 """The report shows the numbers that it is given, rounded, escaped and the same every time."""
 
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -40,6 +41,7 @@ EVALUATION = {
 PREPARE = {
     "rows": 48211,
     "dropped_query_short": 17,
+    "dropped_passage_empty": 0,
     **{f"{kind}_tokens_{key}": 9 for kind in ("query", "passage") for key in ("p50", "p90", "p99", "max")},
 }
 MINE = {"ndcg@10": 0.5, "negatives": 100, "refused_near_duplicate": 23}
@@ -50,7 +52,9 @@ DEV = pd.DataFrame({"step": [0, 10], "ndcg@10": [0.3, 0.6]})
 PER_QUERY = pd.DataFrame(
     {"query_id": ["q1", "q2", "q3", "q4"], "retriever": [0.5, 0.3, 1.0, 0.0], "reranker": [1.0, 0.1 + 0.2, 0.5, 1.0]}
 )
-NUMBERS = report.Numbers(SYSTEMS, EVALUATION, PREPARE, MINE, TRAIN)
+ORIGINS = ["a.csv: row 1", "a.csv: row 8", f"{HOSTILE}: row 9", "a.csv: row 12"]
+DROPPED = pd.DataFrame({"reason": "query_short", "origin": ORIGINS})
+NUMBERS = report.Numbers(SYSTEMS, EVALUATION, PREPARE, DROPPED, MINE, TRAIN)
 
 
 class Reader(HTMLParser):
@@ -114,6 +118,8 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         table.to_csv(folder / f"{name}.csv", index=False)
     for name, values in {"evaluate": EVALUATION, "prepare": PREPARE, "mine": MINE, "train": TRAIN}.items():
         (folder / f"{name}.json").write_text(json.dumps(values), encoding="utf-8")
+    (tmp_path / "data" / "prepared").mkdir(parents=True)
+    DROPPED.to_parquet(tmp_path / "data" / "prepared" / "dropped.parquet")
     return folder
 
 
@@ -131,7 +137,8 @@ def test_comparison_rows_are_signed_and_never_minus_zero(read: Reader) -> None:
 def test_page_shows_every_figure_of_prepare_mine_and_train(read: Reader) -> None:
     expected = [
         ["Rows", "48,211"],
-        ["Query short", "17"],
+        ["Query short", "17", ", ".join(ORIGINS[:3])],
+        ["Passage empty", "0", ""],
         ["Queries", "9", "9", "9", "9"],
         ["NDCG@10", "0.500"],
         ["Near duplicate", "23"],
@@ -241,6 +248,7 @@ def test_stage_writes_the_page_and_three_pictures_and_ends_with_the_table(tmp_pa
 @pytest.mark.parametrize(
     ("name", "stage"),
     [
+        ("../data/prepared/dropped.parquet", "prepare"),
         ("systems.csv", "evaluate"),
         ("per_query.csv", "evaluate"),
         ("evaluate.json", "evaluate"),
@@ -253,7 +261,8 @@ def test_stage_writes_the_page_and_three_pictures_and_ends_with_the_table(tmp_pa
 )
 def test_missing_input_is_one_line_that_names_the_stage_to_run(inputs: Path, name: str, stage: str) -> None:
     (inputs / name).unlink()
-    with pytest.raises(UserError, match=rf"metrics/{name} does not exist: .*`dvc repro {stage}`") as caught:
+    shown = os.path.normpath(f"metrics/{name}")
+    with pytest.raises(UserError, match=rf"{shown} does not exist: .*`dvc repro {stage}`") as caught:
         main([])
     assert "\n" not in str(caught.value)
     assert not Path("report").exists()

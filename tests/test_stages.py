@@ -239,6 +239,9 @@ def test_file_of_rows_becomes_the_tables(faq):
     tools = told["text"].str.removeprefix("how to use a ").str.removesuffix("?")
     assert [tool in passage for tool, passage in zip(tools, told["text_passage"], strict=True)] == [True] * 120
     assert json.loads((faq.path / "metrics" / "prepare.json").read_text())["dropped_query_without_right_passage"] == 60
+    dropped = pd.read_parquet(prepared / "dropped.parquet")
+    assert dropped["reason"].tolist() == ["query_without_right_passage"] * 60
+    assert dropped["origin"][0] == "data/raw/faq.csv: row 1"
 
 
 @pytest.mark.parametrize(
