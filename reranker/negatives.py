@@ -161,7 +161,7 @@ class Mined(NamedTuple):
     """What mining gives to training."""
 
     rows: pd.DataFrame
-    """Columns query_id, passage_id, score, kind (positive, hard or random); sorted by query_id and kind."""
+    """Columns query_id, passage_id, score, kind (positive, judged, hard or random); by query_id, the positive first."""
     refused: dict[str, int]
     """Number of candidates that each guard refused."""
 
@@ -171,6 +171,7 @@ def mine(
     query_ids: pd.Series,
     tables: Tables,
     vectors: NDArray[np.float32],
+    query_vectors: NDArray[np.float32],
     filters: Filters,
     *,
     number: int,
@@ -183,11 +184,14 @@ def mine(
     A query whose right passage the retriever misses is left out: its group would teach that the passage
     that looks unlike the query is the right one, and at test every candidate comes from the retriever.
 
+    A passage that is judged to be wrong is a negative whatever the guards say, and comes before the mined ones.
+
     Args:
         ranked: the retriever's ranking of these queries; columns query_id, passage_id, rank (from 1), score.
         query_ids: training queries in the order in which they are taken.
         tables: the data set.
         vectors: the retriever's vector of each passage, in the order of `tables.passages`.
+        query_vectors: the same of each query, in the order of `tables.queries`.
         filters: see `Filters`.
         number: of queries.
         random_negatives: passages from anywhere in the corpus per query.
@@ -196,17 +200,17 @@ def mine(
     """
     passages, queries, judgments = tables
     right = judgments[judgments["relevance"] > 0]
-    marked = ranked.merge(
-        right[["query_id", "passage_id"]], on=["query_id", "passage_id"], how="left", indicator="judged"
-    )
-    marked["judged"] = marked["judged"] == "both"
-    positives = marked[marked["judged"] & (marked["rank"] <= filters.range_max)]
+    marked = ranked.merge(judgments, on=["query_id", "passage_id"], how="left")
+    positives = marked[(marked["relevance"] > 0) & (marked["rank"] <= filters.range_max)]
     retrieved = set(positives["query_id"])
     taken = [query for query in query_ids if query in retrieved][:number]
     # the best-ranked right passage: the others are neither negatives nor needed
     positives = positives[positives["query_id"].isin(taken)].drop_duplicates("query_id")
+    wrong = judgments.loc[(judgments["relevance"] == 0) & judgments["query_id"].isin(taken), ["query_id", "passage_id"]]
+    wrong = wrong.assign(score=_scores(wrong, tables, vectors, query_vectors), kind="judged")
+    wrong = wrong.sort_values(["query_id", "score"], ascending=[True, False], kind="stable")
 
-    pool = marked[marked["query_id"].isin(taken) & ~marked["judged"]].reset_index(drop=True)
+    pool = marked[marked["query_id"].isin(taken) & marked["relevance"].isna()].reset_index(drop=True)
     pool["position"] = pool.groupby("query_id").cumcount()
     pool = pool[pool["position"] < filters.range_max].reset_index(drop=True)
     same_group = group_positives(passages, queries, judgments)
@@ -218,7 +222,8 @@ def mine(
         group_positives=same_group,
         near_duplicates=near_duplicate_pairs(pool, right, texts, vectors, duplicate_similarity),
     )
-    hard = choose(pool, filters, seed=seed).assign(kind="hard")
+    hard = pd.concat([wrong, choose(pool, filters, seed=seed).assign(kind="hard")])
+    hard = hard[hard.groupby("query_id").cumcount() < filters.num_negatives]
     forbidden = pd.MultiIndex.from_frame(
         pd.concat([same_group.to_frame(index=False), hard[["query_id", "passage_id"]]])
     )
@@ -233,6 +238,15 @@ def mine(
     rows = rows[rows.groupby("query_id")["kind"].transform("size") > 1].reset_index(drop=True)
     counts = pool["reason"].value_counts()
     return Mined(rows, {guard: int(counts.get(guard, 0)) for guard in GUARDS})
+
+
+def _scores(
+    pairs: pd.DataFrame, tables: Tables, vectors: NDArray[np.float32], query_vectors: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    of = pd.Index(tables.queries["query_id"]).get_indexer(pairs["query_id"])
+    at = pd.Index(tables.passages["passage_id"]).get_indexer(pairs["passage_id"])
+    scores: NDArray[np.float32] = np.einsum("ij,ij->i", query_vectors[of], vectors[at])
+    return scores
 
 
 def group_positives(passages: pd.DataFrame, queries: pd.DataFrame, judgments: pd.DataFrame) -> pd.MultiIndex:

@@ -33,20 +33,33 @@ class PackageSource(Section):
     packages: Annotated[list[Name], Field(min_length=1)]
 
 
+OneOrMore = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+Names = Annotated[list[Name], OneOrMore]
+Files = Annotated[Names, Field(min_length=1)]
+"""Paths or patterns; one may stand alone."""
+
+
 class ColumnNames(Section):
     """Which column is what."""
 
     def names(self) -> list[str]:
         """Those that the table must have."""
-        return [name for name in self.model_dump().values() if name is not None]
+        named = [[value] if isinstance(value, str) else value or [] for value in self.model_dump().values()]
+        return [name for names in named for name in names]
 
 
-class Columns(ColumnNames):
-    """Of a table of examples or judgments; without a label, every passage is right."""
+class JudgmentColumns(ColumnNames):
+    """Of a table of judgments; without a label, every passage is right."""
 
     query: Name
     passage: Name
     label: Name | None = None
+
+
+class Columns(JudgmentColumns):
+    """Of a table of examples; each of the negatives is a column of passages that are wrong."""
+
+    negatives: Names = []
 
 
 class CorpusColumns(ColumnNames):
@@ -64,8 +77,6 @@ class QueryColumns(ColumnNames):
     text: Name
 
 
-Files = Annotated[list[Name], Field(min_length=1), BeforeValidator(lambda one: [one] if isinstance(one, str) else one)]
-"""Paths or patterns; one may stand alone."""
 Given = Literal["unsplit", "train", "dev", "test"]
 Alone = BeforeValidator(lambda value: value if isinstance(value, dict) else {"unsplit": value})
 """What stands without a split is split by prepare."""
@@ -102,7 +113,7 @@ class Judgments(Section):
     """Files that name a query and a passage by their ids, and how relevant it is."""
 
     files: SplitFiles
-    columns: Columns
+    columns: JudgmentColumns
     header: Header = None
 
 

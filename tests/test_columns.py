@@ -31,6 +31,35 @@ def test_row_is_an_example_and_other_columns_are_left_out():
     ]
 
 
+def test_columns_of_negatives_are_judged_to_be_wrong_and_a_row_may_lack_some():
+    named = Columns(query="anchor", passage="positive", negatives=["negative_1", "negative_2"])
+    rows = (
+        {"anchor": "How?", "positive": "So.", "negative_1": "No.", "negative_2": "Never."},
+        {"anchor": "Why?", "positive": "So.", "negative_1": "", "negative_2": ["No.", None, "Never."]},
+    )
+    found = [(example.query, example.passage, example.relevance) for example in examples(table(*rows), named)]
+    assert found == [
+        ("How?", "So.", 1),
+        ("How?", "No.", 0),
+        ("How?", "Never.", 0),
+        ("Why?", "So.", 1),
+        ("Why?", "No.", 0),
+        ("Why?", "Never.", 0),
+    ]
+
+
+def test_missing_column_of_negatives_is_named():
+    named = Columns(query="question", passage="answer", negatives=["negative"])
+    with pytest.raises(UserError, match=r"a\.csv: no column 'negative'; there are question, answer"):
+        examples(table({"question": "How?", "answer": "So."}), named)
+
+
+def test_negative_that_is_no_text_is_named():
+    named = Columns(query="question", passage="answer", negatives=["negative"])
+    with pytest.raises(UserError, match=r"a\.csv: row 1: column 'negative' holds 7; a text is wanted"):
+        examples(table({"question": "How?", "answer": "So.", "negative": 7}), named)
+
+
 def test_list_of_passages_is_an_example_each():
     row = {"question": "How?", "answer": ["So.", None, "Or so."]}
     assert examples(table(row), PAIR) == [Example("a.csv: row 1", "How?", text) for text in ("So.", "", "Or so.")]

@@ -201,14 +201,27 @@ def tables(right: dict[str, list[str]], passages: int) -> Tables:
     return Tables(pd.DataFrame({"passage_id": names, "text": letters}), queries, judged)
 
 
-def mined(right: dict[str, list[str]], ranked: dict[str, list[str]], filters: Filters = OPEN, **other: object) -> Mined:
+def mined(
+    right: dict[str, list[str]],
+    ranked: dict[str, list[str]],
+    filters: Filters = OPEN,
+    wrong: dict[str, list[str]] | None = None,
+    **other: object,
+) -> Mined:
+    """Negatives of queries whose vectors are nearest to p7, then p6, …"""
     rows = [(q, p, rank, 1 - rank / 10) for q, found in ranked.items() for rank, p in enumerate(found, 1)]
     options = {"number": 9, "random_negatives": 0, "duplicate_similarity": 0.99, "seed": 1} | other
+    data = tables(right, 8)
+    judged = pd.DataFrame(
+        [(q, p, 0) for q, found in (wrong or {}).items() for p in found],
+        columns=["query_id", "passage_id", "relevance"],
+    )
     return mine(
         pd.DataFrame(rows, columns=["query_id", "passage_id", "rank", "score"]),
         pd.Series(list(right)),
-        tables(right, 8),
+        data._replace(judgments=pd.concat([data.judgments, judged], ignore_index=True)),
         np.eye(8, dtype="float32"),
+        np.tile(np.arange(8, dtype="float32") / 8, (len(right), 1)),
         filters,
         **options,
     )
@@ -243,6 +256,31 @@ def test_query_whose_right_passage_was_not_retrieved_is_left_out_and_the_next_on
 
 def test_query_with_nothing_but_its_right_passage_is_left_out():
     assert mined({"q": ["p0"]}, {"q": ["p0", "p1"]}, OPEN._replace(max_score=0.1)).rows.empty
+
+
+def test_passages_judged_to_be_wrong_come_first_whatever_their_rank_and_the_guards():
+    ranked = {"q": ["p0", "p1", "p2", "p3"]}
+    result = mined({"q": ["p0"], "r": ["p7"]}, ranked, OPEN._replace(num_negatives=3), wrong={"q": ["p3", "p6", "p7"]})
+    assert result.rows[["passage_id", "kind"]].to_numpy().tolist() == [
+        ["p0", "positive"],
+        ["p7", "judged"],
+        ["p6", "judged"],
+        ["p3", "judged"],
+    ]
+    assert result.rows["score"].tolist() == pytest.approx([0.9, 7 / 8, 6 / 8, 3 / 8])
+
+
+def test_mined_negatives_fill_up_what_was_judged():
+    ranked = {"q": ["p0", "p1", "p2", "p3"]}
+    result = mined({"q": ["p0"]}, ranked, OPEN._replace(num_negatives=2, range_max=2), wrong={"q": ["p1"]})
+    assert result.rows[["passage_id", "kind"]].to_numpy().tolist() == [
+        ["p0", "positive"],
+        ["p1", "judged"],
+        ["p2", "hard"],
+    ]
+    assert mined({"q": ["p0"]}, ranked, OPEN._replace(num_negatives=1), wrong={"q": ["p1", "p2"]}).rows[
+        "passage_id"
+    ].tolist() == ["p0", "p2"]
 
 
 def test_random_negatives_are_neither_right_nor_hard_negatives():

@@ -147,6 +147,10 @@ def test_value_that_is_not_allowed_is_named_with_what_is(tmp_path: Path, key: st
             {"hub": "a/b", "split": "train", "limit": 0, "columns": {"query": "q", "passage": "p"}},
             "sources.mine.limit: 0 is not allowed: it should be greater than or equal to 1",
         ),
+        (
+            {"files": "a.csv", "columns": {"query": "q", "passage": "p", "negatives": ["n", 3]}},
+            "sources.mine.columns.negatives: 3 is not allowed: it should be a valid string",
+        ),
         ({"files": 3, "columns": {"query": "q", "passage": "p"}}, "sources.mine.files: 3 is not allowed: it should be"),
     ],
 )

@@ -19,7 +19,8 @@ def read(table: Table, columns: Columns, split: str = UNSPLIT) -> Iterator[Part]
     Args:
         table: rows with at least the columns named.
         columns: what is where. Without a label every passage is right; with one, its cell is the relevance, or a
-            list with one for each of the passages.
+            list with one for each of the passages. Those in the columns of negatives, of which a row may lack some, are
+            judged to be wrong.
         split: that the file gives its queries.
 
     Yields:
@@ -55,3 +56,8 @@ def _of_row(where: str, row: Mapping[str, object], columns: Columns, split: str)
     for passage, label in zip(passages, labels, strict=True):
         relevance = cells.relevance(label, where, columns.label or "")
         yield Example(where, query, cells.text(passage, where, columns.passage), relevance, split)
+    for name in columns.negatives:
+        cell = row.get(name)
+        for negative in cell if isinstance(cell, list) else [cell]:
+            if passage := cells.text(negative, where, name):
+                yield Example(where, query, passage, 0, split)
