@@ -3,7 +3,7 @@
 Tables (ids are strings, rows are sorted by id):
 
     passages   passage_id, text
-    queries    query_id, text, split (train, dev or test)
+    queries    query_id, text, split (train, dev or test), source (its name in params.yaml)
     judgments  query_id, passage_id, relevance (integer, above 0 means right)
 """
 
@@ -37,7 +37,7 @@ class Cleaned(NamedTuple):
     """What cleaning keeps, and what it drops."""
 
     rows: pd.DataFrame
-    """Columns query (null for a passage of the corpus alone), passage, relevance and split, in the input's order."""
+    """Columns query (null for a passage of the corpus alone), passage, relevance, split and source."""
     dropped: dict[str, int]
     """Rows by the reason for which they were dropped."""
     examples: pd.DataFrame
@@ -71,27 +71,27 @@ def clean(examples: Iterable[Example], limits: Limits) -> Cleaned:
         if dropped[reason] <= SHOWN:
             shown.append((reason, *map(_writable, (origin, query, passage))))
 
-    kept: dict[tuple[str | None, str, str], tuple[int, str]] = {}
+    kept: dict[tuple[str | None, str, str], tuple[int, str, str]] = {}
     for example in examples:
         query = None if example.query is None else " ".join(example.query.split())
         row = query, example.passage.strip(), example.split
-        relevance, origin = example.relevance, example.origin
+        told = example.relevance, example.origin, example.source
         if reason := _refusal(*row[:2], limits):
-            drop(reason, origin, *row[:2])
+            drop(reason, example.origin, *row[:2])
             continue
         if row in kept:
-            drop("same_row", origin, *row[:2])
-            relevance, origin = max(relevance, kept[row][0]), kept[row][1]
-        kept[row] = relevance, origin
-    answered = {query.casefold() for (query, *_), (relevance, _) in kept.items() if query is not None and relevance}
+            drop("same_row", example.origin, *row[:2])
+            told = max(example.relevance, kept[row][0]), *kept[row][1:]
+        kept[row] = told
+    answered = {query.casefold() for (query, *_), (relevance, *_) in kept.items() if query is not None and relevance}
     rows = []
-    for (query, passage, split), (relevance, origin) in kept.items():
+    for (query, passage, split), (relevance, origin, source) in kept.items():
         if query is None or query.casefold() in answered:
-            rows.append((query, passage, relevance, split))
+            rows.append((query, passage, relevance, split, source))
         else:
             drop("query_without_right_passage", origin, query, passage)
-    table = pd.DataFrame(rows, columns=["query", "passage", "relevance", "split"])
-    table = table.astype({"query": "str", "passage": "str", "relevance": "int64", "split": "str"})
+    table = pd.DataFrame(rows, columns=["query", "passage", "relevance", "split", "source"])
+    table = table.astype(dict.fromkeys(table.columns, "str") | {"relevance": "int64"})
     return Cleaned(table, dropped, pd.DataFrame(shown, columns=["reason", "origin", "query", "passage"], dtype="str"))
 
 
@@ -129,10 +129,10 @@ def build(rows: pd.DataFrame, *, dev_share: float, test_share: float) -> Tables:
 
     A query that a source gives to a split is in that split; of several, in the one that is looked at latest. The others
     go where their group goes, or where its hash says; so do those given to train as long as none is given to dev or
-    to test.
+    to test. A query that several sources have counts for the first of them by name.
 
     Args:
-        rows: columns query, passage, relevance and split, cleaned.
+        rows: columns query, passage, relevance, split and source, cleaned.
         dev_share: share of the query groups that goes to dev, below 1.
         test_share: the same for test.
     """
@@ -144,12 +144,14 @@ def build(rows: pd.DataFrame, *, dev_share: float, test_share: float) -> Tables:
         given=pairs["split"].map(GIVEN.index),
     )
     # the smallest text of a merged query stands for it, so that the order of the rows does not matter
-    queries = pairs.groupby("query_id", as_index=False).agg(text=("query", "min"), given=("given", "max"))
+    queries = pairs.groupby("query_id", as_index=False).agg(
+        text=("query", "min"), given=("given", "max"), source=("source", "min")
+    )
     judgments = pairs.groupby(["query_id", "passage_id"], as_index=False)[["relevance"]].max()
     groups = query_groups(passages, queries, judgments)
     drawn = assign_splits(groups, dev_share, test_share)
     queries["split"] = settle_splits(groups, queries.pop("given"), drawn)
-    return Tables(passages, queries, judgments)
+    return Tables(passages, queries[["query_id", "text", "split", "source"]], judgments)
 
 
 def settle_splits(groups: pd.Series, given: pd.Series, drawn: pd.Series) -> pd.Series:

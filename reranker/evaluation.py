@@ -111,6 +111,24 @@ def flatten(
     return figures
 
 
+def by_source(values: Values, sources: pd.Series, shipped: str) -> dict[str, float | int]:
+    """Each source's queries and every system's NDCG@10 on them, retrieved mode, flat; nothing for a single source.
+
+    Args:
+        values: of both modes.
+        sources: name of the source by query_id; of other queries too.
+        shipped: the system whose figures have no name of a system.
+    """
+    figures: dict[str, float | int] = {}
+    for system, table in ((system, table) for (system, mode), table in values.items() if mode == "retrieved"):
+        parts = table.groupby(sources.reindex(table.index).to_numpy())["ndcg@10"]
+        if parts.ngroups > 1:
+            name = "ndcg@10" if system == shipped else f"ndcg@10_{system}"
+            figures |= {f"queries_of_{source}": int(number) for source, number in parts.size().items()}
+            figures |= {f"{name}_of_{source}": float(mean) for source, mean in parts.mean().items()}
+    return figures
+
+
 def by_query(values: Values, measure: str) -> pd.DataFrame:
     """One row a query, one column a system: the measure over the retrieved candidates."""
     columns = {system: table[measure] for (system, mode), table in values.items() if mode == "retrieved"}

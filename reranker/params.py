@@ -27,7 +27,14 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class PackageSource(Section):
+class SourceSection(Section):
+    """What every source may say."""
+
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """How much rather its queries are trained on than those of another source, where not all are."""
+
+
+class PackageSource(SourceSection):
     """Docstrings of installed packages."""
 
     packages: Annotated[list[Name], Field(min_length=1)]
@@ -85,7 +92,7 @@ Header = Annotated[list[Name], Field(min_length=1)] | None
 """Names of the columns of CSV and TSV files without a first line of names."""
 
 
-class FileSource(Section):
+class FileSource(SourceSection):
     """Files of examples."""
 
     files: SplitFiles
@@ -117,7 +124,7 @@ class Judgments(Section):
     header: Header = None
 
 
-class CollectionSource(Section):
+class CollectionSource(SourceSection):
     """A corpus, queries and judgments in files of their own."""
 
     corpus: Corpus
@@ -125,13 +132,13 @@ class CollectionSource(Section):
     judgments: Judgments
 
 
-class BeirSource(Section):
+class BeirSource(SourceSection):
     """A folder as BEIR lays them out."""
 
     beir: Name
 
 
-class HubSource(Section):
+class HubSource(SourceSection):
     """Rows of a data set of the Hugging Face Hub; `split` has the data set's own names of the splits."""
 
     hub: Name

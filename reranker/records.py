@@ -58,6 +58,8 @@ class Example(NamedTuple):
     """Above 0: the passage is right; a larger one is more so. 0: it is judged to be wrong."""
     split: str = UNSPLIT
     """train, dev or test where the source gives it."""
+    source: str = ""
+    """Its name in params.yaml."""
 
 
 class Part(NamedTuple):
@@ -76,7 +78,7 @@ class Tables(NamedTuple):
     passages: pd.DataFrame
     """Columns passage_id, text."""
     queries: pd.DataFrame
-    """Columns query_id, text, split (train, dev or test)."""
+    """Columns query_id, text, split (train, dev or test), source (its name in params.yaml)."""
     judgments: pd.DataFrame
     """Columns query_id, passage_id, relevance (an integer, above 0 means right)."""
 
@@ -148,7 +150,7 @@ def read_tables() -> Tables:
     """
     tables = Tables(
         read_table(PATHS.passages, ["passage_id", "text"]),
-        read_table(PATHS.queries, ["query_id", "text", "split"]),
+        read_table(PATHS.queries, ["query_id", "text", "split", "source"]),
         read_table(PATHS.judgments, ["query_id", "passage_id", "relevance"]),
     )
     _check(tables)

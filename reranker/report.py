@@ -85,6 +85,7 @@ def page(numbers: Numbers, pictures: Mapping[str, Picture]) -> str:
         queries=count(numbers.evaluation["queries"]),
         retrieved=result_rows(numbers.systems, "retrieved"),
         all_positives=result_rows(numbers.systems, "all_positives"),
+        by_source=_facts({key: value for key, value in numbers.evaluation.items() if "_of_" in key}),
         comparisons=comparison_rows(numbers.systems, numbers.evaluation),
         figures={name: _inline(picture, name) for name, picture in pictures.items()},
         counts=_facts(counts),

@@ -1,21 +1,43 @@
 """From the tables to the rows that the trainers take: which training queries, which right passage, which group."""
 
 import hashlib
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
 from reranker.dataset import query_groups
-from reranker.records import Tables
+from reranker.errors import UserError
+from reranker.params import SourceSection
+from reranker.records import PATHS, Tables
 
 
-def in_hash_order(query_ids: pd.Series, *, salt: int) -> pd.Series:
-    """The ids in an order that depends on each id and the salt alone, so that added queries slip in between.
+def training_order(queries: pd.DataFrame, sources: Mapping[str, SourceSection], *, salt: int) -> pd.Series:
+    """The ids of the training queries in the order in which they are taken.
 
-    The first thousand of an order are a random sample that hardly changes when data is added.
+    It depends on each id, its source's weight and the salt alone, so that added queries slip in between: the first
+    thousand are a random sample that hardly changes when data is added. Of sources with the weights 2 and 1, the
+    first one's queries are drawn twice as often while both last: weighted sampling without replacement (Efraimidis
+    and Spirakis, 2006).
+
+    Args:
+        queries: columns query_id, split, source.
+        sources: by name, with their weights.
+        salt: another one gives another order.
+
+    Raises:
+        UserError: a query is of another source.
     """
-    keys = query_ids.map(lambda name: hashlib.blake2b(f"{salt}:{name}".encode(), digest_size=8).digest())
-    return query_ids.iloc[np.argsort(keys.to_numpy(), kind="stable")].reset_index(drop=True)
+    train = queries[queries["split"] == "train"]
+    for unknown in train.loc[~train["source"].isin(sources), "source"]:
+        raise UserError(f"{PATHS.queries}: column source: '{unknown}' is no source of params.yaml")
+    lots = train["query_id"].map(
+        lambda name: int.from_bytes(hashlib.blake2b(f"{salt}:{name}".encode(), digest_size=8).digest(), "big")
+    )
+    waits = -np.log1p(-lots.to_numpy(float) / 2**64) / train["source"].map(lambda name: sources[name].weight).to_numpy(
+        float
+    )
+    return train["query_id"].iloc[np.argsort(waits, kind="stable")].reset_index(drop=True)
 
 
 def right_pairs(query_ids: pd.Series, tables: Tables, *, seed: int) -> pd.DataFrame:

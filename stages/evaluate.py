@@ -49,6 +49,7 @@ def main(arguments: Sequence[str]) -> str:
     systems = evaluation.summarise(values, seed=params.statistics_seed)
     compared = evaluation.compare(values, SHIPPED, COMPARED, seed=params.statistics_seed)
     figures = evaluation.flatten(systems, compared, SHIPPED, queries=len(values[SHIPPED, "retrieved"]))
+    figures |= evaluation.by_source(values, tables.queries.set_index("query_id")["source"], SHIPPED)
 
     write_csv(systems, PATHS.metrics / "systems.csv")
     write_csv(evaluation.by_query(values, "ndcg@10"), PATHS.metrics / "per_query.csv")

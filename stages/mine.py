@@ -17,7 +17,7 @@ from reranker import lexical, metrics, negatives, retrieval
 from reranker.errors import UserError
 from reranker.params import load_params
 from reranker.records import PATHS, read_tables, record_time, require, write_json, write_table
-from reranker.rows import in_hash_order
+from reranker.rows import training_order
 from reranker.scoring import choose_precision, embed, load_biencoder, load_retriever, load_static, pair_cosines
 
 DEPTH = 100
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> str:
     candidates["split"] = candidates["query_id"].map(split)
 
     # the teachers have learned their own queries by heart: their scores of others teach more, so those come first
-    train = in_hash_order(split.index[split == "train"].to_series(), salt=params.warm_seed)
+    train = training_order(tables.queries, params.sources, salt=params.warm_seed)
     seen = max(params.warm_queries, params.static_queries)
     train = pd.concat([train[seen:], train[:seen]])
     filters = negatives.Filters(

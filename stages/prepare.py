@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> str:
         unused: dict[str, None] = {}
         with progress(f"prepare: {name}", 100, "%") as shown:
             for part in reading.read(source):
-                examples += part.examples
+                examples += (example._replace(source=name) for example in part.examples)
                 unused |= dict.fromkeys(part.unused)
                 shown.reach(round(100 * part.share))
         if unused:

@@ -13,7 +13,7 @@ quiet_libraries()
 
 from reranker.params import load_params
 from reranker.records import PATHS, folder, read_tables, record_time
-from reranker.rows import in_hash_order, right_pairs
+from reranker.rows import right_pairs, training_order
 from reranker.scoring import load_static
 from reranker.static import StaticSchedule, tune_static, weigh_by_rarity
 
@@ -22,8 +22,7 @@ def main(arguments: Sequence[str]) -> str:
     started = time.monotonic()
     params = load_params(PATHS.params)
     tables = read_tables()
-    train = tables.queries.loc[tables.queries["split"] == "train", "query_id"]
-    wanted = in_hash_order(train, salt=params.warm_seed)[: params.static_queries]
+    wanted = training_order(tables.queries, params.sources, salt=params.warm_seed)[: params.static_queries]
     rows = right_pairs(wanted, tables, seed=params.static_seed)
 
     model = load_static(params.static_model)

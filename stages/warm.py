@@ -20,7 +20,7 @@ from reranker.errors import UserError
 from reranker.models import resolve
 from reranker.params import load_params
 from reranker.records import PATHS, folder, read_tables, record_time, require
-from reranker.rows import in_hash_order, right_pairs
+from reranker.rows import right_pairs, training_order
 from reranker.scoring import check_lengths, choose_precision, embed, load_biencoder, load_retriever
 from reranker.training import Schedule, similar_batches, tune_biencoder
 
@@ -32,8 +32,7 @@ def main(arguments: Sequence[str]) -> str:
         raise UserError(f"python -m stages.warm: '{' '.join(arguments)}': the only argument is --continue")
     params = load_params(PATHS.params)
     tables = read_tables()
-    train = tables.queries.loc[tables.queries["split"] == "train", "query_id"]
-    wanted = in_hash_order(train, salt=params.warm_seed)
+    wanted = training_order(tables.queries, params.sources, salt=params.warm_seed)
     if go_on:
         require(PATHS.biencoder)
         label, base, target = "control", str(PATHS.biencoder), PATHS.control

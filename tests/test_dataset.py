@@ -36,7 +36,7 @@ quick = settings(max_examples=40, deadline=None, database=None)
 
 
 def table(*pairs: tuple[str, str]) -> pd.DataFrame:
-    return pd.DataFrame(pairs, columns=["query", "passage"], dtype="str").assign(relevance=1, split=UNSPLIT)
+    return pd.DataFrame(pairs, columns=["query", "passage"], dtype="str").assign(relevance=1, split=UNSPLIT, source="")
 
 
 def built(pairs: list[tuple[str, str]]) -> Tables:
@@ -94,7 +94,9 @@ def test_lengths_at_the_limits_are_kept():
 
 def test_white_space_is_normalised_and_a_repeated_row_dropped():
     rows, dropped, _ = clean([Example("a", " sort\n it ", " in place\n"), Example("b", "sort it", "in place")], LIMITS)
-    assert rows.to_dict("records") == [{"query": "sort it", "passage": "in place", "relevance": 1, "split": UNSPLIT}]
+    assert rows.to_dict("records") == [
+        {"query": "sort it", "passage": "in place", "relevance": 1, "split": UNSPLIT, "source": ""}
+    ]
     assert dropped["same_row"] == 1
 
 
@@ -121,7 +123,7 @@ def test_rows_of_a_query_without_a_right_passage_are_dropped():
 def test_relevance_reaches_the_judgments_and_the_highest_of_merged_rows_counts():
     rows = pd.DataFrame(
         [("sort it", "one", 2), ("Sort it", "one", 0), ("sort it", "two", 0)], columns=["query", "passage", "relevance"]
-    ).assign(split=UNSPLIT)
+    ).assign(split=UNSPLIT, source="")
     tables = build(rows, dev_share=0.3, test_share=0.3)
     found = tables.judgments.merge(tables.passages)
     assert dict(zip(found["text"], found["relevance"], strict=True)) == {"one": 2, "two": 0}
@@ -131,7 +133,7 @@ def test_passage_that_is_judged_wrong_links_no_queries():
     rows = pd.DataFrame(
         [("sort it", "one", 1), ("shuffle it", "two", 1), ("shuffle it", "one", 0)],
         columns=["query", "passage", "relevance"],
-    ).assign(split=UNSPLIT)
+    ).assign(split=UNSPLIT, source="")
     tables = build(rows, dev_share=0.3, test_share=0.3)
     assert query_groups(tables.passages, tables.queries, tables.judgments).nunique() == 2
 
@@ -284,7 +286,7 @@ SPLIT_ROWS = [
 
 def split_of(rows: list[tuple[str | None, str, str]], **shares: float) -> dict[str, str]:
     """Queries and their splits."""
-    table = pd.DataFrame(rows, columns=["query", "passage", "split"], dtype="str").assign(relevance=1)
+    table = pd.DataFrame(rows, columns=["query", "passage", "split"], dtype="str").assign(relevance=1, source="")
     queries = build(table, dev_share=shares.get("dev", 0.4), test_share=shares.get("test", 0.4)).queries
     return dict(zip(queries["text"], queries["split"], strict=True))
 

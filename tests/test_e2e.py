@@ -17,7 +17,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {
-    "sources": {"docs": {"packages": ["networkx"]}},
+    "sources": {"docs": {"packages": ["networkx"]}, "web": {"packages": ["jinja2", "aiohttp"], "weight": 3.0}},
     "dev_share": 0.03,
     "test_share": 0.05,
     "max_length": 32,
@@ -144,6 +144,15 @@ def test_every_promised_figure_is_in_the_metrics(repo: Repo) -> None:
     assert wanted <= set(figures)
     assert figures["queries"] == repo.json("prepare")["queries_test"]
     assert figures["ndcg@10_retriever"] < figures["ndcg@10_all_positives"]
+
+
+def test_each_source_is_judged_by_itself_too(repo: Repo) -> None:
+    figures = repo.json("evaluate")
+    sizes = [figures[f"queries_of_{source}"] for source in ("docs", "web")]
+    assert sum(sizes) == figures["queries"]
+    means = [figures[f"ndcg@10_of_{source}"] for source in ("docs", "web")]
+    together = sum(size * mean for size, mean in zip(sizes, means, strict=True)) / sum(sizes)
+    assert together == pytest.approx(figures["ndcg@10"])
 
 
 def test_a_second_repro_runs_nothing(repo: Repo) -> None:

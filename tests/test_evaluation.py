@@ -155,3 +155,21 @@ def test_table_by_query_has_one_row_a_query_and_one_column_a_system(values):
     assert table["query_id"].tolist() == ["q1", "q2", "q3"]
     assert table["good"].tolist() == [1.0, 0.0, 1.0]
     assert table["poor"].tolist() == pytest.approx([1 / 3, 0.0, 1 / 2])
+
+
+def test_figures_of_each_source_are_means_over_its_queries(values):
+    sources = pd.Series({"q1": "faq", "q2": "wiki", "q3": "wiki", "q9": "other"})
+    assert evaluation.by_source(values, sources, "good") == pytest.approx(
+        {
+            "queries_of_faq": 1,
+            "queries_of_wiki": 2,
+            "ndcg@10_of_faq": 1.0,
+            "ndcg@10_of_wiki": (0 + 1 / (1 + SECOND)) / 2,
+            "ndcg@10_poor_of_faq": THIRD,
+            "ndcg@10_poor_of_wiki": (0 + SECOND / (1 + SECOND)) / 2,
+        }
+    )
+
+
+def test_single_source_has_no_figures_of_its_own(values):
+    assert evaluation.by_source(values, pd.Series("faq", index=["q1", "q2", "q3"]), "good") == {}

@@ -34,6 +34,8 @@ EVALUATION = {
     "gain_vs_retriever_high": 0.148,
     "p_vs_retriever": 0.00005,
     f"gain_vs_{HOSTILE}": -0.0002,
+    "queries_of_faq": 1000,
+    "ndcg@10_retriever_of_faq": 0.51,
     f"gain_vs_{HOSTILE}_low": -0.01,
     f"gain_vs_{HOSTILE}_high": 0.0096,
     f"p_vs_{HOSTILE}": 0.4321,
@@ -136,6 +138,8 @@ def test_comparison_rows_are_signed_and_never_minus_zero(read: Reader) -> None:
 
 def test_page_shows_every_figure_of_prepare_mine_and_train(read: Reader) -> None:
     expected = [
+        ["Queries of faq", "1,000"],
+        ["NDCG@10 retriever of faq", "0.510"],
         ["Rows", "48,211"],
         ["Query short", "17", ", ".join(ORIGINS[:3])],
         ["Passage empty", "0", ""],

@@ -1,16 +1,28 @@
+from hashlib import blake2b
+
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reranker.errors import UserError
+from reranker.params import PackageSource
 from reranker.records import Tables
-from reranker.rows import in_hash_order, right_pairs, training_groups
+from reranker.rows import right_pairs, training_groups, training_order
 
 ids = st.lists(st.text(min_size=1, max_size=6), unique=True, max_size=20)
 
 
+def queries(names: list[str], source: str = "docs") -> pd.DataFrame:
+    return pd.DataFrame({"query_id": pd.Series(names, dtype="str"), "split": "train", "source": source})
+
+
+def sources(**weights: float) -> dict[str, PackageSource]:
+    return {name: PackageSource(packages=["numpy"], weight=weight) for name, weight in weights.items()}
+
+
 def ordered(names: list[str], salt: int = 1) -> list[str]:
-    return in_hash_order(pd.Series(names, dtype="str"), salt=salt).tolist()
+    return training_order(queries(names), sources(docs=1.0), salt=salt).tolist()
 
 
 @given(ids)
@@ -33,7 +45,7 @@ def test_salt_changes_the_hash_order_and_a_new_index_is_given():
     names = [f"q{number}" for number in range(50)]
     assert ordered(names) != ordered(names, salt=2)
     assert ordered(names) not in (names, sorted(names))
-    found = in_hash_order(pd.Series(names, index=range(100, 150)), salt=1)
+    found = training_order(queries(names).set_index(pd.RangeIndex(100, 150)), sources(docs=1.0), salt=1)
     assert found.index.tolist() == list(range(50))
     assert found.tolist() == ordered(names)
 
@@ -41,6 +53,34 @@ def test_salt_changes_the_hash_order_and_a_new_index_is_given():
 def test_first_of_the_hash_order_are_a_fair_sample():
     first = ordered([f"q{number:04}" for number in range(4000)])[:1000]
     assert 420 < sum(name < "q2000" for name in first) < 580
+
+
+def test_only_training_queries_are_taken():
+    both = pd.concat([queries(["q1", "q2"]), queries(["q3"]).assign(split="test"), queries(["q4"]).assign(split="dev")])
+    assert sorted(training_order(both, sources(docs=1.0), salt=1)) == ["q1", "q2"]
+
+
+def test_queries_of_a_weightier_source_come_earlier_in_proportion():
+    both = pd.concat([queries([f"a{n}" for n in range(5000)], "a"), queries([f"b{n}" for n in range(5000)], "b")])
+    first = training_order(both, sources(a=3.0, b=1.0), salt=1)[:400]
+    assert 270 < first.str.startswith("a").sum() < 330
+
+
+def test_equal_weights_do_not_change_the_order():
+    names = [f"q{number}" for number in range(50)]
+    assert training_order(queries(names), sources(docs=7.0), salt=1).tolist() == ordered(names)
+
+
+def test_order_is_that_of_the_hashes():
+    names = [f"q{number}" for number in range(300)]
+    assert ordered(names, salt=4) == sorted(
+        names, key=lambda name: blake2b(f"4:{name}".encode(), digest_size=8).digest()
+    )
+
+
+def test_source_without_a_weight_is_named():
+    with pytest.raises(UserError, match=r"column source: 'docs' is no source of params\.yaml"):
+        training_order(queries(["q1"]), sources(faq=1.0), salt=1)
 
 
 @pytest.fixture
@@ -52,7 +92,7 @@ def tables() -> Tables:
         pd.DataFrame(texts.items(), columns=["passage_id", "text"]),
         pd.DataFrame(
             {"query_id": ["q1", "q2", "q3", "q4"], "text": ["how to read", "open it", "route", "put in order"]}
-        ).assign(split="train"),
+        ).assign(split="train", source="docs"),
         pd.DataFrame(right, columns=["query_id", "passage_id", "relevance"]),
     )
 

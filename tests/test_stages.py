@@ -83,7 +83,13 @@ class Place:
     def prepared(self) -> None:
         ids = ["q1", "q2", "q3"]
         self.write("prepared/passages", passage_id=["p1", "p2"], text=["Read a table.", "Sort a list."])
-        self.write("prepared/queries", query_id=ids, text=["read", "sort", "order"], split=["train", "dev", "test"])
+        self.write(
+            "prepared/queries",
+            query_id=ids,
+            text=["read", "sort", "order"],
+            split=["train", "dev", "test"],
+            source="pydocs",
+        )
         self.write("prepared/judgments", query_id=ids, passage_id=["p1", "p2", "p2"], relevance=[1, 1, 1])
 
     def mined(self) -> None:
@@ -351,7 +357,9 @@ def modelled(place: Place, biencoder: str) -> Place:
     things = ["list", "path", "table", "graph", "file", "numbers", "apples", "order"]
     place.write("prepared/passages", passage_id=ids, text=[f"the {thing} of the {thing}" for thing in things])
     splits = ["train"] * 4 + ["dev", "test"] * 2
-    place.write("prepared/queries", query_id=ids, text=[f"find {thing}" for thing in things], split=splits)
+    place.write(
+        "prepared/queries", query_id=ids, text=[f"find {thing}" for thing in things], split=splits, source="pydocs"
+    )
     place.write("prepared/judgments", query_id=ids, passage_id=ids, relevance=[1] * 8)
     shutil.copytree(biencoder, place.path / "models" / "biencoder")
     load_static("bundled/static-256").save_pretrained(str(place.path / "models" / "static"), create_model_card=False)
