@@ -111,16 +111,18 @@ def flatten(
     return figures
 
 
-def by_source(values: Values, sources: pd.Series, shipped: str) -> dict[str, float | int]:
-    """Each source's queries and every system's NDCG@10 on them, retrieved mode, flat; nothing for a single source.
+def by_source(values: Values, sources: pd.Series, shipped: str, others: Sequence[str]) -> dict[str, float | int]:
+    """Each source's queries and the systems' NDCG@10 on them, retrieved mode, flat; nothing for a single source.
 
     Args:
         values: of both modes.
         sources: name of the source by query_id; of other queries too.
         shipped: the system whose figures have no name of a system.
+        others: systems beside it.
     """
     figures: dict[str, float | int] = {}
-    for system, table in ((system, table) for (system, mode), table in values.items() if mode == "retrieved"):
+    for system in (shipped, *others):
+        table = values[system, "retrieved"]
         parts = table.groupby(sources.reindex(table.index).to_numpy())["ndcg@10"]
         if parts.ngroups > 1:
             name = "ndcg@10" if system == shipped else f"ndcg@10_{system}"

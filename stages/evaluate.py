@@ -15,7 +15,7 @@ from reranker.params import load_params
 from reranker.progress import run_stage
 from reranker.records import PATHS, SCORED, read_table, read_tables, read_weights, record_time, write_csv, write_json
 from reranker.runs import write_qrels, write_scored
-from reranker.tables import SHIPPED, p_relation
+from reranker.tables import BASELINE, SHIPPED, p_relation
 
 MINED = {"retriever": "score", "bm25": "bm25", "tuned_static": "static_score"}
 """Systems whose scores mine has written, and their columns."""
@@ -49,7 +49,8 @@ def main(arguments: Sequence[str]) -> str:
     systems = evaluation.summarise(values, seed=params.statistics_seed)
     compared = evaluation.compare(values, SHIPPED, COMPARED, seed=params.statistics_seed)
     figures = evaluation.flatten(systems, compared, SHIPPED, queries=len(values[SHIPPED, "retrieved"]))
-    figures |= evaluation.by_source(values, tables.queries.set_index("query_id")["source"], SHIPPED)
+    sources = tables.queries.set_index("query_id")["source"]
+    figures |= evaluation.by_source(values, sources, SHIPPED, (BASELINE, "zero_shot"))
 
     write_csv(systems, PATHS.metrics / "systems.csv")
     write_csv(evaluation.by_query(values, "ndcg@10"), PATHS.metrics / "per_query.csv")

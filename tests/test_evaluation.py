@@ -159,7 +159,7 @@ def test_table_by_query_has_one_row_a_query_and_one_column_a_system(values):
 
 def test_figures_of_each_source_are_means_over_its_queries(values):
     sources = pd.Series({"q1": "faq", "q2": "wiki", "q3": "wiki", "q9": "other"})
-    assert evaluation.by_source(values, sources, "good") == pytest.approx(
+    assert evaluation.by_source(values, sources, "good", ["poor"]) == pytest.approx(
         {
             "queries_of_faq": 1,
             "queries_of_wiki": 2,
@@ -172,4 +172,4 @@ def test_figures_of_each_source_are_means_over_its_queries(values):
 
 
 def test_single_source_has_no_figures_of_its_own(values):
-    assert evaluation.by_source(values, pd.Series("faq", index=["q1", "q2", "q3"]), "good") == {}
+    assert evaluation.by_source(values, pd.Series("faq", index=["q1", "q2", "q3"]), "good", ["poor"]) == {}

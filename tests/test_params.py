@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -226,3 +227,23 @@ def test_recipe_is_valid_and_a_whole_file_of_parameters(path: Path):
     recipe = load_params(path)
     assert recipe.sources != load_params(COMMITTED).sources
     assert path.read_text(encoding="utf-8").count(f"cp recipes/{path.name} params.yaml && dvc repro") == 1
+
+
+BLOCKS = [
+    block
+    for page in ("README.md", "docs/parameters.md", "docs/how-to/your-data.md")
+    for block in re.findall(
+        r"```yaml\n(sources:.*?)```", (COMMITTED.parent / page).read_text(encoding="utf-8"), re.DOTALL
+    )
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_sources_of_the_docs_are_allowed(tmp_path: Path, block: str):
+    sources = load_params(changed(tmp_path, **yaml.safe_load(block))).sources
+    assert sources.keys() == yaml.safe_load(block)["sources"].keys()
+
+
+def test_every_kind_of_source_stands_in_the_docs():
+    kinds = {kind for block in BLOCKS for source in yaml.safe_load(block)["sources"].values() for kind in source}
+    assert kinds >= {"files", "corpus", "hub"}
