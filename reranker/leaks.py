@@ -50,7 +50,7 @@ def describe(leaked: list[Leak]) -> str:
     """How many there are, with an example."""
     first = leaked[0]
     return (
-        f"{len(leaked):,} queries of dev or test are also in an earlier split, "
+        f"{len(leaked):,} of the queries of dev or test are also in an earlier split, "
         f"such as '{first.query}' ({first.split}) and '{first.other}' ({first.other_split})"
     )
 

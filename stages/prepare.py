@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> str:
             "leaked_equal_queries": sum(leak.equal for leak in leaked),
             "leaked_near_queries": sum(not leak.equal for leak in leaked),
             "merged_passages": len(rows) - len(tables.passages),
-            "merged_queries": len(rows) - len(tables.queries),
+            "merged_queries": int(rows["query"].notna().sum()) - len(tables.queries),
             **tokens,
         },
         PATHS.metrics / "prepare.json",

@@ -40,7 +40,7 @@ def test_every_block_is_looked_at(monkeypatch):
 def test_description_has_the_number_and_an_example():
     found = find(rows(("Sort it", "train"), ("sort it", "test")))
     assert leaks.describe(found) == (
-        "1 queries of dev or test are also in an earlier split, such as 'sort it' (test) and 'Sort it' (train)"
+        "1 of the queries of dev or test are also in an earlier split, such as 'sort it' (test) and 'Sort it' (train)"
     )
 
 

@@ -307,12 +307,12 @@ def test_query_in_two_splits_stops_unless_it_is_allowed(beir):
     path.write_text(f"{path.read_text()}q3\t3\t1\n")
     line = beir.error("prepare")
     assert line.startswith(
-        "params.yaml: sources: 1 queries of dev or test are also in an earlier split, such as 'how to "
+        "params.yaml: sources: 1 of the queries of dev or test are also in an earlier split, such as 'how to "
     )
     assert line.endswith("; take them out, or set allow_leakage: true")
     beir.set("allow_leakage: false ", "allow_leakage: true ")
     told = beir.run("prepare")
-    assert told.startswith("prepare: 1 queries of dev or test are also in an earlier split, such as ")
+    assert told.startswith("prepare: 1 of the queries of dev or test are also in an earlier split, such as ")
     figures = json.loads((beir.path / "metrics" / "prepare.json").read_text())
     assert (figures["leaked_equal_queries"], figures["leaked_near_queries"]) == (1, 0)
     assert figures["queries_test"] == 21
