@@ -102,7 +102,9 @@ def test_snapshot_of_sqlite_follows_the_database(repository: Repository, tmp_pat
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """The URL of a PostgreSQL server on loopback."""
-    if not (initdb := shutil.which("initdb")) or not (control := shutil.which("pg_ctl")):
+    folders = [os.environ["PATH"], *map(str, Path("/usr/lib/postgresql").glob("*/bin"))]  # Debian's are not on the path
+    initdb, control = (shutil.which(name, path=os.pathsep.join(folders)) for name in ("initdb", "pg_ctl"))
+    if not initdb or not control:
         pytest.skip("PostgreSQL's initdb and pg_ctl are not installed")
     user = None
     if os.geteuid() == 0:  # the server does not run as root
