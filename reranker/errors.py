@@ -3,3 +3,11 @@
 
 class UserError(Exception):
     """Bad input: its message is one line that names the file, column, key or row and what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """The text with what does not print escaped: nothing in a file may break a line or command a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer
 
 from reranker import dataset, leaks
-from reranker.errors import UserError
+from reranker.errors import UserError, printable
 from reranker.models import tokenizer_file
 from reranker.params import load_params
 from reranker.progress import progress, run_stage
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> str:
                 unused |= dict.fromkeys(part.unused)
                 shown.reach(round(100 * part.share))
         if unused:
-            print(f"prepare: {name}: unused columns: {', '.join(unused)}")
+            print(printable(f"prepare: {name}: unused columns: {', '.join(unused)}"))
     limits = dataset.Limits(params.min_query_words, params.max_query_words, params.min_passage_chars)
     rows, dropped, dropped_rows = dataset.clean(examples, limits)
     if rows.empty:
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> str:
             raise UserError(
                 f"params.yaml: sources: {leaks.describe(leaked)}; take them out, or set allow_leakage: true"
             )
-        print(f"prepare: {leaks.describe(leaked)}")
+        print(printable(f"prepare: {leaks.describe(leaked)}"))
     tables = dataset.build(rows, dev_share=params.dev_share, test_share=params.test_share)
     sizes = tables.queries["split"].value_counts()
     for split in SPLITS:

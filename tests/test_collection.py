@@ -1,9 +1,13 @@
 import gzip
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from reranker.dataset import Limits, build, clean
 from reranker.errors import UserError
 from reranker.params import BeirSource, CollectionSource
 from reranker.records import UNSPLIT, Example
@@ -152,3 +156,19 @@ def test_folder_that_is_none_of_beir_is_refused(folder: Path, missing: list[str]
 def test_folder_outside_the_watched_one_is_refused(folder: Path, name: str):
     with pytest.raises(UserError, match="is not in data/raw/; move it there"):
         examples(BeirSource(beir=name))
+
+
+@settings(max_examples=300, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["corpus.jsonl", "queries.jsonl", "qrels/train.tsv", "qrels/test.tsv"]), st.data())
+def test_damage_anywhere_ends_in_rows_or_one_line(folder: Path, name: str, data: st.DataObject):
+    whole = (folder / name).read_bytes()
+    content = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        content[at : at + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=4))
+    (folder / name).write_bytes(bytes(content))
+    with suppress(UserError):
+        rows = clean(examples(SMALL), Limits(1, 9, 1)).rows
+        if len(rows):
+            build(rows, dev_share=0.3, test_share=0.3)
+    (folder / name).write_bytes(whole)

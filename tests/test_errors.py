@@ -1,0 +1,18 @@
+import pytest
+
+from reranker.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("a.csv: no column 'Größe 漢'", "a.csv: no column 'Größe 漢'"),
+        ("two\nlines\r\n", r"two\nlines\r\n"),
+        ("\x1b[2Jgone", r"\x1b[2Jgone"),
+        ("half \ud800", r"half \ud800"),
+        ("next\u2028line", r"next\u2028line"),
+    ],
+)
+def test_message_is_one_line_that_commands_no_terminal(message: str, shown: str):
+    assert str(UserError(message)) == shown
+    assert len(str(UserError(message)).splitlines()) == 1
