@@ -1,7 +1,7 @@
 """Draw NDCG@10 against minutes of training from the experiments of a commit, and print them as a table.
 
-Taken are the experiments that differ from the commit in `seed`, `train_queries` and `control_queries` alone. None of
-them trains the bi-encoder of `warm` or the static embedding again, so their rows have one run each.
+Taken are the experiments that differ from the commit in `seed`, `train_queries`, `epochs` and `control_queries` alone.
+None of them trains the bi-encoder of `warm` or the static embedding again, so their rows have one run each.
 An out that DVC restored from its run cache brings no time of its own with it, so its figure is left out; `dvc exp run
 --force` makes it anew.
 
@@ -24,7 +24,7 @@ from tools.training_time import TRAINED, minutes
 
 DATA = {"control": "control_queries", "static": "static_queries", "train": "train_queries"}
 """The parameter that gives a stage more to learn from."""
-FREE = {"seed", "train_queries", "control_queries"}
+FREE = {"seed", "train_queries", "epochs", "control_queries"}
 """Parameters in which the experiments may differ."""
 TABLE, FIGURE = Path("docs/minutes.csv"), Path("docs/minutes.svg")
 
@@ -40,7 +40,8 @@ def measured(revision: str) -> pd.DataFrame:
         for system, stages in TRAINED.items():
             key = "ndcg@10" if system == "reranker" else f"ndcg@10_{system}"
             last = stages[-1]
-            told = ["seed", DATA[last]] if last == "train" else [DATA[last]]  # no other stage reads the seed
+            # no other stage reads the seed and the epochs
+            told = ["seed", "epochs", DATA[last]] if last == "train" else [DATA[last]]
             other = any(experiment[name] != experiments[0][name] for name in told)
             if other and seconds[f"{last}_training_seconds"] == first[f"{last}_training_seconds"]:
                 continue
