@@ -46,10 +46,12 @@ def measured(revision: str) -> pd.DataFrame:
             if other and seconds[f"{last}_training_seconds"] == first[f"{last}_training_seconds"]:
                 continue
             run = " ".join(str(experiment[name]) for name in told)
-            rows.append((system, int(experiment[DATA[last]]), run, minutes(seconds, system), experiment[key]))
-    table = pd.DataFrame(rows, columns=["system", "queries", "run", "minutes", "ndcg@10"])
+            epochs = int(experiment["epochs"]) if last == "train" else 1
+            took = minutes(seconds, system)
+            rows.append((system, int(experiment[DATA[last]]), epochs, run, took, experiment[key]))
+    table = pd.DataFrame(rows, columns=["system", "queries", "epochs", "run", "minutes", "ndcg@10"])
     # an experiment that did not train a system repeats another one's figure
-    groups = table.drop_duplicates(["system", "run"]).groupby(["system", "queries"])
+    groups = table.drop_duplicates(["system", "run"]).groupby(["system", "queries", "epochs"])
     found = groups.agg(
         runs=("minutes", "size"),
         minutes=("minutes", "mean"),
