@@ -51,12 +51,12 @@ SMALL = BeirSource(beir="data/raw/small")
 
 def test_folder_gives_every_passage_and_every_judgment_with_its_split(folder: Path):
     found = examples(SMALL)
-    assert [example[1:] for example in found if example.query is None] == [
+    assert [example[1:5] for example in found if example.query is None] == [
         (None, "Sorting Sort it in place.", 0, UNSPLIT),
         (None, "Close the file.", 0, UNSPLIT),
         (None, "Nobody asks for this.", 0, UNSPLIT),
     ]
-    assert {example[1:] for example in found if example.query is not None} == {
+    assert {example[1:5] for example in found if example.query is not None} == {
         ("How to sort?", "Sorting Sort it in place.", 2, "train"),
         ("How to sort?", "Close the file.", 0, "train"),
         ("How to close?", "Close the file.", 1, "test"),
@@ -78,7 +78,7 @@ def test_packed_files_are_found(folder: Path):
         path = folder / f"{name}.jsonl"
         path.with_suffix(".jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
         path.unlink()
-    assert [example[1:] for example in examples(SMALL)] == [example[1:] for example in plain]
+    assert [example[1:5] for example in examples(SMALL)] == [example[1:5] for example in plain]
 
 
 def test_collection_of_other_formats_gives_the_same(folder: Path):
