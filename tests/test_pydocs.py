@@ -56,7 +56,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_summary_is_the_query_and_the_rest_of_the_docstring_the_passage(installed: Path):
-    [(examples, _)] = pydocs.read(["toy-box"])
+    [(examples, *_)] = pydocs.read(["toy-box"])
     assert examples == [
         Example("toybox", "Tools for toys.", "More about them."),
         Example("toybox.shapes.circle", "Draw a circle.", "Around a centre."),
@@ -68,7 +68,7 @@ def test_summary_is_the_query_and_the_rest_of_the_docstring_the_passage(installe
 @pytest.mark.parametrize("summary", ["Parameters: x the number", "See also : numpy.max", "sort(`x` int)"])
 def test_docstring_that_begins_with_a_list_of_fields_has_no_summary(installed: Path, summary: str):
     (installed / "toybox" / "shapes.py").write_text(f'"""{summary}\n\nMore."""\n', encoding="utf-8")
-    [(examples, _)] = pydocs.read(["toy-box"])
+    [(examples, *_)] = pydocs.read(["toy-box"])
     assert Example("toybox.shapes", "", "More.") in examples
 
 
@@ -78,14 +78,14 @@ def test_packages_are_parsed_but_never_imported(installed: Path):
 
 
 def test_private_names_and_test_files_are_left_out(installed: Path):
-    [(examples, _)] = pydocs.read(["toy-box"])
+    [(examples, *_)] = pydocs.read(["toy-box"])
     origins = {example.origin for example in examples}
     assert not origins & {"toybox.shapes._hidden", "toybox.shapes.Square._secret"}
     assert not any("test" in origin for origin in origins)
 
 
 def test_file_with_a_syntax_error_is_skipped_and_the_others_are_read(installed: Path):
-    [(examples, _)] = pydocs.read(["toy-box"])
+    [(examples, *_)] = pydocs.read(["toy-box"])
     assert examples
     assert not any("broken" in example.origin for example in examples)
 
