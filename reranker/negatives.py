@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from reranker.dataset import fingerprint, query_groups
 from reranker.records import Tables
 
 GUARDS = ("group_positive", "near_duplicate", "absolute_margin", "relative_margin", "max_score", "min_score")
@@ -129,26 +128,26 @@ def choose_random(
 
 
 def near_duplicate_pairs(
-    pool: pd.DataFrame, judgments: pd.DataFrame, texts: pd.Series, vectors: NDArray[np.float32], similarity: float
+    pool: pd.DataFrame, judgments: pd.DataFrame, passages: pd.DataFrame, vectors: NDArray[np.float32], similarity: float
 ) -> NDArray[np.bool_]:
     """Whether each candidate is nearly the same text as a right passage of its query.
 
-    Nearly the same is an equal fingerprint, or a cosine of at least `similarity` between the passages' own
+    Nearly the same is a passage of one group, or a cosine of at least `similarity` between the passages' own
     vectors.
 
     Args:
         pool: columns query_id, passage_id.
         judgments: columns query_id, passage_id of right passages.
-        texts: passage text by passage_id.
-        vectors: one normalised vector per passage, in the order of `texts`; shape (passages, dimensions).
+        passages: columns passage_id, group.
+        vectors: one normalised vector per passage, in the order of `passages`; shape (passages, dimensions).
         similarity: cosine from which two passages count as the same.
     """
-    position = pd.Series(np.arange(len(texts)), index=texts.index)
-    prints = texts.map(fingerprint)
+    position = pd.Series(np.arange(len(passages)), index=passages["passage_id"])
+    groups = pd.factorize(passages["group"])[0]
     pairs = pool[["query_id", "passage_id"]].reset_index(drop=True).reset_index(names="row")
     pairs = pairs.merge(judgments[["query_id", "passage_id"]], on="query_id", suffixes=("", "_right"))
     here, right = (position[pairs[column]].to_numpy() for column in ("passage_id", "passage_id_right"))
-    same = prints.to_numpy()[here] == prints.to_numpy()[right]
+    same = groups[here] == groups[right]
     for start in range(0, len(pairs), 100_000):
         part = slice(start, start + 100_000)
         same[part] |= np.einsum("ij,ij->i", vectors[here[part]], vectors[right[part]]) >= similarity
@@ -213,14 +212,13 @@ def mine(
     pool = marked[marked["query_id"].isin(taken) & marked["relevance"].isna()].reset_index(drop=True)
     pool["position"] = pool.groupby("query_id").cumcount()
     pool = pool[pool["position"] < filters.range_max].reset_index(drop=True)
-    same_group = group_positives(passages, queries, judgments)
-    texts = passages.set_index("passage_id")["text"]
+    same_group = group_positives(queries, judgments)
     pool["reason"] = refusals(
         pool,
         filters,
         positive_scores=positives.set_index("query_id")["score"],
         group_positives=same_group,
-        near_duplicates=near_duplicate_pairs(pool, right, texts, vectors, duplicate_similarity),
+        near_duplicates=near_duplicate_pairs(pool, right, passages, vectors, duplicate_similarity),
     )
     hard = pd.concat([wrong, choose(pool, filters, seed=seed).assign(kind="hard")])
     hard = hard[hard.groupby("query_id").cumcount() < filters.num_negatives]
@@ -228,7 +226,7 @@ def mine(
         pd.concat([same_group.to_frame(index=False), hard[["query_id", "passage_id"]]])
     )
     easy = choose_random(pd.Series(taken), passages["passage_id"], forbidden, random_negatives, seed=seed)
-    easy = easy[~near_duplicate_pairs(easy, right, texts, vectors, duplicate_similarity)]
+    easy = easy[~near_duplicate_pairs(easy, right, passages, vectors, duplicate_similarity)]
     rows = pd.concat([positives.assign(kind="positive"), hard, easy.assign(kind="random")])
     rows = rows[["query_id", "passage_id", "score", "kind"]]
     rows = rows.sort_values("kind", key=lambda kind: kind != "positive", kind="stable").sort_values(
@@ -249,9 +247,9 @@ def _scores(
     return scores
 
 
-def group_positives(passages: pd.DataFrame, queries: pd.DataFrame, judgments: pd.DataFrame) -> pd.MultiIndex:
+def group_positives(queries: pd.DataFrame, judgments: pd.DataFrame) -> pd.MultiIndex:
     """Pairs (query_id, passage_id) in which the passage is right for the query or for another one of its group."""
-    group = pd.Series(query_groups(passages, queries, judgments).to_numpy(), index=queries["query_id"], name="group")
+    group = queries.set_index("query_id")["group"]
     right = judgments[judgments["relevance"] > 0].assign(group=lambda table: table["query_id"].map(group))
     members = group.reset_index().merge(right[["group", "passage_id"]].drop_duplicates(), on="group")
     return pd.MultiIndex.from_frame(members[["query_id", "passage_id"]])

@@ -187,6 +187,7 @@ class Params(Section):
     dev_share: Share
     test_share: Share
     allow_leakage: bool
+    near_duplicates: Annotated[float, Field(ge=0.5, le=1)] | None
 
     base_model: Name
     retriever_model: Name

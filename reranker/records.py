@@ -7,13 +7,15 @@ leaves the earlier file untouched.
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from safetensors import SafetensorError
 
 from reranker.errors import UserError
@@ -28,6 +30,7 @@ class Paths:
     queries: Path = Path("data/prepared/queries.parquet")
     judgments: Path = Path("data/prepared/judgments.parquet")
     dropped: Path = Path("data/prepared/dropped.parquet")
+    spool: Path = Path(".prepare.part")
     candidates: Path = Path("data/mined/candidates.parquet")
     negatives: Path = Path("data/mined/negatives.parquet")
     scored: Path = Path("data/scored")
@@ -76,9 +79,9 @@ class Tables(NamedTuple):
     """The three tables of a data set; ids are strings, rows are sorted by id."""
 
     passages: pd.DataFrame
-    """Columns passage_id, text."""
+    """Columns passage_id, text, group (an id, see `dataset`)."""
     queries: pd.DataFrame
-    """Columns query_id, text, split (train, dev or test), source (its name in params.yaml)."""
+    """Columns query_id, text, group, split (train, dev or test), source (its name in params.yaml)."""
     judgments: pd.DataFrame
     """Columns query_id, passage_id, relevance (an integer, above 0 means right)."""
 
@@ -149,8 +152,8 @@ def read_tables() -> Tables:
             is unknown.
     """
     tables = Tables(
-        read_table(PATHS.passages, ["passage_id", "text"]),
-        read_table(PATHS.queries, ["query_id", "text", "split", "source"]),
+        read_table(PATHS.passages, ["passage_id", "text", "group"]),
+        read_table(PATHS.queries, ["query_id", "text", "group", "split", "source"]),
         read_table(PATHS.judgments, ["query_id", "passage_id", "relevance"]),
     )
     _check(tables)
@@ -179,6 +182,28 @@ def _check(tables: Tables) -> None:
 def write_table(table: pd.DataFrame, path: Path) -> None:
     """Write a Parquet table."""
     _write(path, lambda temporary: table.to_parquet(temporary, index=False))
+
+
+def write_parts(parts: Iterable[pd.DataFrame], path: Path) -> None:
+    """Write a Parquet table whose runs of rows come one after the other; there must be one at least."""
+
+    def write(temporary: Path) -> None:
+        writer = None
+        for part in parts:
+            table = pa.Table.from_pandas(part, preserve_index=False)
+            writer = writer or pq.ParquetWriter(temporary, table.schema)
+            writer.write_table(table)
+        if writer:
+            writer.close()
+
+    _write(path, write)
+
+
+def first_texts(path: Path, number: int) -> list[str]:
+    """The first texts of a table of passages or queries."""
+    with pq.ParquetFile(path) as file:
+        batch = next(file.iter_batches(number, columns=["text"]))
+        return [str(text) for text in batch.column(0).to_pylist()]
 
 
 def read_json(path: Path) -> dict[str, Any]:

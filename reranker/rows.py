@@ -6,7 +6,6 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from reranker.dataset import query_groups
 from reranker.errors import UserError
 from reranker.params import SourceSection
 from reranker.records import PATHS, Tables
@@ -52,7 +51,7 @@ def right_pairs(query_ids: pd.Series, tables: Tables, *, seed: int) -> pd.DataFr
         Columns query_id, passage_id, query, passage, group (a number), in the order of `query_ids`.
     """
     passages, queries, judgments = tables
-    groups = pd.Series(pd.factorize(query_groups(passages, queries, judgments))[0], index=queries["query_id"])
+    groups = pd.Series(pd.factorize(queries["group"])[0], index=queries["query_id"])
     right = judgments[judgments["relevance"] > 0].sample(frac=1, random_state=seed).drop_duplicates("query_id")
     rows = pd.DataFrame({"query_id": query_ids}).merge(right[["query_id", "passage_id"]], on="query_id")
     return rows.assign(

@@ -7,83 +7,114 @@ import sys
 import time
 from collections.abc import Sequence
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from reranker import dataset, leaks
+from reranker.cleaning import GIVEN, Cleaner, Limits
 from reranker.errors import UserError, printable
 from reranker.models import tokenizer_file
-from reranker.params import load_params
+from reranker.params import Params, load_params
 from reranker.progress import progress, run_stage
-from reranker.records import PATHS, SPLITS, Example, record_time, write_json, write_table
+from reranker.records import PATHS, SPLITS, first_texts, record_time, write_json, write_parts, write_table
 from reranker.sources import reading
+from reranker.spool import Spool
+
+COUNTED = 100_000
+"""Texts whose tokens are counted: those with the smallest ids, which are hashes."""
 
 
 def main(arguments: Sequence[str]) -> str:
     started = time.monotonic()
     params = load_params(PATHS.params)
-    examples: list[Example] = []
-    for name, source in params.sources.items():
-        unused: dict[str, None] = {}
-        with progress(f"prepare: {name}", 100, "%") as shown:
-            for part in reading.read(source):
-                examples += (example._replace(source=name) for example in part.examples)
-                unused |= dict.fromkeys(part.unused)
-                shown.reach(round(100 * part.share))
-        if unused:
-            print(printable(f"prepare: {name}: unused columns: {', '.join(unused)}"))
-    limits = dataset.Limits(params.min_query_words, params.max_query_words, params.min_passage_chars)
-    rows, dropped, dropped_rows = dataset.clean(examples, limits)
-    if rows.empty:
-        reasons = ", ".join(f"{number:,} as {reason}" for reason, number in dropped.items() if number)
-        raise UserError(
-            f"params.yaml: sources: no rows left of {len(examples):,} after cleaning; dropped {reasons or 'none'}"
-        )
-    if leaked := leaks.find(rows):
-        if not params.allow_leakage:
+    limits = Limits(params.min_query_words, params.max_query_words, params.min_passage_chars)
+    number = 0
+    with Spool(PATHS.spool) as spool:
+        cleaner = Cleaner(limits, params.sources, spool)
+        for name, source in params.sources.items():
+            unused: dict[str, None] = {}
+            with progress(f"prepare: {name}", 100, "%") as shown:
+                for part in reading.read(source):
+                    number += len(part.examples)
+                    for example in part.examples:
+                        cleaner.add(example._replace(source=name))
+                    unused |= dict.fromkeys(part.unused)
+                    shown.reach(round(100 * part.share))
+            if unused:
+                print(printable(f"prepare: {name}: unused columns: {', '.join(unused)}"))
+        rows, dropped, dropped_rows = cleaner.finish()
+        if rows.empty:
+            reasons = ", ".join(f"{count:,} as {reason}" for reason, count in dropped.items() if count)
             raise UserError(
-                f"params.yaml: sources: {leaks.describe(leaked)}; take them out, or set allow_leakage: true"
+                f"params.yaml: sources: no rows left of {number:,} after cleaning; dropped {reasons or 'none'}"
             )
-        print(printable(f"prepare: {leaks.describe(leaked)}"))
-    tables = dataset.build(rows, dev_share=params.dev_share, test_share=params.test_share)
-    sizes = tables.queries["split"].value_counts()
-    for split in SPLITS:
-        if split not in sizes:
-            raise UserError(f"params.yaml: the {split} split has no queries; add text or raise its share")
-
-    tokens: dict[str, int] = {}
-    if file := tokenizer_file(params.base_model):
-        tokenizer = Tokenizer.from_file(str(file))
-        tokens |= dataset.token_percentiles(tokenizer, tables.queries["text"], "query_tokens")
-        tokens |= dataset.token_percentiles(tokenizer, tables.passages["text"], "passage_tokens")
-
-    write_table(tables.passages, PATHS.passages)
-    write_table(tables.queries, PATHS.queries)
-    write_table(tables.judgments, PATHS.judgments)
+        leaked = leaks.find(rows, spool)
+        if leaked.examples:
+            if not params.allow_leakage:
+                raise UserError(
+                    f"params.yaml: sources: {leaks.describe(leaked)}; take them out, or set allow_leakage: true"
+                )
+            print(printable(f"prepare: {leaks.describe(leaked)}"))
+        plan = dataset.build(
+            rows,
+            spool,
+            near_duplicates=params.near_duplicates,
+            dev_share=params.dev_share,
+            test_share=params.test_share,
+        )
+        queries = np.bincount(plan.queries["split"], minlength=len(GIVEN))
+        sizes = {split: int(queries[GIVEN.index(split)]) for split in SPLITS}
+        for split, size in sizes.items():
+            if not size:
+                raise UserError(f"params.yaml: the {split} split has no queries; add text or raise its share")
+        write_parts(dataset.passages_table(plan, spool), PATHS.passages)
+        write_parts(dataset.queries_table(plan, spool, params.sources), PATHS.queries)
+    write_parts(dataset.judgments_table(plan), PATHS.judgments)
     write_table(dropped_rows, PATHS.dropped)
+    asked = int((rows["query"] != 0).sum())
     write_json(
         {
-            "rows": len(examples),
-            "passages": len(tables.passages),
-            "judgments": len(tables.judgments),
-            **{f"queries_{split}": int(sizes[split]) for split in SPLITS},
-            **{f"dropped_{reason}": number for reason, number in dropped.items()},
-            "leaked_equal_queries": sum(leak.equal for leak in leaked),
-            "leaked_near_queries": sum(not leak.equal for leak in leaked),
-            "merged_passages": len(rows) - len(tables.passages),
-            "merged_queries": int(rows["query"].notna().sum()) - len(tables.queries),
-            **tokens,
+            "rows": number,
+            "passages": len(plan.passages),
+            "passage_groups": int(plan.passages["group"].nunique()),
+            "judgments": len(plan.judgments),
+            **{f"queries_{split}": size for split, size in sizes.items()},
+            **{f"dropped_{reason}": count for reason, count in dropped.items()},
+            "leaked_equal_queries": leaked.equal,
+            "leaked_near_queries": leaked.near,
+            "merged_passages": len(rows) - len(plan.passages),
+            "merged_queries": asked - len(plan.queries),
+            "near_duplicates_looked_for": plan.compared,
+            **_token_counts(params),
         },
         PATHS.metrics / "prepare.json",
     )
     record_time("prepare", time.monotonic() - started)
-    split_sizes = ", ".join(f"{sizes[split]:,} {split}" for split in SPLITS)
-    most, number = max(dropped.items(), key=lambda count: count[1])
+    split_sizes = ", ".join(f"{size:,} {split}" for split, size in sizes.items())
+    most, count = max(dropped.items(), key=lambda reason: reason[1])
     return (
-        f"prepare: {len(tables.passages):,} passages, {len(tables.queries):,} queries ({split_sizes}), "
-        f"{sum(dropped.values()):,} of {len(examples):,} rows dropped"
-        + (f", {number:,} of them as {most}" if number else "")
+        f"prepare: {len(plan.passages):,} passages, {len(plan.queries):,} queries ({split_sizes}), "
+        f"{sum(dropped.values()):,} of {number:,} rows dropped"
+        + (f", {count:,} of them as {most}" if count else "")
         + f" -> {PATHS.passages.parent}"
     )
+
+
+def _token_counts(params: Params) -> dict[str, float]:
+    """Lengths in tokens of the base model, and what share of the passages is longer than a model reads at a time."""
+    file = tokenizer_file(params.base_model)
+    if not file:
+        return {}
+    tokenizer = Tokenizer.from_file(str(file))
+    queries, passages = (
+        dataset.token_lengths(tokenizer, first_texts(path, COUNTED)) for path in (PATHS.queries, PATHS.passages)
+    )
+    limits = {"max_length": params.max_length, "biencoder_max_length": params.biencoder_max_length}
+    return {
+        **dataset.percentiles(queries, "query_tokens"),
+        **dataset.percentiles(passages, "passage_tokens"),
+        **{f"passages_beyond_{name}": float((passages > limit).mean()) for name, limit in limits.items()},
+    }
 
 
 if __name__ == "__main__":

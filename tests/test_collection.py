@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reranker.dataset import Limits, build, clean
+from prepared import clean, tables
 from reranker.errors import UserError
 from reranker.params import BeirSource, CollectionSource
 from reranker.records import UNSPLIT, Example
@@ -168,7 +168,7 @@ def test_damage_anywhere_ends_in_rows_or_one_line(folder: Path, name: str, data:
         content[at : at + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=4))
     (folder / name).write_bytes(bytes(content))
     with suppress(UserError):
-        rows = clean(examples(SMALL), Limits(1, 9, 1)).rows
-        if len(rows):
-            build(rows, dev_share=0.3, test_share=0.3)
+        found = examples(SMALL)
+        if len(clean(found).rows):
+            tables(found)
     (folder / name).write_bytes(whole)

@@ -1,6 +1,5 @@
 from collections import defaultdict
 
-import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -9,18 +8,11 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from reranker.dataset import (
-    SHOWN,
-    Limits,
-    Tables,
-    assign_splits,
-    build,
-    clean,
-    fingerprint,
-    query_groups,
-    token_percentiles,
-)
-from reranker.records import UNSPLIT, Example
+from prepared import clean, tables
+from reranker import duplicates
+from reranker.cleaning import GIVEN, SHOWN, Limits, fingerprint
+from reranker.dataset import assign_splits, percentiles, token_lengths
+from reranker.records import UNSPLIT, Example, Tables
 
 LIMITS = Limits(min_query_words=2, max_query_words=4, min_passage_chars=5)
 
@@ -30,17 +22,27 @@ TEXTS = st.builds(
     st.lists(st.sampled_from(["Sort", "sort", "array", "axis", "mean", "42"]), min_size=1, max_size=3),
     st.sampled_from(["", ".", " 2"]),
 )
-ROWS = st.lists(st.tuples(TEXTS, TEXTS), max_size=12)
+ROWS = st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=12)
 UNRELATED = st.lists(st.tuples(st.sampled_from(["plot a line", "close a file"]), st.sampled_from(["draw", "shut"])))
 quick = settings(max_examples=40, deadline=None, database=None)
 
 
-def table(*pairs: tuple[str, str]) -> pd.DataFrame:
-    return pd.DataFrame(pairs, columns=["query", "passage"], dtype="str").assign(relevance=1, split=UNSPLIT, source="")
+def built(rows: list[tuple[str | None, str]], near_duplicates: float | None = None) -> Tables:
+    """The tables of pairs."""
+    return tables((Example("here", *row) for row in rows), near_duplicates=near_duplicates)
 
 
-def built(pairs: list[tuple[str, str]]) -> Tables:
-    return build(table(*pairs), dev_share=0.3, test_share=0.3)
+def kept(*examples: Example) -> list[str]:
+    """Where the rows that are kept come from."""
+    return [examples[row].origin for row in clean(examples, LIMITS).rows.index]
+
+
+def told(found: Tables) -> dict[tuple[str, str], int]:
+    """Relevance by the texts of query and passage."""
+    table = found.judgments.merge(found.queries, on="query_id").merge(
+        found.passages, on="passage_id", suffixes=("", "_passage")
+    )
+    return dict(zip(zip(table["text"], table["text_passage"], strict=True), table["relevance"], strict=True))
 
 
 def linked_components(pairs: list[tuple[str, str]]) -> list[set[str]]:
@@ -93,19 +95,19 @@ def test_lengths_at_the_limits_are_kept():
 
 
 def test_white_space_is_normalised_and_a_repeated_row_dropped():
-    rows, dropped, _ = clean([Example("a", " sort\n it ", " in place\n"), Example("b", "sort it", "in place")], LIMITS)
-    assert rows.to_dict("records") == [
-        {"query": "sort it", "passage": "in place", "relevance": 1, "split": UNSPLIT, "source": ""}
-    ]
-    assert dropped["same_row"] == 1
+    examples = [Example("a", " sort\n it ", " in place\n"), Example("b", "sort it", "in place")]
+    assert kept(*examples) == ["a"]
+    assert clean(examples).dropped["same_row"] == 1
+    assert told(tables(examples)) == {("sort it", "in place"): 1}
 
 
 def test_of_two_judgments_of_one_row_the_higher_is_kept():
     examples = [Example("a", "sort it", "in place", 0), Example("b", "sort it", "in place", 2)]
     for order in (examples, examples[::-1]):
-        rows, dropped, _ = clean(order, LIMITS)
+        rows, dropped, _ = clean(order)
         assert rows["relevance"].tolist() == [2]
         assert dropped["same_row"] == 1
+        assert told(tables(order)) == {("sort it", "in place"): 2}
 
 
 def test_rows_of_a_query_without_a_right_passage_are_dropped():
@@ -115,27 +117,20 @@ def test_rows_of_a_query_without_a_right_passage_are_dropped():
         Example("c", "shuffle it", "in place", 0),
         Example("d", "shuffle it", "or not", 0),
     ]
-    rows, dropped, _ = clean(examples, LIMITS)
-    assert rows["query"].tolist() == ["sort it", "Sort it"]
+    assert kept(*examples) == ["a", "b"]
+    dropped = clean(examples).dropped
     assert {name: number for name, number in dropped.items() if number} == {"query_without_right_passage": 2}
 
 
 def test_relevance_reaches_the_judgments_and_the_highest_of_merged_rows_counts():
-    rows = pd.DataFrame(
-        [("sort it", "one", 2), ("Sort it", "one", 0), ("sort it", "two", 0)], columns=["query", "passage", "relevance"]
-    ).assign(split=UNSPLIT, source="")
-    tables = build(rows, dev_share=0.3, test_share=0.3)
-    found = tables.judgments.merge(tables.passages)
-    assert dict(zip(found["text"], found["relevance"], strict=True)) == {"one": 2, "two": 0}
+    rows = [("sort it", "one", 2), ("Sort it", "one", 0), ("sort it", "two", 0)]
+    found = told(tables(Example("here", *row) for row in rows))
+    assert {passage: relevance for (_, passage), relevance in found.items()} == {"one": 2, "two": 0}
 
 
 def test_passage_that_is_judged_wrong_links_no_queries():
-    rows = pd.DataFrame(
-        [("sort it", "one", 1), ("shuffle it", "two", 1), ("shuffle it", "one", 0)],
-        columns=["query", "passage", "relevance"],
-    ).assign(split=UNSPLIT, source="")
-    tables = build(rows, dev_share=0.3, test_share=0.3)
-    assert query_groups(tables.passages, tables.queries, tables.judgments).nunique() == 2
+    rows = [("sort it", "one", 1), ("shuffle it", "two", 1), ("shuffle it", "one", 0)]
+    assert tables(Example("here", *row) for row in rows).queries["group"].nunique() == 2
 
 
 @quick
@@ -143,20 +138,22 @@ def test_passage_that_is_judged_wrong_links_no_queries():
 def test_every_row_is_kept_or_counted(pairs: list[tuple[str, str]]):
     rows, dropped, _ = clean([Example("here", *pair) for pair in pairs], LIMITS)
     assert len(rows) + sum(dropped.values()) == len(pairs)
-    assert not rows.duplicated(["query", "passage"]).any()
+    texts = [(" ".join(query.split()), passage.strip()) for query, passage in pairs]
+    assert len({texts[row] for row in rows.index}) == len(rows)
 
 
 def test_equal_passages_are_one_and_equal_queries_share_their_right_passages():
-    tables = built([("Sort it", "one"), ("sort it", "two"), ("shuffle it", "one")])
-    assert sorted(tables.passages["text"]) == ["one", "two"]
-    assert sorted(tables.queries["text"]) == ["Sort it", "shuffle it"]
-    found = tables.judgments.merge(tables.queries).merge(tables.passages, on="passage_id", suffixes=("", "_passage"))
-    assert set(zip(found["text"], found["text_passage"], strict=True)) == {
-        ("Sort it", "one"),
-        ("Sort it", "two"),
-        ("shuffle it", "one"),
-    }
-    assert (tables.judgments["relevance"] == 1).all()
+    pairs = [("sort it", "one"), ("sort it", "two"), ("shuffle it", "one")]
+    found = built(pairs)
+    assert sorted(found.passages["text"]) == ["one", "two"]
+    assert sorted(found.queries["text"]) == ["shuffle it", "sort it"]
+    assert told(found) == dict.fromkeys(pairs, 1)
+
+
+def test_queries_that_differ_in_case_are_one_with_the_passages_of_both():
+    found = built([("Sort it", "one"), ("sort it", "two")])
+    assert found.queries["text"].item() in ("Sort it", "sort it")
+    assert sorted(passage for _, passage in told(found)) == ["one", "two"]
 
 
 @quick
@@ -169,7 +166,7 @@ def test_order_of_the_rows_does_not_matter(pairs, random):
 
 def test_text_of_a_merged_query_does_not_depend_on_the_order_of_the_rows():
     pairs = [("sort it", "one"), ("Sort it", "two"), ("SORT it", "three")]
-    assert {built(pairs).queries["text"].item(), built(pairs[::-1]).queries["text"].item()} == {"SORT it"}
+    assert built(pairs).queries["text"].item() == built(pairs[::-1]).queries["text"].item()
 
 
 @quick
@@ -190,10 +187,9 @@ def test_tables_are_sorted_unique_and_refer_to_each_other(pairs):
 @quick
 @given(ROWS)
 def test_linked_queries_are_one_group_and_others_are_not(pairs):
-    tables = built(pairs)
-    groups = query_groups(tables.passages, tables.queries, tables.judgments)
+    queries = built(pairs).queries
     members = defaultdict(set)
-    for group, text in zip(groups, tables.queries["text"], strict=True):
+    for group, text in zip(queries["group"], queries["text"], strict=True):
         members[group].add(text.casefold())
     assert sorted(map(sorted, members.values())) == sorted(map(sorted, linked_components(pairs)))
 
@@ -208,7 +204,7 @@ def test_no_link_crosses_a_split(pairs):
 
 
 @quick
-@given(ROWS.filter(bool), UNRELATED)
+@given(ROWS, UNRELATED)
 def test_split_and_ids_stay_when_unrelated_rows_are_added(pairs, unrelated):
     before, after = built(pairs), built(unrelated + pairs)
     pd.testing.assert_frame_equal(before.queries, after.queries.merge(before.queries["query_id"]))
@@ -225,33 +221,33 @@ def test_split_and_ids_stay_when_unrelated_rows_are_added(pairs, unrelated):
     ],
 )
 def test_linked_queries_share_a_group(pairs):
-    tables = built([*pairs, ("unrelated", "alone")])
-    groups = query_groups(tables.passages, tables.queries, tables.judgments)
-    assert groups.nunique() == 2
-    assert set(groups) <= set(tables.queries["query_id"])
+    queries = built([*pairs, ("unrelated", "alone")]).queries
+    assert queries["group"].nunique() == 2
+    assert (queries.groupby("group")["query_id"].min() == queries["group"].unique()).all()
 
 
 def test_query_text_does_not_link_to_an_equal_passage_text():
-    tables = built([("sort", "order"), ("order", "shuffle")])
-    assert query_groups(tables.passages, tables.queries, tables.judgments).nunique() == 2
+    assert built([("sort", "order"), ("order", "shuffle")]).queries["group"].nunique() == 2
+
+
+TRAIN, DEV, TEST = (GIVEN.index(split) for split in ("train", "dev", "test"))
 
 
 def test_shares_of_the_groups_are_roughly_met():
-    groups = pd.Series([f"q{number}" for number in range(2000)])
-    shares = assign_splits(groups, dev_share=0.1, test_share=0.2).value_counts(normalize=True)
-    assert shares["dev"] == pytest.approx(0.1, abs=0.02)
-    assert shares["test"] == pytest.approx(0.2, abs=0.03)
+    splits = assign_splits([f"q{number}" for number in range(2000)], dev_share=0.1, test_share=0.2)
+    assert (splits == DEV).mean() == pytest.approx(0.1, abs=0.02)
+    assert (splits == TEST).mean() == pytest.approx(0.2, abs=0.03)
 
 
 def test_larger_test_share_keeps_every_earlier_test_query():
-    groups = pd.Series([f"q{number}" for number in range(500)])
-    small, large = (assign_splits(groups, dev_share=0.1, test_share=share) == "test" for share in (0.1, 0.2))
+    groups = [f"q{number}" for number in range(500)]
+    small, large = (assign_splits(groups, dev_share=0.1, test_share=share) == TEST for share in (0.1, 0.2))
     assert small.sum() < large.sum()
     assert not (small & ~large).any()
 
 
 def test_shares_of_zero_leave_everything_in_train():
-    assert set(assign_splits(pd.Series(["a", "b"]), dev_share=0.0, test_share=0.0)) == {"train"}
+    assert set(assign_splits(["a", "b"], dev_share=0.0, test_share=0.0)) == {TRAIN}
 
 
 @pytest.mark.parametrize(
@@ -262,17 +258,13 @@ def test_fingerprint_ignores_case_digits_punctuation_and_white_space(first: str,
     assert (fingerprint(first) == fingerprint(second)) is equal
 
 
-def test_token_percentiles_are_lengths_that_occur():
+def test_token_lengths_are_counted_to_the_end_and_percentiles_are_lengths_that_occur():
     tokenizer = Tokenizer(WordLevel({"a": 0}))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.enable_truncation(2)
-    texts = pd.Series([" ".join("a" * count) for count in np.arange(1, 11)])
-    assert token_percentiles(tokenizer, texts, "words") == {
-        "words_p50": 6,
-        "words_p90": 10,
-        "words_p99": 10,
-        "words_max": 10,
-    }
+    lengths = token_lengths(tokenizer, [" ".join("a" * count) for count in range(1, 11)])
+    assert lengths.tolist() == list(range(1, 11))
+    assert percentiles(lengths, "words") == {"words_p50": 6, "words_p90": 10, "words_p99": 10, "words_max": 10}
 
 
 SPLIT_ROWS = [
@@ -286,8 +278,8 @@ SPLIT_ROWS = [
 
 def split_of(rows: list[tuple[str | None, str, str]], **shares: float) -> dict[str, str]:
     """Queries and their splits."""
-    table = pd.DataFrame(rows, columns=["query", "passage", "split"], dtype="str").assign(relevance=1, source="")
-    queries = build(table, dev_share=shares.get("dev", 0.4), test_share=shares.get("test", 0.4)).queries
+    examples = (Example("here", query, passage, 1, split) for query, passage, split in rows)
+    queries = tables(examples, dev_share=shares.get("dev", 0.4), test_share=shares.get("test", 0.4)).queries
     return dict(zip(queries["text"], queries["split"], strict=True))
 
 
@@ -303,7 +295,8 @@ def test_given_split_is_kept_and_an_unsplit_query_goes_with_its_group():
 
 
 def test_query_given_to_two_splits_is_in_the_one_that_is_looked_at_latest():
-    assert split_of([*SPLIT_ROWS, ("Sort them", "two", "test")])["Sort them"] == "test"
+    found = split_of([*SPLIT_ROWS, ("Sort them", "two", "test")])
+    assert {text.casefold(): split for text, split in found.items()}["sort them"] == "test"
 
 
 def test_split_that_no_source_gives_is_drawn_from_the_train_queries():
@@ -317,16 +310,67 @@ def test_split_that_no_source_gives_is_drawn_from_the_train_queries():
 
 
 def test_passage_of_the_corpus_alone_is_kept_and_has_no_query():
-    rows, dropped, _ = clean([Example("a", None, "in place"), Example("b", "sort it", "in place")], LIMITS)
-    assert not any(dropped.values())
-    assert rows["query"].isna().tolist() == [True, False]
-    tables = build(rows, dev_share=0.3, test_share=0.3)
-    assert tables.passages["text"].tolist() == ["in place"]
-    assert tables.queries["text"].tolist() == ["sort it"]
-    assert len(tables.judgments) == 1
+    examples = [Example("a", None, "in place"), Example("b", "sort it", "in place")]
+    assert kept(*examples) == ["a", "b"]
+    found = tables(examples)
+    assert found.passages["text"].tolist() == ["in place"]
+    assert told(found) == {("sort it", "in place"): 1}
 
 
 def test_unusable_passage_of_the_corpus_is_dropped_for_its_reason():
     rows, dropped, _ = clean([Example("a", None, "tiny"), Example("b", None, " ")], LIMITS)
     assert rows.empty
     assert (dropped["passage_short"], dropped["passage_empty"]) == (1, 1)
+
+
+WORDS = [chr(97 + first) + chr(97 + second) for first in range(10) for second in range(10)]
+LONG = " ".join(WORDS)
+
+
+@pytest.mark.parametrize(
+    ("other", "alike"),
+    [
+        pytest.param(f"{LONG} and so on", True, id="three words more"),
+        pytest.param(LONG.replace("aa ", "").upper(), True, id="one word less, other case"),
+        pytest.param(" ".join(WORDS[50:] + WORDS[:50]), True, id="halves change places"),
+        pytest.param(" ".join(WORDS[::-1]), False, id="other order"),
+        pytest.param(" ".join(WORDS[:80]), False, id="four fifths"),
+    ],
+)
+def test_near_duplicates_share_a_group_and_so_do_their_queries(other: str, alike: bool):
+    found = built([("sort it", LONG), ("shuffle it", other), ("plot it", "a line")], near_duplicates=0.9)
+    assert found.passages["group"].nunique() == found.queries["group"].nunique() == 2 + (not alike)
+    assert set(found.passages["group"]) <= set(found.passages["passage_id"])
+
+
+def test_near_duplicates_are_left_alone_where_they_are_not_wanted():
+    found = built([("sort it", LONG), ("shuffle it", f"{LONG} and so on")], near_duplicates=None)
+    assert found.queries["group"].nunique() == 2
+
+
+def test_right_passages_are_compared_first_where_there_are_too_many(monkeypatch):
+    monkeypatch.setattr(duplicates, "MOST", 2)
+    corpus = [(None, f"{LONG} {word}") for word in ("one", "two", "three", "four")]
+    found = built([*corpus, ("sort it", LONG), ("shuffle it", f"{LONG} and so on")], near_duplicates=0.9)
+    assert found.queries["group"].nunique() == 1
+    assert found.passages["group"].nunique() == 5
+
+
+# found by hashing numbers: their blake2b hashes of 6 bytes are equal
+COLLIDING = "text number 1660146", "text number 23586657"
+
+
+def test_ids_of_texts_that_share_one_are_lengthened():
+    rows = [("sort it", COLLIDING[0]), ("shuffle it", COLLIDING[1]), ("plot it", "a line")]
+    found = built(rows)
+    ids = found.passages.set_index("text")["passage_id"]
+    assert ids.str.len().to_dict() == {COLLIDING[0]: 29, COLLIDING[1]: 29, "a line": 13}
+    assert ids.str[:13].nunique() == 2
+    assert told(found) == dict.fromkeys(rows, 1)
+
+
+def test_text_that_only_shares_an_id_is_no_other_query():
+    rows = [(COLLIDING[0], "one"), (COLLIDING[1], "two")]
+    found = built(rows)
+    assert found.queries["query_id"].is_unique
+    assert told(found) == dict.fromkeys(rows, 1)

@@ -163,10 +163,9 @@ def test_no_random_negatives_are_drawn_when_none_are_asked_for():
     assert choose_random(pd.Series(["q"]), pd.Series(["a"]), pairs(("q", "z")), 0, seed=1).empty
 
 
-def test_near_duplicates_of_a_right_passage_are_found_by_text_or_by_vector():
-    texts = pd.Series(
-        {"right": "Sort it.", "same": "sort IT 2", "close": "order them", "far": "shuffle", "other": "max"}
-    )
+def test_near_duplicates_of_a_right_passage_are_found_by_group_or_by_vector():
+    names = ["right", "same", "close", "far", "other"]
+    passages = pd.DataFrame({"passage_id": names, "group": ["right", "right", *names[2:]]})
     vectors = np.array([[1, 0], [0, 1], [0.96, 0.28], [0.6, 0.8], [0, 1]], dtype="float32")
     judgments = pd.DataFrame({"query_id": ["q", "r"], "passage_id": ["right", "other"]})
     candidates = pd.DataFrame(
@@ -174,31 +173,32 @@ def test_near_duplicates_of_a_right_passage_are_found_by_text_or_by_vector():
         columns=["query_id", "passage_id"],
         index=range(5, 11),
     )
-    found = near_duplicate_pairs(candidates, judgments, texts, vectors, 0.95)
+    found = near_duplicate_pairs(candidates, judgments, passages, vectors, 0.95)
     assert found.tolist() == [False, True, True, False, True, False]
-    assert near_duplicate_pairs(candidates, judgments, texts, vectors, 0.6).tolist()[0]
+    assert near_duplicate_pairs(candidates, judgments, passages, vectors, 0.6).tolist()[0]
 
 
 def test_near_duplicate_of_any_right_passage_counts():
-    texts = pd.Series({"a": "one", "b": "two", "c": "TWO"})
+    passages = pd.DataFrame({"passage_id": ["a", "b", "c"], "group": ["a", "b", "b"]})
     judgments = pd.DataFrame({"query_id": ["q", "q"], "passage_id": ["a", "b"]})
     candidates = pd.DataFrame({"query_id": ["q"], "passage_id": ["c"]})
     vectors = np.eye(3, dtype="float32")
-    assert near_duplicate_pairs(candidates, judgments, texts, vectors, 0.9).tolist() == [True]
-    assert near_duplicate_pairs(candidates.head(0), judgments, texts, vectors, 0.9).tolist() == []
+    assert near_duplicate_pairs(candidates, judgments, passages, vectors, 0.9).tolist() == [True]
+    assert near_duplicate_pairs(candidates.head(0), judgments, passages, vectors, 0.9).tolist() == []
 
 
 def tables(right: dict[str, list[str]], passages: int) -> Tables:
-    """Queries with their right passages; passage texts that are not alike."""
+    """Queries with their right passages, grouped by the first they share; passages that are not alike."""
     names = [f"p{at}" for at in range(passages)]
     letters = [chr(ord("a") + at) * 3 for at in range(passages)]
     judged = pd.DataFrame(
         [(q, p, 1) for q, found in right.items() for p in found], columns=["query_id", "passage_id", "relevance"]
     )
+    groups = [next(other for other in right if {*right[other]} & {*found}) for found in right.values()]
     queries = pd.DataFrame(
-        {"query_id": list(right), "text": [f"ask {q}" + "x" * at for at, q in enumerate(right)], "split": "train"}
+        {"query_id": list(right), "text": [f"ask {q}" for q in right], "group": groups, "split": "train"}
     )
-    return Tables(pd.DataFrame({"passage_id": names, "text": letters}), queries, judged)
+    return Tables(pd.DataFrame({"passage_id": names, "text": letters, "group": names}), queries, judged)
 
 
 def mined(
@@ -228,7 +228,7 @@ def mined(
 
 
 def test_right_passages_of_a_group_are_those_of_all_its_queries():
-    found = group_positives(*tables({"q": ["p0", "p1"], "r": ["p1", "p2"], "s": ["p3"]}, 4))
+    found = group_positives(*tables({"q": ["p0", "p1"], "r": ["p1", "p2"], "s": ["p3"]}, 4)[1:])
     assert sorted(found) == [(q, p) for q in "qr" for p in ("p0", "p1", "p2")] + [("s", "p3")]
 
 

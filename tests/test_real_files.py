@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from reranker import leaks
-from reranker.dataset import Limits, build, clean
+from prepared import clean, leaks, tables
 from reranker.params import BeirSource, Columns, FileSource
 from reranker.sources import reading
 
@@ -32,11 +31,12 @@ def test_file_is_read_to_its_last_row_and_becomes_tables(tmp_path, monkeypatch, 
     parts = list(reading.read(source))
     assert sum(len(part.examples) for part in parts) == rows
     assert parts[-1].share == 1
-    kept, dropped, _ = clean((example for part in parts for example in part.examples), Limits(1, 100, 1))
+    examples = [example for part in parts for example in part.examples]
+    kept, dropped, _ = clean(examples)
     assert len(kept) + sum(dropped.values()) == rows
-    tables = build(kept, dev_share=0.1, test_share=0.1)
-    assert len(tables.queries) > queries
-    assert set(tables.queries["split"]) == {"train", "dev", "test"}
+    found = tables(examples, dev_share=0.1, test_share=0.1).queries
+    assert len(found) > queries
+    assert set(found["split"]) == {"train", "dev", "test"}
 
 
 def test_folder_of_beir_keeps_its_own_split(tmp_path, monkeypatch):
@@ -45,12 +45,10 @@ def test_folder_of_beir_keeps_its_own_split(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(DATA / "scifact", "data/raw/scifact")
     examples = [example for part in reading.read(BeirSource(beir="data/raw/scifact")) for example in part.examples]
-    rows, *_ = clean(examples, Limits(1, 100, 1))
-    tables = build(rows, dev_share=0.1, test_share=0.1)
-    sizes = tables.queries["split"].value_counts()
-    assert len(tables.passages) == 5_183
+    found = tables(examples, dev_share=0.1, test_share=0.1)
+    sizes = found.queries["split"].value_counts()
+    assert len(found.passages) == 5_183
     assert sizes["test"] == 300
     assert sizes["train"] + sizes["dev"] == 805  # of 809: two are in the test split as well, two have a twin
     assert 40 < sizes["dev"] < 130
-    found = [leak.equal for leak in leaks.find(rows)]
-    assert (found.count(True), found.count(False)) == (2, 31)
+    assert leaks(examples)[:2] == (2, 31)

@@ -126,9 +126,15 @@ def test_earlier_folder_comes_back_where_the_new_one_cannot_take_its_place(tmp_p
 
 
 PREPARED = {
-    "passages": pd.DataFrame({"passage_id": ["p1", "p2"], "text": ["one", "two"]}),
+    "passages": pd.DataFrame({"passage_id": ["p1", "p2"], "text": ["one", "two"], "group": ["p1", "p2"]}),
     "queries": pd.DataFrame(
-        {"query_id": ["q1", "q2"], "text": ["1", "2"], "split": ["train", "test"], "source": "docs"}
+        {
+            "query_id": ["q1", "q2"],
+            "text": ["1", "2"],
+            "group": ["q1", "q2"],
+            "split": ["train", "test"],
+            "source": "docs",
+        }
     ),
     "judgments": pd.DataFrame({"query_id": ["q1", "q2"], "passage_id": ["p1", "p2"], "relevance": [1, 1]}),
 }

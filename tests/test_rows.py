@@ -85,14 +85,14 @@ def test_source_without_a_weight_is_named():
 
 @pytest.fixture
 def tables() -> Tables:
-    """q1 and q2 share p2; q3 stands alone and has a wrong passage too; q4 has no right passage."""
+    """q1 and q2 are a group and share p2; q3 stands alone and has a wrong passage too; q4 has no right passage."""
     right = [("q1", "p1", 1), ("q1", "p2", 1), ("q2", "p2", 1), ("q3", "p4", 2), ("q3", "p3", 0), ("q4", "p3", 0)]
     texts = {"p1": "Read a table.", "p2": "Read a file.", "p3": "Sort a list.", "p4": "Find a path."}
     return Tables(
-        pd.DataFrame(texts.items(), columns=["passage_id", "text"]),
+        pd.DataFrame(texts.items(), columns=["passage_id", "text"]).assign(group=list(texts)),
         pd.DataFrame(
             {"query_id": ["q1", "q2", "q3", "q4"], "text": ["how to read", "open it", "route", "put in order"]}
-        ).assign(split="train", source="docs"),
+        ).assign(group=["q1", "q1", "q3", "q4"], split="train", source="docs"),
         pd.DataFrame(right, columns=["query_id", "passage_id", "relevance"]),
     )
 
@@ -111,13 +111,6 @@ def test_rows_of_one_group_share_a_number_and_others_do_not(tables):
     group = right_pairs(pd.Series(["q1", "q2", "q3"]), tables, seed=1).set_index("query_id")["group"]
     assert group["q1"] == group["q2"] != group["q3"]
     assert pd.api.types.is_integer_dtype(group)
-
-
-def test_passage_that_is_judged_wrong_joins_no_group(tables):
-    wrong = pd.DataFrame({"query_id": ["q3"], "passage_id": ["p1"], "relevance": [0]})
-    joined = tables._replace(judgments=pd.concat([tables.judgments, wrong], ignore_index=True))
-    group = right_pairs(pd.Series(["q1", "q3"]), joined, seed=1)["group"]
-    assert group[0] != group[1]
 
 
 def test_query_without_a_right_passage_is_left_out(tables):

@@ -82,11 +82,13 @@ class Place:
 
     def prepared(self) -> None:
         ids = ["q1", "q2", "q3"]
-        self.write("prepared/passages", passage_id=["p1", "p2"], text=["Read a table.", "Sort a list."])
+        texts = ["Read a table.", "Sort a list."]
+        self.write("prepared/passages", passage_id=["p1", "p2"], text=texts, group=["p1", "p2"])
         self.write(
             "prepared/queries",
             query_id=ids,
             text=["read", "sort", "order"],
+            group=ids,
             split=["train", "dev", "test"],
             source="pydocs",
         )
@@ -355,11 +357,11 @@ def modelled(place: Place, biencoder: str) -> Place:
     """Tables whose queries and passages have the same ids, and the models that mine and control need."""
     ids = [f"{number}" for number in range(8)]
     things = ["list", "path", "table", "graph", "file", "numbers", "apples", "order"]
-    place.write("prepared/passages", passage_id=ids, text=[f"the {thing} of the {thing}" for thing in things])
+    texts = [f"the {thing} of the {thing}" for thing in things]
+    place.write("prepared/passages", passage_id=ids, text=texts, group=ids)
     splits = ["train"] * 4 + ["dev", "test"] * 2
-    place.write(
-        "prepared/queries", query_id=ids, text=[f"find {thing}" for thing in things], split=splits, source="pydocs"
-    )
+    texts = [f"find {thing}" for thing in things]
+    place.write("prepared/queries", query_id=ids, text=texts, group=ids, split=splits, source="pydocs")
     place.write("prepared/judgments", query_id=ids, passage_id=ids, relevance=[1] * 8)
     shutil.copytree(biencoder, place.path / "models" / "biencoder")
     load_static("bundled/static-256").save_pretrained(str(place.path / "models" / "static"), create_model_card=False)
