@@ -27,6 +27,9 @@ class Spool:
 
     Args:
         folder: for this file and others; whatever lies there is taken away.
+
+    Raises:
+        UserError: on entry and exit, where the files could not be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,8 +42,11 @@ class Spool:
 
     def __enter__(self) -> "Spool":
         shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(parents=True)
-        self._writer = pq.ParquetWriter(self._path, self._schema, compression="zstd", use_dictionary=["origin"])
+        try:
+            self._folder.mkdir(parents=True)
+            self._writer = pq.ParquetWriter(self._path, self._schema, compression="zstd", use_dictionary=["origin"])
+        except OSError as error:
+            raise self._unwritable(error) from None
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -49,7 +55,10 @@ class Spool:
             self._close()
         shutil.rmtree(self._folder, ignore_errors=True)
         if isinstance(error, OSError):
-            raise UserError(f"{self._folder}: could not be written ({error.strerror or error})") from None
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"{self._folder}: could not be written ({error.strerror or error})")
 
     def add(self, origin: str, query: str | None, passage: str) -> None:
         """Put a row behind the others."""
