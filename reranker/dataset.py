@@ -18,7 +18,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from tokenizers import Tokenizer
 
 from reranker import duplicates
 from reranker.cleaning import GIVEN, number
@@ -207,16 +206,3 @@ def _ids(prefix: str, table: pd.DataFrame) -> list[str]:
         f"{prefix}{name:012x}" + (f"{key:016x}" if twice else "")
         for name, key, twice in zip(table["name"], table["key"], table["twice"], strict=True)
     ]
-
-
-def token_lengths(tokenizer: Tokenizer, texts: Sequence[str]) -> NDArray[np.int64]:
-    """Lengths in tokens of a model, special tokens included."""
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return np.array([len(encoding.ids) for encoding in tokenizer.encode_batch(list(texts))])
-
-
-def percentiles(lengths: NDArray[np.int64], name: str) -> dict[str, int]:
-    """The percentiles 50, 90 and 99 and the longest, as `NAME_p50` and so on: they tell what a length cuts off."""
-    values = np.percentile(lengths, [50, 90, 99, 100], method="higher")
-    return {f"{name}_{key}": int(value) for key, value in zip(("p50", "p90", "p99", "max"), values, strict=True)}

@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from reranker.tables import BASELINE, SHIPPED, count, label, score
 
@@ -165,6 +166,34 @@ def gains_figure(per_query: pd.DataFrame) -> Picture:
         axes.set_ylabel("Gain in NDCG@10")
 
     return _render(draw, height=3.2, alt=f"Gain in NDCG@10 of the reranker over the retriever per query: {counted}.")
+
+
+def lengths_figure(lengths: pd.DataFrame) -> Picture:
+    """How long queries and passages are.
+
+    Args:
+        lengths: columns text, from, to, share, see `lengths.histogram`.
+    """
+    names = {"query": "Queries", "passage": "Passages"}
+
+    def draw(figure: Figure) -> None:
+        for axes, (name, title) in zip(figure.subplots(2, 1, sharex=True), names.items(), strict=True):
+            bars = lengths[lengths["text"] == name]
+            axes.set_title(title, loc="left")
+            axes.bar(
+                bars["from"], bars["share"], bars["to"] - bars["from"], align="edge", color=LIGHT["accent"],
+                edgecolor=LIGHT["paper"], linewidth=0.8,
+            )  # fmt: skip
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            axes.grid(axis="y")
+        axes.set_xlabel("Tokens of the base model")
+        axes.tick_params(axis="x", which="minor", bottom=False)
+
+    most = lengths.sort_values("share", ascending=False).drop_duplicates("text")
+    told = [f"{names[bar['text']].lower()} {bar['from']} to {bar['to'] - 1}" for bar in most.to_dict("records")]
+    return _render(draw, height=4.0, alt=f"Histograms of the lengths; most often: {', '.join(sorted(told))} tokens.")
 
 
 def _mark_best(axes: Axes, dev: pd.DataFrame) -> None:

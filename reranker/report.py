@@ -65,7 +65,7 @@ def page(numbers: Numbers, pictures: Mapping[str, Picture]) -> str:
 
     Args:
         numbers: see `Numbers`.
-        pictures: `systems`, `training` and `gains`.
+        pictures: `systems`, `training`, `gains` and `lengths`.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE.parent),

@@ -8,19 +8,21 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from tokenizers import Tokenizer
 
 from reranker import dataset, leaks
 from reranker.cleaning import GIVEN, Cleaner, Limits
 from reranker.errors import UserError, printable
+from reranker.lengths import histogram, percentiles, token_lengths
 from reranker.models import tokenizer_file
 from reranker.params import Params, load_params
 from reranker.progress import progress, run_stage
-from reranker.records import PATHS, SPLITS, first_texts, record_time, write_json, write_parts, write_table
+from reranker.records import PATHS, SPLITS, first_texts, record_time, write_csv, write_json, write_parts, write_table
 from reranker.sources import reading
 from reranker.spool import Spool
 
-COUNTED = 100_000
+COUNTED = 30_000
 """Texts whose tokens are counted: those with the smallest ids, which are hashes."""
 
 
@@ -71,6 +73,8 @@ def main(arguments: Sequence[str]) -> str:
         write_parts(dataset.queries_table(plan, spool, params.sources), PATHS.queries)
     write_parts(dataset.judgments_table(plan), PATHS.judgments)
     write_table(dropped_rows, PATHS.dropped)
+    tokens, lengths = _token_counts(params)
+    write_csv(lengths, PATHS.metrics / "lengths.csv")
     asked = int((rows["query"] != 0).sum())
     write_json(
         {
@@ -85,7 +89,7 @@ def main(arguments: Sequence[str]) -> str:
             "merged_passages": len(rows) - len(plan.passages),
             "merged_queries": asked - len(plan.queries),
             "near_duplicates_looked_for": plan.compared,
-            **_token_counts(params),
+            **tokens,
         },
         PATHS.metrics / "prepare.json",
     )
@@ -100,21 +104,19 @@ def main(arguments: Sequence[str]) -> str:
     )
 
 
-def _token_counts(params: Params) -> dict[str, float]:
-    """Lengths in tokens of the base model, and what share of the passages is longer than a model reads at a time."""
+def _token_counts(params: Params) -> tuple[dict[str, float], pd.DataFrame]:
+    """Lengths in tokens of the base model, what share of the passages is longer than a model reads, and a histogram."""
     file = tokenizer_file(params.base_model)
-    if not file:
-        return {}
-    tokenizer = Tokenizer.from_file(str(file))
-    queries, passages = (
-        dataset.token_lengths(tokenizer, first_texts(path, COUNTED)) for path in (PATHS.queries, PATHS.passages)
-    )
-    limits = {"max_length": params.max_length, "biencoder_max_length": params.biencoder_max_length}
-    return {
-        **dataset.percentiles(queries, "query_tokens"),
-        **dataset.percentiles(passages, "passage_tokens"),
-        **{f"passages_beyond_{name}": float((passages > limit).mean()) for name, limit in limits.items()},
-    }
+    tokenizer = Tokenizer.from_file(str(file)) if file else None
+    paths = {"query": PATHS.queries, "passage": PATHS.passages}
+    lengths = {name: token_lengths(tokenizer, first_texts(path, COUNTED)) for name, path in paths.items() if tokenizer}
+    figures: dict[str, float] = {}
+    for name, values in lengths.items():
+        figures |= percentiles(values, f"{name}_tokens")
+    if "passage" in lengths:
+        for limit in ("max_length", "biencoder_max_length"):
+            figures[f"passages_beyond_{limit}"] = float((lengths["passage"] > getattr(params, limit)).mean())
+    return figures, histogram(lengths)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""report: the figures of the earlier stages as one page, three pictures and the table of results.
+"""report: the figures of the earlier stages as one page, four pictures and the table of results.
 
 python -m stages.report
 """
@@ -27,6 +27,8 @@ def main(arguments: Sequence[str]) -> str:
             read_csv(PATHS.metrics / "per_query.csv", ["query_id", tables.BASELINE, tables.SHIPPED])
         ),
     }
+    lengths = read_csv(PATHS.metrics / "lengths.csv", ["text", "from", "to", "share"])
+    pictures["lengths"] = figures.lengths_figure(lengths)
     numbers = report.Numbers(
         systems=systems,
         evaluation=evaluation,

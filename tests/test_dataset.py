@@ -4,14 +4,11 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
 
 from prepared import clean, tables
 from reranker import duplicates
 from reranker.cleaning import GIVEN, SHOWN, Limits, fingerprint
-from reranker.dataset import assign_splits, percentiles, token_lengths
+from reranker.dataset import assign_splits
 from reranker.records import UNSPLIT, Example, Tables
 
 LIMITS = Limits(min_query_words=2, max_query_words=4, min_passage_chars=5)
@@ -256,15 +253,6 @@ def test_shares_of_zero_leave_everything_in_train():
 )
 def test_fingerprint_ignores_case_digits_punctuation_and_white_space(first: str, second: str, equal: bool):
     assert (fingerprint(first) == fingerprint(second)) is equal
-
-
-def test_token_lengths_are_counted_to_the_end_and_percentiles_are_lengths_that_occur():
-    tokenizer = Tokenizer(WordLevel({"a": 0}))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.enable_truncation(2)
-    lengths = token_lengths(tokenizer, [" ".join("a" * count) for count in range(1, 11)])
-    assert lengths.tolist() == list(range(1, 11))
-    assert percentiles(lengths, "words") == {"words_p50": 6, "words_p90": 10, "words_p99": 10, "words_max": 10}
 
 
 SPLIT_ROWS = [

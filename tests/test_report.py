@@ -94,6 +94,7 @@ def pictures() -> dict[str, figures.Picture]:
         "systems": figures.systems_figure(SYSTEMS),
         "training": figures.training_figure(LOSS, DEV),
         "gains": figures.gains_figure(PER_QUERY),
+        "lengths": figures.lengths_figure(LENGTHS),
     }
 
 
@@ -115,7 +116,13 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "metrics"
     folder.mkdir()
-    tables = {"systems": SYSTEMS, "curve_loss": LOSS, "curve_dev": DEV, "per_query": PER_QUERY}
+    tables = {
+        "systems": SYSTEMS,
+        "lengths": LENGTHS,
+        "curve_loss": LOSS,
+        "curve_dev": DEV,
+        "per_query": PER_QUERY,
+    }
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False)
     for name, values in {"evaluate": EVALUATION, "prepare": PREPARE, "mine": MINE, "train": TRAIN}.items():

@@ -47,11 +47,15 @@ def test_no_rows_have_no_texts(tmp_path: Path):
         assert list(texts.ordered("passage", np.empty(0, np.int64))) == []
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, UserError, MemoryError])
-def test_nothing_is_left_behind_whatever_happens(tmp_path: Path, error: type[BaseException]):
-    with pytest.raises(error), Spool(tmp_path / "spool") as texts:
-        filled(texts, 5)
-        raise error("no rows left")
+def fail(texts: Spool, error: BaseException) -> None:
+    filled(texts, 5)
+    raise error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), UserError("no rows left"), MemoryError()])
+def test_nothing_is_left_behind_whatever_happens(tmp_path: Path, error: BaseException):
+    with pytest.raises(type(error)), Spool(tmp_path / "spool") as texts:
+        fail(texts, error)
     assert list(tmp_path.iterdir()) == []
 
 
