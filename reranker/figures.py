@@ -193,7 +193,8 @@ def lengths_figure(lengths: pd.DataFrame) -> Picture:
 
     most = lengths.sort_values("share", ascending=False).drop_duplicates("text")
     told = [f"{names[bar['text']].lower()} {bar['from']} to {bar['to'] - 1}" for bar in most.to_dict("records")]
-    return _render(draw, height=4.0, alt=f"Histograms of the lengths; most often: {', '.join(sorted(told))} tokens.")
+    alt = f"Histograms of the lengths in tokens; most often: {', '.join(sorted(told)) or 'none were counted'}."
+    return _render(draw, height=4.0, alt=alt)
 
 
 def _mark_best(axes: Axes, dev: pd.DataFrame) -> None:

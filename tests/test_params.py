@@ -85,6 +85,8 @@ def test_missing_key_is_named(tmp_path: Path):
         ("dev_share", 1, "less than 1"),
         ("relative_margin", 2, "less than or equal to 1"),
         ("absolute_margin", "none", "a valid number"),
+        ("near_duplicates", 0.4, "greater than or equal to 0.5"),
+        ("near_duplicates", 90, "less than or equal to 1"),
         ("sampling", "best", "'top' or 'random'"),
         ("loss", "mse", "'group_softmax'"),
         ("base_model", "", "at least 1 character"),

@@ -1,5 +1,6 @@
 import errno
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from reranker.errors import UserError
 from reranker.records import (
     PATHS,
     PRODUCER,
+    first_texts,
     folder,
     read_json,
     read_table,
@@ -19,6 +21,7 @@ from reranker.records import (
     record_time,
     require,
     write_json,
+    write_parts,
     write_table,
     write_text,
 )
@@ -49,6 +52,35 @@ def test_table_comes_back_as_it_was_written_in_a_new_folder(tmp_path: Path):
     write_table(TABLE, path)
     pd.testing.assert_frame_equal(read_table(path, ["score", "query_id"]), TABLE[["score", "query_id"]])
     assert names(path.parent) == ["table.parquet"]
+
+
+def test_table_of_several_parts_comes_back_whole(tmp_path: Path):
+    path = tmp_path / "table.parquet"
+    write_parts((TABLE[n : n + 1] for n in range(len(TABLE))), path)
+    pd.testing.assert_frame_equal(read_table(path, ["query_id", "score"]), TABLE)
+    assert names(tmp_path) == ["table.parquet"]
+
+
+def test_parts_that_end_in_an_error_leave_the_earlier_table(tmp_path: Path):
+    def parts() -> Iterator[pd.DataFrame]:
+        yield TABLE
+        raise UserError("no more")
+
+    path = tmp_path / "table.parquet"
+    write_parts([TABLE, TABLE], path)
+    with pytest.raises(UserError, match="no more"):
+        write_parts(parts(), path)
+    assert len(read_table(path, ["query_id"])) == 4
+    assert names(tmp_path) == ["table.parquet"]
+
+
+@pytest.mark.parametrize(("number", "expected"), [(1, ["a"]), (3, ["a", "b", "c"]), (9, ["a", "b", "c"])])
+def test_first_texts_are_as_many_as_there_are(tmp_path: Path, number: int, expected: list[str]):
+    write_parts(
+        [pd.DataFrame({"id": ["1", "2"], "text": ["a", "b"]}), pd.DataFrame({"id": ["3"], "text": ["c"]})],
+        tmp_path / "table.parquet",
+    )
+    assert first_texts(tmp_path / "table.parquet", number) == expected
 
 
 @pytest.mark.parametrize(("failing", "raised"), [(FullDisk, UserError), (Interrupted, KeyboardInterrupt)])

@@ -50,6 +50,10 @@ MINE = {"ndcg@10": 0.5, "negatives": 100, "refused_near_duplicate": 23}
 TRAIN = {"steps": 600, "precision": "float32", "weight_bm25": 0.00004}
 LOSS = pd.DataFrame({"step": [5, 10], "loss": [1.5, 0.5]})
 DEV = pd.DataFrame({"step": [0, 10], "ndcg@10": [0.3, 0.6]})
+LENGTHS = pd.DataFrame(
+    [("query", 6, 8, 0.75), ("query", 8, 11, 0.25), ("passage", 32, 45, 0.2), ("passage", 45, 64, 0.8)],
+    columns=["text", "from", "to", "share"],
+)
 # 0.1 + 0.2 is not 0.3 to the last bit, and yet a tie
 PER_QUERY = pd.DataFrame(
     {"query_id": ["q1", "q2", "q3", "q4"], "retriever": [0.5, 0.3, 1.0, 0.0], "reranker": [1.0, 0.1 + 0.2, 0.5, 1.0]}
@@ -174,7 +178,7 @@ def test_page_fetches_nothing(html: str, read: Reader) -> None:
 
 def test_tables_have_captions_and_figures_have_names(read: Reader) -> None:
     assert read.tags.count("caption") == read.tags.count("table")
-    assert read.attributes.count(("role", "img")) == read.tags.count("svg") == 3
+    assert read.attributes.count(("role", "img")) == read.tags.count("svg") == 4
     assert ("aria-label", figures.gains_figure(PER_QUERY).alt) in read.attributes
 
 
@@ -207,8 +211,14 @@ def test_wins_ties_and_losses_add_up_and_ignore_the_last_bits() -> None:
     assert "2 wins, 1 tie, 1 loss" in figures.gains_figure(PER_QUERY).alt
 
 
+def test_commonest_lengths_are_told() -> None:
+    assert "most often: passages 45 to 63, queries 6 to 7." in figures.lengths_figure(LENGTHS).alt
+    assert "none were counted" in figures.lengths_figure(LENGTHS[:0]).alt
+
+
 def test_empty_curves_are_drawn() -> None:
     assert figures.training_figure(LOSS[:0], DEV[:0]).svg
+    assert figures.lengths_figure(LENGTHS[:0]).svg
 
 
 def test_headline_says_what_was_found() -> None:
@@ -248,9 +258,9 @@ def test_markdown_table_has_the_same_figures_and_cells_in_every_row() -> None:
 
 
 @pytest.mark.usefixtures("inputs")
-def test_stage_writes_the_page_and_three_pictures_and_ends_with_the_table(tmp_path: Path) -> None:
+def test_stage_writes_the_page_and_four_pictures_and_ends_with_the_table(tmp_path: Path) -> None:
     summary = main([])
-    names = {f"{name}.{kind}" for name in ("systems", "training", "gains") for kind in ("svg", "png")}
+    names = {f"{name}.{kind}" for name in pictures() for kind in ("svg", "png")}
     assert {path.name for path in (tmp_path / "report").iterdir()} == names | {"index.html"}
     assert tables.text_table(SYSTEMS, 1234) in summary
     assert "report/index.html" in summary.splitlines()[-1]
@@ -268,6 +278,7 @@ def test_stage_writes_the_page_and_three_pictures_and_ends_with_the_table(tmp_pa
         ("train.json", "train"),
         ("mine.json", "mine"),
         ("prepare.json", "prepare"),
+        ("lengths.csv", "prepare"),
     ],
 )
 def test_missing_input_is_one_line_that_names_the_stage_to_run(inputs: Path, name: str, stage: str) -> None:

@@ -247,6 +247,12 @@ def test_file_of_rows_becomes_the_tables(faq):
     tools = told["text"].str.removeprefix("how to use a ").str.removesuffix("?")
     assert [tool in passage for tool, passage in zip(tools, told["text_passage"], strict=True)] == [True] * 120
     assert json.loads((faq.path / "metrics" / "prepare.json").read_text())["dropped_query_without_right_passage"] == 60
+    groups = passages.set_index("passage_id")["group"]
+    assert passages["group"].isin(passages["passage_id"]).all()
+    assert (right["passage_id"].map(groups).groupby(right["group"]).nunique() == 1).all()
+    lengths = pd.read_csv(faq.path / "metrics" / "lengths.csv")
+    assert lengths.groupby("text")["share"].sum().round(9).to_dict() == {"passage": 1, "query": 1}
+    assert lengths.loc[lengths["text"] == "passage", "from"].min() >= 8
     dropped = pd.read_parquet(prepared / "dropped.parquet")
     assert dropped["reason"].tolist() == ["query_without_right_passage"] * 60
     assert dropped["origin"][0] == "data/raw/faq.csv: row 1"
