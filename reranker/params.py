@@ -319,7 +319,7 @@ def _explain(problem: Any, values: dict[str, Any]) -> str:
         return f"{inside}key '{key}' is missing; add it, as in {example}"
     if problem["type"] == "union_tag_not_found":
         return f"{'.'.join(where)}: must have one of the keys {', '.join(KINDS)}, which tells what it is"
-    if not key:
+    if problem["type"] == "value_error":
         key, _, allowed = str(problem["ctx"]["error"]).partition("|")
         return f"{key}: {values[key]!r}: {allowed}"
     allowed = re.sub(r"^\w+ should", "should", problem["msg"])

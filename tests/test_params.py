@@ -161,6 +161,12 @@ def test_problem_of_a_source_is_named_with_its_place(tmp_path: Path, source: obj
     assert problem(changed(tmp_path, sources={"mine": source})).startswith(message)
 
 
+def test_source_without_a_name_is_said_to_be_so(tmp_path: Path):
+    assert "'' is not allowed: it should have at least 1 character" in problem(
+        changed(tmp_path, sources={"": {"packages": ["numpy"]}})
+    )
+
+
 def test_files_of_a_source_are_one_or_several(tmp_path: Path):
     columns = {"query": "q", "passage": "p"}
     several = {"one": {"files": "a.csv", "columns": columns}, "two": {"files": ["b.csv", "c.csv"], "columns": columns}}
