@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
@@ -283,7 +283,15 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 
 
 def load_params(path: Path) -> Params:
-    """Read and check params.yaml.
+    """Read and check params.yaml, see `read_params`."""
+    return read_params(path, Params)
+
+
+Schema = TypeVar("Schema", bound=Section)
+
+
+def read_params(path: Path, schema: type[Schema]) -> Schema:
+    """Read and check a file of parameters.
 
     Raises:
         UserError: the file is missing or is not YAML, or a key is unknown, missing or out of range; the
@@ -300,15 +308,15 @@ def load_params(path: Path) -> Params:
     if not isinstance(values, dict):
         raise UserError(f"{path}: must be `key: value` lines, found {type(values).__name__}")
     try:
-        return Params(**{str(key): value for key, value in values.items()})
+        return schema(**{str(key): value for key, value in values.items()})
     except ValidationError as error:
         # A misspelt key is unknown and missing at once; what was meant is the more helpful of the two.
         first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-        raise UserError(f"{path}: {_explain(first, values)}") from None
+        raise UserError(f"{path}: {_explain(first, values, schema)}") from None
 
 
-def _explain(problem: Any, values: dict[str, Any]) -> str:
-    where, fields = _place(problem["loc"])
+def _explain(problem: Any, values: dict[str, Any], schema: type[Section]) -> str:
+    where, fields = _place(problem["loc"], schema)
     *parents, key = where or [""]
     inside = ".".join(parents) + ": " if parents else ""
     if problem["type"] == "extra_forbidden":
@@ -326,15 +334,16 @@ def _explain(problem: Any, values: dict[str, Any]) -> str:
     return f"{'.'.join(where)}: {problem['input']!r} is not allowed: it {allowed}"
 
 
-def _place(loc: tuple[int | str, ...]) -> tuple[list[str], Iterable[str]]:
+def _place(loc: tuple[int | str, ...], schema: type[Section]) -> tuple[list[str], Iterable[str]]:
     """The keys that lead to a problem, and which keys are known beside the last of them."""
-    model: type[BaseModel] = Params
+    model: type[BaseModel] = schema
+    rest = list(loc)
     if loc[:1] == ("sources",) and len(loc) > 2:
         name, kind, *rest = loc[1:]  # pydantic puts the tag of a union between the key and what is in it
         model = KINDS.get(str(kind), Section)
-        for parent in rest[:-1]:
-            inner = model.model_fields[parent].annotation if parent in model.model_fields else None
-            model = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else Section
         loc = ("sources", name, *rest)
+    for parent in rest[:-1]:
+        inner = model.model_fields[str(parent)].annotation if parent in model.model_fields else None
+        model = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else Section
     keys = [part for part in loc if isinstance(part, str) and part not in ("unsplit", "[key]")]
     return keys, model.model_fields

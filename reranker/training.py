@@ -20,6 +20,7 @@ from sentence_transformers import (
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
+from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.cross_encoder import losses
 from sentence_transformers.sentence_transformer.modules import Pooling
@@ -34,7 +35,6 @@ from transformers import (
 )
 
 from reranker.errors import UserError
-from reranker.evaluator import DevRanking
 from reranker.losses import GroupSoftmaxLoss, InBatchSoftmaxLoss
 from reranker.models import loading
 from reranker.progress import Progress
@@ -75,7 +75,7 @@ class Curve(NamedTuple):
     loss: pd.DataFrame
     """Columns step, loss: the mean since the row before."""
     dev: pd.DataFrame
-    """Columns step, ndcg@10: on dev."""
+    """Columns step and the evaluator's metric: on dev."""
     peak_lr: float
     """Learning rate that the optimiser was given for the body of the model."""
     steps: int
@@ -88,8 +88,8 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed)
 
 
-def build_cross_encoder(name: str, max_length: int, frozen_layers: int = 0) -> CrossEncoder:
-    """A cross-encoder on a bi-encoder's or language model's weights: mean of the joint tokens, then one linear output.
+def build_cross_encoder(name: str, max_length: int, frozen_layers: int = 0, outputs: int = 1) -> CrossEncoder:
+    """A cross-encoder on a bi-encoder's or language model's weights: mean of the joint tokens, then a linear layer.
 
     Mean pooling is what the sentence-embedding checkpoints were trained through; a first-token head starts
     cold on them.
@@ -99,6 +99,7 @@ def build_cross_encoder(name: str, max_length: int, frozen_layers: int = 0) -> C
         max_length: tokens per pair.
         frozen_layers: so many of the first layers, and the embeddings before them, keep their weights; each
             saves two thirds of its share of the training time.
+        outputs: of the linear layer, one for a score or one for each class.
 
     Raises:
         UserError: there is no usable model of that name, it has fewer layers or cannot read so many tokens.
@@ -107,7 +108,7 @@ def build_cross_encoder(name: str, max_length: int, frozen_layers: int = 0) -> C
         transformer = Transformer(name, max_seq_length=max_length, model_kwargs={"dtype": torch.float32})
     check_lengths(transformer, max_length=max_length)
     size = transformer.get_embedding_dimension()
-    head = Dense(size, 1, activation_function=nn.Identity(), module_output_name="scores")
+    head = Dense(size, outputs, activation_function=nn.Identity(), module_output_name="scores")
     model: CrossEncoder = CrossEncoder(modules=[transformer, Pooling(size), head], activation_fn=nn.Identity())
     _without_dropout(model)
     if frozen_layers:
@@ -266,7 +267,7 @@ def tune_cross_encoder(
     loss: nn.Module,
     schedule: Schedule,
     *,
-    evaluator: DevRanking,
+    evaluator: BaseEvaluator,
     evaluations: int,
     patience: int,
     head_lr: float,
@@ -279,7 +280,7 @@ def tune_cross_encoder(
         data: rows in the shape of the loss.
         loss: see `make_loss`.
         schedule: see `Schedule`.
-        evaluator: returns `ndcg@10` on dev.
+        evaluator: its primary metric on dev tells which checkpoint is best; higher is better.
         evaluations: how many there are during training, evenly spread, the last one at the end.
         patience: evaluations without a gain after which training stops.
         head_lr: learning rate of the head, which starts from nothing.
@@ -287,7 +288,8 @@ def tune_cross_encoder(
     """
     model.model_card_data.generate_widget_examples = False
     steps = _steps(len(data), schedule)
-    watched = "eval_ndcg@10"
+    metric = str(evaluator.primary_metric)
+    watched = f"eval_{metric}"
     with tempfile.TemporaryDirectory() as scratch:
         arguments = CrossEncoderTrainingArguments(
             scratch,
@@ -309,7 +311,11 @@ def tune_cross_encoder(
             train_dataset=data,
             loss=loss,
             evaluator=evaluator,
-            callbacks=[_ShowProgress(label), _EvenlySpread(steps, evaluations), EarlyStoppingCallback(patience)],
+            callbacks=[
+                _ShowProgress(label, metric),
+                _EvenlySpread(steps, evaluations),
+                EarlyStoppingCallback(patience),
+            ],
         )
         _train(trainer)
     assert trainer.lr_scheduler is not None  # noqa: S101 - it has trained
@@ -319,7 +325,7 @@ def tune_cross_encoder(
         pd.DataFrame(
             [(entry["step"], entry["loss"]) for entry in history if "loss" in entry], columns=["step", "loss"]
         ),
-        pd.DataFrame(dev, columns=["step", "ndcg@10"]),
+        pd.DataFrame(dev, columns=["step", metric]),
         float(trainer.lr_scheduler.base_lrs[0]),
         trainer.state.global_step,
     )
@@ -367,8 +373,8 @@ class _EvenlySpread(TrainerCallback):
 class _ShowProgress(TrainerCallback):
     """The trainer's steps as our progress, with the last loss and dev figure."""
 
-    def __init__(self, label: str) -> None:
-        self._label = label
+    def __init__(self, label: str, metric: str = "") -> None:
+        self._label, self._metric = label, metric
         self._shown: Progress | None = None
         self._notes: dict[str, str] = {}
 
@@ -377,7 +383,7 @@ class _ShowProgress(TrainerCallback):
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         logs: dict[str, float] = others["logs"]
-        for key, name in (("loss", "loss"), ("eval_ndcg@10", "dev ndcg@10")):
+        for key, name in (("loss", "loss"), (f"eval_{self._metric}", f"dev {self._metric}")):
             if key in logs:
                 self._notes[name] = f"{name} {float(logs[key]):.3f}"
 

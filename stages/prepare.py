@@ -114,8 +114,9 @@ def _token_counts(params: Params) -> tuple[dict[str, float], pd.DataFrame]:
     for name, values in lengths.items():
         figures |= percentiles(values, f"{name}_tokens")
     if "passage" in lengths:
-        for limit in ("max_length", "biencoder_max_length"):
-            figures[f"passages_beyond_{limit}"] = float((lengths["passage"] > getattr(params, limit)).mean())
+        passages = lengths["passage"]
+        figures["passages_beyond_max_length"] = float((passages > params.max_length).mean())
+        figures["passages_beyond_biencoder_max_length"] = float((passages > params.biencoder_max_length).mean())
     return figures, histogram(lengths)
 
 
