@@ -68,7 +68,7 @@ class Cleaner:
         self._source = {name: place for place, name in enumerate(sorted(sources))}
         self._split = {name: place for place, name in enumerate(GIVEN)}
         self._keys = {name: array("Q") for name in KEYS}
-        self._told = {name: array("q") for name in ("relevance", "split", "source")}
+        self._told = {"relevance": array("i"), "split": array("b"), "source": array("h")}
         self._dropped = dict.fromkeys(REASONS, 0)
         self._shown: list[tuple[str | None, ...]] = []
 
@@ -93,8 +93,10 @@ class Cleaner:
         """Drop what the other rows tell: of rows with the same texts and split the first is kept, with the highest
         relevance of them; a query for which no passage is right is dropped with all its rows.
         """  # noqa: D205 - one sentence for two rules
+        columns = self._keys | self._told
+        self._keys, self._told = {}, {}  # of ten million rows there is no room for a copy
         rows = pd.DataFrame(
-            {name: np.frombuffer(column, column.typecode) for name, column in (self._keys | self._told).items()}
+            {name: np.frombuffer(column, column.typecode) for name, column in columns.items()}, copy=False
         )
         # odd factors keep sums of random numbers as random as they are
         same = pd.Series(rows["wording"].to_numpy() * _ODD + rows["passage"].to_numpy() + rows["split"].to_numpy("u8"))
@@ -122,7 +124,7 @@ def _refusal(query: str | None, passage: str, limits: Limits) -> str | None:
         return "query_empty"
     if not passage:
         return "passage_empty"
-    if not (_is_unicode(query or "") and _is_unicode(passage)):
+    if not (is_unicode(query or "") and is_unicode(passage)):
         return "not_unicode"
     words = None if query is None else len(query.split())
     if words is not None and words < limits.min_query_words:
@@ -137,7 +139,8 @@ def _writable(text: str | None) -> str | None:
     return None if text is None else text.encode(errors="replace").decode()
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Whether a text is free of lone surrogates."""
     # half of a surrogate pair is a character to Python and an error to every tokenizer and file
     return not re.search("[\ud800-\udfff]", text)
 

@@ -67,20 +67,18 @@ def build(
         dev_share: share of the query groups that goes to dev, below 1.
         test_share: the same for test.
     """
-    passages = _texts(rows, "passage")
-    asked = rows[rows["query"] != 0]
+    asked = (rows["query"] != 0).to_numpy()
+    passages = _texts(rows, "passage", np.arange(len(rows)))
     # the wording with the smallest hash stands for a merged query, so that the order of the rows does not matter
-    queries = _texts(asked.sort_values("wording", kind="stable"), "query")
-    pairs = pd.DataFrame(
-        {
-            "query": _places(queries, asked["query"]),
-            "passage": _places(passages, asked["passage"]),
-            "relevance": asked["relevance"].to_numpy(),
-        }
-    )
-    told = asked[["split", "source"]].groupby(pairs["query"].to_numpy()).agg({"split": "max", "source": "min"})
+    by_wording = np.argsort(rows["wording"].to_numpy(), kind="stable")
+    queries = _texts(rows, "query", by_wording[asked[by_wording]])
+    pairs = pd.DataFrame({"query": _places(queries, rows["query"][asked])})
+    told = rows[["split", "source"]][asked].groupby(pairs["query"].to_numpy()).agg({"split": "max", "source": "min"})
     given = told["split"].to_numpy()
+    pairs["passage"] = _places(passages, rows["passage"][asked])
+    pairs["relevance"] = rows["relevance"].to_numpy()[asked]
     judgments = pairs.groupby(["query", "passage"], as_index=False)[["relevance"]].max()
+    del pairs
     right = judgments[judgments["relevance"] > 0]
 
     alike = np.empty((0, 2), np.int64)
@@ -102,12 +100,12 @@ def build(
     return Plan(passages.drop(columns="print"), queries.drop(columns="print"), judgments, len(compared))
 
 
-def _texts(rows: pd.DataFrame, kind: str) -> pd.DataFrame:
-    """One row for each text, sorted as the ids will be."""
-    first = rows.drop_duplicates(kind)
-    order = np.lexsort((first[kind], first[f"{kind}_id"]))
-    columns = {"row": first.index, "name": first[f"{kind}_id"], "key": first[kind], "print": first[f"{kind}_print"]}
-    table = pd.DataFrame({name: column.to_numpy()[order] for name, column in columns.items()})
+def _texts(rows: pd.DataFrame, kind: str, order: NDArray[np.int64]) -> pd.DataFrame:
+    """One row for each text, sorted as the ids will be; of equal ones the first in the given order of the rows."""
+    first = order[~pd.Series(rows[kind].to_numpy()[order]).duplicated().to_numpy()]
+    first = first[np.lexsort((rows[kind].to_numpy()[first], rows[f"{kind}_id"].to_numpy()[first]))]
+    names = {"row": rows.index, "name": rows[f"{kind}_id"], "key": rows[kind], "print": rows[f"{kind}_print"]}
+    table = pd.DataFrame({name: column.to_numpy()[first] for name, column in names.items()})
     return table.assign(twice=table["name"].duplicated(keep=False))
 
 

@@ -50,7 +50,9 @@ def find(rows: pd.DataFrame, spool: Spool) -> Leaks:
         rows: columns as in `Cleaned.rows`; unsplit rows are not looked at.
         spool: has the texts.
     """
-    rows = rows[(rows["query"] != 0) & (rows["split"] > 0)].drop_duplicates(["wording", "split"])
+    rows = rows[["wording", "query", "split"]][(rows["query"] != 0) & (rows["split"] > 0)].drop_duplicates(
+        ["wording", "split"]
+    )
     rows = rows.sort_values("split", kind="stable")
     split_of = rows["split"]
     number = {True: 0, False: 0}

@@ -16,7 +16,7 @@ from reranker.errors import UserError
 ROWS = 20_000
 CHARS = 16 * 2**20
 """So many rows, or so many characters, are held before they are written."""
-BUCKET = 100_000
+BUCKET = 50_000
 """Texts that are put in order together, where there are no more than `BUCKETS` times as many."""
 BUCKETS = 200
 COLUMNS = ("origin", "query", "passage")
@@ -70,7 +70,8 @@ class Spool:
     def _flush(self) -> None:
         columns = zip(*self._held, strict=True) if self._held else [()] * len(COLUMNS)
         if self._writer:
-            self._writer.write_batch(pa.record_batch([pa.array(column) for column in columns], schema=self._schema))
+            # a row group of its own: batches would be gathered in memory until there are a million rows
+            self._writer.write_table(pa.table([pa.array(column) for column in columns], schema=self._schema))
         self._held, self._chars = [], 0
 
     def _close(self) -> None:
@@ -83,7 +84,7 @@ class Spool:
         """The column's texts in runs, each with the number of its first row."""
         self._close()
         start = 0
-        with pq.ParquetFile(self._path) as file:
+        with pq.ParquetFile(self._path, pre_buffer=False) as file:  # else the whole column comes to stay
             for batch in file.iter_batches(ROWS, columns=[column]):
                 yield start, batch.column(0)
                 start += len(batch)

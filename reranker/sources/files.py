@@ -284,7 +284,7 @@ def _objects(stream: _Stream, values: Iterator[object]) -> Table:
 
 def _parquet(path: Path, wanted: Sequence[str]) -> Table:
     with _failing(path):
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20)  # else the whole file comes to stay
         names = file.schema_arrow.names
         batches = file.iter_batches(batch_size=BATCH, columns=[name for name in wanted if name in names])
     return _columnar(path, names, batches, lambda number: number * BATCH / file.metadata.num_rows)
