@@ -312,10 +312,10 @@ def read_params(path: Path, schema: type[Schema]) -> Schema:
     except ValidationError as error:
         # A misspelt key is unknown and missing at once; what was meant is the more helpful of the two.
         first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-        raise UserError(f"{path}: {_explain(first, values, schema)}") from None
+        raise UserError(f"{path}: {_explain(first, schema)}") from None
 
 
-def _explain(problem: Any, values: dict[str, Any], schema: type[Section]) -> str:
+def _explain(problem: Any, schema: type[Section]) -> str:
     where, fields = _place(problem["loc"], schema)
     *parents, key = where or [""]
     inside = ".".join(parents) + ": " if parents else ""
@@ -329,7 +329,7 @@ def _explain(problem: Any, values: dict[str, Any], schema: type[Section]) -> str
         return f"{'.'.join(where)}: must have one of the keys {', '.join(KINDS)}, which tells what it is"
     if problem["type"] == "value_error":
         key, _, allowed = str(problem["ctx"]["error"]).partition("|")
-        return f"{key}: {values[key]!r}: {allowed}"
+        return f"{'.'.join([*where, key])}: {problem['input'][key]!r}: {allowed}"
     allowed = re.sub(r"^\w+ should", "should", problem["msg"])
     return f"{'.'.join(where)}: {problem['input']!r} is not allowed: it {allowed}"
 

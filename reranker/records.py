@@ -41,6 +41,12 @@ class Paths:
     metrics: Path = Path("metrics")
     timing: Path = Path("metrics/timing.json")
     report: Path = Path("report")
+    pair_params: Path = Path("pairs/params.yaml")
+    pairs: Path = Path("data/pairs/pairs.parquet")
+    pairs_dropped: Path = Path("data/pairs/dropped.parquet")
+    pairs_scored: Path = Path("data/pairs/scored.parquet")
+    pair_model: Path = Path("models/pairs")
+    pair_metrics: Path = Path("metrics/pairs")
 
 
 PATHS = Paths()
@@ -86,6 +92,9 @@ class Tables(NamedTuple):
     """Columns query_id, passage_id, relevance (an integer, above 0 means right)."""
 
 
+PAIR_COLUMNS = ("pair_id", "first", "second", "label", "class", "split")
+"""Of the table of labelled pairs: label is a number from 0 to 1 or the place of the class among their names."""
+
 SCORED = ("zero_shot", "tuned_biencoder", "cross_encoder")
 """The systems that the score stage runs; mine and evaluate write the scores of the others."""
 
@@ -107,6 +116,8 @@ PRODUCER = {
     PATHS.metrics / "curve_dev.csv": "train",
     PATHS.metrics / "systems.csv": "evaluate",
     PATHS.metrics / "per_query.csv": "evaluate",
+    PATHS.pairs: "pairs/dvc.yaml:prepare",
+    PATHS.pair_model: "pairs/dvc.yaml:train",
 }
 
 

@@ -212,10 +212,11 @@ def test_judgment_that_is_there_twice_is_named():
 
 
 def test_stage_that_an_error_names_is_the_one_that_writes_the_file():
-    text = (Path(__file__).parent.parent / "dvc.yaml").read_text(encoding="utf-8")
+    root = Path(__file__).parent.parent
     for path, stage in PRODUCER.items():
-        name, _, item = stage.partition("@")
-        entry = yaml.safe_load(text)["stages"][name]
+        file, _, name = stage.rpartition(":")
+        name, _, item = name.partition("@")
+        entry = yaml.safe_load((root / (file or "dvc.yaml")).read_text(encoding="utf-8"))["stages"][name]
         outs = [out if isinstance(out, str) else next(iter(out)) for out in entry.get("do", entry)["outs"]]
         written = [out.replace("${key}", item) for out in outs]
         assert {str(path), str(path.parent)} & {*written}, path

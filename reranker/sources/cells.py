@@ -66,6 +66,22 @@ def relevance(cell: object, where: str, column: str) -> int:
     return int(number)
 
 
+def number(cell: object, where: str, column: str, lowest: float, highest: float, *, whole: bool = False) -> float:
+    """A number between two others, both included, also as a text.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        found = float(cell) if isinstance(cell, (str, int, float)) else float("nan")
+    except (ValueError, OverflowError):
+        found = float("nan")
+    if not lowest <= found <= highest or (whole and not found.is_integer()):
+        wanted = f"a {'whole ' if whole else ''}number from {lowest:g} to {highest:g} is wanted"
+        raise UserError(f"{where}: column '{column}' holds {_short(cell)}; {wanted}")
+    return found
+
+
 def _short(cell: object) -> str:
     shown = repr(cell)
     return shown if len(shown) <= 40 else f"{shown[:37]}..."

@@ -1,0 +1,91 @@
+"""train: fine-tune a cross-encoder on the labelled pairs.
+
+python -m pairs.train
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+
+from reranker.progress import quiet_libraries, run_stage
+
+quiet_libraries()
+
+import json
+
+import pandas as pd
+from datasets import Dataset
+from sentence_transformers.base.evaluation import BaseEvaluator
+from sentence_transformers.cross_encoder import losses
+from sentence_transformers.cross_encoder.evaluation import (
+    CrossEncoderClassificationEvaluator,
+    CrossEncoderCorrelationEvaluator,
+)
+from torch import nn
+
+from reranker.models import resolve
+from reranker.pairs.params import Task, read_params
+from reranker.records import PAIR_COLUMNS, PATHS, folder, read_table, record_time, write_csv, write_json
+from reranker.scoring import choose_precision
+from reranker.training import Schedule, build_cross_encoder, seed_everything, tune_cross_encoder
+
+
+def main(arguments: Sequence[str]) -> str:
+    started = time.monotonic()
+    params = read_params(PATHS.pair_params)
+    pairs = read_table(PATHS.pairs, PAIR_COLUMNS)
+    train, dev = (pairs[pairs["split"] == split] for split in ("train", "dev"))
+    classes = sorted(pairs["class"].unique())
+    seed_everything(params.seed)
+    model = build_cross_encoder(resolve(params.base_model), params.max_length, params.frozen_layers, len(classes))
+    by_class = params.task == "class"
+    loss = losses.CrossEntropyLoss(model) if by_class else losses.BinaryCrossEntropyLoss(model)
+    label = train["label"].astype(int if by_class else float)
+    data = Dataset.from_dict({"first": list(train["first"]), "second": list(train["second"]), "label": list(label)})
+    schedule = Schedule(
+        lr=params.lr,
+        epochs=params.epochs,
+        batch_size=params.batch_size,
+        warmup=params.warmup,
+        weight_decay=params.weight_decay,
+        precision=choose_precision(params.precision),
+        seed=params.seed,
+    )
+    training = time.monotonic()
+    curve = tune_cross_encoder(
+        model,
+        data,
+        loss,
+        schedule,
+        evaluator=_evaluator(params.task, dev),
+        evaluations=params.evaluations,
+        patience=params.patience,
+        head_lr=params.head_lr,
+        label="train",
+    )
+    training = time.monotonic() - training
+    if not by_class:
+        model.activation_fn = nn.Sigmoid()  # scores from 0 to 1, as the labels are
+    with folder(PATHS.pair_model) as part:
+        model.save_pretrained(str(part))
+        if by_class:
+            (part / "classes.json").write_text(json.dumps(classes, ensure_ascii=False), encoding="utf-8")
+    write_csv(curve.dev, PATHS.pair_metrics / "curve_dev.csv")
+    metric = curve.dev.columns[1]
+    best = float(curve.dev[metric].max())
+    figures = {"steps": curve.steps, "final_loss": float(curve.loss["loss"].iloc[-1]), f"dev_{metric}": best}
+    write_json({"pairs": figures}, PATHS.pair_metrics / "train.json")
+    record_time("pairs_train", time.monotonic() - started)
+    return f"train: {len(train):,} pairs in {training:,.0f} s; {metric} on dev {best:.3f} -> {PATHS.pair_model}"
+
+
+def _evaluator(task: Task, dev: pd.DataFrame) -> BaseEvaluator:
+    texts = dev[["first", "second"]].to_numpy().tolist()
+    if task == "score":
+        return CrossEncoderCorrelationEvaluator(texts, dev["label"].tolist(), write_csv=False)
+    labels = dev["label"].astype(int).tolist()
+    return CrossEncoderClassificationEvaluator(texts, labels, write_csv=False)
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage(main, sys.argv[1:]))

@@ -1,0 +1,77 @@
+"""The typed schema of pairs/params.yaml; every default lives there alone."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from reranker.params import ColumnNames, Count, CountOrZero, Header, Name, Rate, Section, Seed, Share, SplitFiles
+from reranker.params import read_params as read
+
+Task = Literal["score", "duplicates", "class"]
+
+
+class PairColumns(ColumnNames):
+    """Of a table of labelled pairs."""
+
+    first: Name
+    second: Name
+    label: Name
+
+
+class PairSource(Section):
+    """Files of labelled pairs."""
+
+    files: SplitFiles
+    columns: PairColumns
+    header: Header = None
+
+
+class PairParams(Section):
+    """pairs/params.yaml, key by key under `pairs`; units and meaning stand there."""
+
+    task: Task
+    source: PairSource
+    lowest_score: float
+    highest_score: float
+    dev_share: Share
+    test_share: Share
+    allow_leakage: bool
+
+    base_model: Name
+    max_length: Annotated[int, Field(ge=8, le=8192)]
+    precision: Literal["auto", "float32", "bfloat16"]
+
+    lr: Rate
+    head_lr: Rate
+    frozen_layers: CountOrZero
+    epochs: Count
+    batch_size: Count
+    warmup: Share
+    weight_decay: Annotated[float, Field(ge=0)]
+    evaluations: Count
+    patience: Count
+    seed: Seed
+
+    statistics_seed: Seed
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "PairParams":
+        if self.highest_score <= self.lowest_score:
+            raise ValueError("highest_score|must be above lowest_score")
+        if self.dev_share + self.test_share >= 1:
+            raise ValueError("test_share|dev_share and test_share must leave some pairs for train")
+        return self
+
+
+class _File(Section):
+    pairs: PairParams
+
+
+def read_params(path: Path) -> PairParams:
+    """Read and check pairs/params.yaml.
+
+    Raises:
+        UserError: see `reranker.params.read_params`.
+    """
+    return read(path, _File).pairs

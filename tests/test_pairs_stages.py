@@ -1,0 +1,195 @@
+"""The pipeline of pair tasks on small files: each task from rows to figures, and bad input as one line."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from sentence_transformers import CrossEncoder
+
+from reranker.errors import UserError
+from reranker.pairs.params import PairParams, read_params
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / "recipes" / "pairs").glob("*.yaml"))
+KINDS = ["saw", "drill", "file", "plane", "clamp", "awl", "punch", "chisel", "brush", "fork", "hoe", "rake"]
+COLOURS = ["red", "blue", "green", "black", "white", "yellow", "brown", "grey"]
+
+
+def rows(task: str) -> pd.DataFrame:
+    """Pairs about tools: the same thing in other words, or two things."""
+    pairs = []
+    for place, kind in enumerate(KINDS):
+        for colour in COLOURS:
+            pairs.append((f"the {colour} {kind}", f"a {kind} that is {colour}", 1))
+            pairs.append((f"the {colour} {kind}", f"a {KINDS[place - 1]} for the garden, in {colour}", 0))
+    table = pd.DataFrame(pairs, columns=["one", "two", "label"])
+    split = ["train" if place % 4 else ("dev", "test")[place // 4 % 2] for place in range(len(table) // 2)]
+    table["split"] = [name for name in split for _ in range(2)]
+    if task == "class":
+        table["label"] = table["label"].map({0: "other", 1: "same"})
+    return table
+
+
+class Place:
+    """A working directory with the pair parameters of a task, its data given by split."""
+
+    def __init__(self, path: Path, task: str) -> None:
+        self.path = path
+        raw = path / "data" / "raw"
+        raw.mkdir(parents=True)
+        for split, part in rows(task).groupby("split"):
+            part.to_csv(raw / f"{split}.csv", index=False)
+        (path / "pairs").mkdir()
+        values = yaml.safe_load((ROOT / "pairs" / "params.yaml").read_text(encoding="utf-8"))["pairs"]
+        files = {split: f"data/raw/{split}.csv" for split in ("train", "dev", "test")}
+        values["source"] = {"files": files, "columns": {"first": "one", "second": "two", "label": "label"}}
+        self.values = values | {"task": task, "epochs": 1, "max_length": 32, "evaluations": 1, "batch_size": 16}
+        self.set()
+
+    def set(self, **values: object) -> None:
+        self.values |= values
+        (self.path / "pairs" / "params.yaml").write_text(yaml.safe_dump({"pairs": self.values}), encoding="utf-8")
+
+    def start(self, stage: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, "-m", f"pairs.{stage}"]
+        return subprocess.run(
+            command, cwd=self.path, env=environment, capture_output=True, text=True, check=False, timeout=300
+        )
+
+    def run(self, stage: str) -> str:
+        done = self.start(stage)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def error(self, stage: str) -> str:
+        done = self.start(stage)
+        assert (done.returncode, done.stdout) == (1, "")
+        (line,) = done.stderr.splitlines()
+        return line.removeprefix("error: ")
+
+    def figures(self, stage: str) -> dict[str, float]:
+        return dict(json.loads((self.path / "metrics" / "pairs" / f"{stage}.json").read_text())["pairs"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "headline", "baseline"),
+    [
+        ("score", "spearman", "zero_shot"),
+        ("duplicates", "average_precision", "zero_shot"),
+        ("class", "accuracy", "linear_probe"),
+    ],
+)
+def test_task_goes_from_rows_to_figures(tmp_path: Path, task: str, headline: str, baseline: str):
+    place = Place(tmp_path, task)
+    assert "192 of 192 pairs kept (144 train, 24 dev, 24 test)" in place.run("prepare")
+    assert "144 pairs in " in place.run("train")
+    shown = place.run("evaluate")
+    assert headline in shown
+    figures = place.figures("evaluate")
+    assert figures["pairs"] == 24
+    assert figures[f"{headline}_low"] <= figures[headline] <= figures[f"{headline}_high"]
+    gain = figures[headline] - figures[f"{headline}_{baseline}"]
+    assert figures[f"gain_vs_{baseline}"] == pytest.approx(gain)
+    assert 0 < figures[f"p_vs_{baseline}"] <= 1
+    scored = pd.read_parquet(tmp_path / "data" / "pairs" / "scored.parquet")
+    assert len(scored) == 24
+    model = CrossEncoder(str(tmp_path / "models" / "pairs"))
+    found = model.predict([("the red saw", "a saw that is red"), ("the red saw", "a hoe")])
+    if task == "class":
+        assert found.shape == (2, 2)
+        assert json.loads((tmp_path / "models" / "pairs" / "classes.json").read_text()) == ["other", "same"]
+        assert set(scored["fine_tuned"]) <= {0, 1}
+    else:
+        assert ((found >= 0) & (found <= 1)).all()
+        assert scored["fine_tuned"].between(0, 1).all()
+
+
+def test_pair_on_two_sides_of_a_given_split_stops_unless_it_is_allowed(tmp_path: Path):
+    place = Place(tmp_path, "duplicates")
+    test = tmp_path / "data" / "raw" / "test.csv"
+    test.write_text(test.read_text() + "A saw that is blue,the blue saw,1,test\n")
+    line = place.error("prepare")
+    assert line.startswith("pairs/params.yaml: source: 1 of the pairs of dev or test are also in an earlier split")
+    assert "'A saw that is blue' and 'the blue saw'" in line
+    assert not (tmp_path / "metrics").exists()
+    place.set(allow_leakage=True)
+    place.run("prepare")
+    assert place.figures("prepare")["leaked"] == 1
+
+
+def test_split_of_one_label_stops(tmp_path: Path):
+    place = Place(tmp_path, "duplicates")
+    (tmp_path / "data" / "raw" / "dev.csv").write_text("one,two,label\na hammer,a nail,1\nsome pliers,some wire,1\n")
+    assert "the dev split has 2 pairs and 1 different labels; two of both" in place.error("prepare")
+
+
+def test_no_pair_left_says_why(tmp_path: Path):
+    place = Place(tmp_path, "score")
+    for path in (tmp_path / "data" / "raw").iterdir():
+        path.write_text("one,two,label\na,,1\n")
+    assert place.error("prepare").endswith("source: no pairs left of 3 rows; dropped 3 as empty")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"task": "ranking"}, "pairs.task: 'ranking' is not allowed: it should be 'score', 'duplicates' or 'class'"),
+        ({"lr": 0}, "pairs.lr: 0 is not allowed: it should be greater than 0"),
+        ({"learning_rate": 1}, "pairs: unknown key 'learning_rate'"),
+        ({"lowest_score": 1.0}, "pairs.highest_score: 1.0: must be above lowest_score"),
+        ({"source": {"files": "data/raw/a.csv"}}, "pairs.source: key 'columns' is missing"),
+    ],
+)
+def test_parameter_that_is_not_allowed_is_named(tmp_path: Path, values: dict[str, object], message: str):
+    place = Place(tmp_path, "score")
+    place.set(**values)
+    assert place.error("prepare").startswith(f"pairs/params.yaml: {message}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "path"), [("train", "data/pairs/pairs.parquet"), ("evaluate", "data/pairs/pairs.parquet")]
+)
+def test_stage_before_prepare_names_it(tmp_path: Path, stage: str, path: str):
+    line = Place(tmp_path, "score").error(stage)
+    assert line.startswith(
+        f"{path} does not exist: run the stage that makes it with `dvc repro pairs/dvc.yaml:prepare`"
+    )
+
+
+@pytest.mark.parametrize("path", [ROOT / "pairs" / "params.yaml", *RECIPES], ids=lambda path: path.stem)
+def test_committed_parameters_are_valid_and_in_the_order_of_the_schema(path: Path):
+    read_params(path)
+    assert list(yaml.safe_load(path.read_text(encoding="utf-8"))["pairs"]) == list(PairParams.model_fields)
+
+
+def test_missing_file_of_parameters_is_one_line(tmp_path: Path):
+    with pytest.raises(UserError, match="does not exist"):
+        read_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_reads_the_real_files(tmp_path: Path, path: Path):
+    found = Path(ROOT.parent / "shared" / "data")
+    if not found.is_dir():
+        pytest.skip("the real files are not here")
+    (tmp_path / "pairs").mkdir()
+    shutil.copy(path, tmp_path / "pairs" / "params.yaml")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "raw").symlink_to(found)
+    done = subprocess.run(
+        [sys.executable, "-m", "pairs.prepare"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "metrics" / "pairs" / "prepare.json").read_text())["pairs"]
+    assert figures["rows"] == {"stsb": 8628, "covid": 488}[path.stem]
+    assert min(figures[split] for split in ("train", "dev", "test")) >= 30
