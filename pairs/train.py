@@ -83,8 +83,9 @@ def _evaluator(task: Task, dev: pd.DataFrame) -> BaseEvaluator:
     texts = dev[["first", "second"]].to_numpy().tolist()
     if task == "score":
         return CrossEncoderCorrelationEvaluator(texts, dev["label"].tolist(), write_csv=False)
-    labels = dev["label"].astype(int).tolist()
-    return CrossEncoderClassificationEvaluator(texts, labels, write_csv=False)
+    evaluator = CrossEncoderClassificationEvaluator(texts, dev["label"].astype(int).tolist(), write_csv=False)
+    evaluator.primary_metric = "f1_macro" if task == "class" else "average_precision"  # it says so only after a call
+    return evaluator
 
 
 if __name__ == "__main__":
