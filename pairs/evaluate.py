@@ -12,12 +12,14 @@ from reranker.progress import quiet_libraries, run_stage
 quiet_libraries()
 
 import numpy as np
-from numpy.typing import NDArray
-from sentence_transformers import CrossEncoder, SentenceTransformer
+import pandas as pd
+from sentence_transformers import CrossEncoder
 from sklearn.linear_model import LogisticRegression
 
 from reranker.models import loading, resolve
-from reranker.pairs import measures
+from reranker.pairs import fused, measures
+from reranker.pairs.fused import NAME as SHIPPED
+from reranker.pairs.measures import Values
 from reranker.pairs.params import read_params
 from reranker.records import PAIR_COLUMNS, PATHS, read_table, record_time, require, write_json, write_table
 from reranker.scoring import choose_precision, embed, load_biencoder, score_pairs
@@ -29,53 +31,35 @@ def main(arguments: Sequence[str]) -> str:
     task = params.task
     pairs = read_table(PATHS.pairs, PAIR_COLUMNS)
     require(PATHS.pair_model)
-    with loading(str(PATHS.pair_model)):
-        model = CrossEncoder(str(PATHS.pair_model))
     precision = choose_precision(params.precision)
-    test = pairs["split"] == "test"
     labels = pairs["label"].to_numpy(float)
-
-    base = load_biencoder(resolve(params.base_model), params.max_length)
-    left, right = (_vectors(base, pairs[column].tolist(), precision) for column in ("first", "second"))
-    watched = pairs[pairs["split"] != "train"]
-    scores = score_pairs(
-        model, watched["first"].tolist(), watched["second"].tolist(), label="evaluate: pairs", precision=precision
+    test = (pairs["split"] == "test").to_numpy()
+    found = (
+        _classes(pairs, resolve(params.base_model), params.max_length, precision)
+        if task == "class"
+        else _scores(pairs, precision)
     )
-    ours, theirs = np.zeros(len(pairs)), (left * right).sum(axis=1)
-    ours[watched.index] = scores.argmax(axis=1) if task == "class" else scores
-    baseline = "zero_shot"
-    if task == "class":
-        baseline = "linear_probe"
-        features = np.hstack([np.abs(left - right), left * right])
-        probe = LogisticRegression(max_iter=2_000).fit(
-            features[pairs["split"] == "train"], labels[pairs["split"] == "train"]
-        )
-        theirs = probe.predict(features)
-
+    baseline = next(iter(found))
     systems: dict[str, dict[str, float]] = {}
-    for name, found in ((baseline, theirs), ("fine_tuned", ours)):
-        systems[name] = {measure: of(labels[test], found[test]) for measure, of in measures.MEASURES[task].items()}
+    for name, values in found.items():
+        systems[name] = {measure: of(labels[test], values[test]) for measure, of in measures.MEASURES[task].items()}
         if task == "duplicates":
-            dev = pairs["split"] == "dev"
-            cut = measures.threshold(labels[dev], found[dev])
-            systems[name] |= measures.at_threshold(labels[test], found[test], cut)
+            dev = (pairs["split"] == "dev").to_numpy()
+            cut = measures.threshold(labels[dev], values[dev])
+            systems[name] |= measures.at_threshold(labels[test], values[test], cut)
     seed = params.statistics_seed
     headline = measures.HEADLINE[task]
-    gain = measures.compare(task, labels[test], ours[test], theirs[test], seed=seed)
-    ends = {
-        name: measures.interval(task, labels[test], found[test], seed=seed)
-        for name, found in ((baseline, theirs), ("fine_tuned", ours))
-    }
+    gain = measures.compare(task, labels[test], found[SHIPPED][test], found[baseline][test], seed=seed)
+    ends = {name: measures.interval(task, labels[test], values[test], seed=seed) for name, values in found.items()}
     figures: dict[str, float] = {"pairs": int(test.sum())}
-    for name, values in systems.items():
-        suffix = "" if name == "fine_tuned" else f"_{name}"
-        figures |= {f"{measure}{suffix}": value for measure, value in values.items()}
+    for name, measured in systems.items():
+        suffix = "" if name == SHIPPED else f"_{name}"
+        figures |= {f"{measure}{suffix}": value for measure, value in measured.items()}
         figures |= {f"{headline}{suffix}_low": ends[name].low, f"{headline}{suffix}_high": ends[name].high}
     figures |= {f"gain_vs_{baseline}{end}": value for end, value in zip(("", "_low", "_high"), gain[:3], strict=True)}
     figures[f"p_vs_{baseline}"] = gain.p
     write_json({"pairs": figures}, PATHS.pair_metrics / "evaluate.json")
-    table = pairs.assign(**{baseline: theirs, "fine_tuned": ours})[test]
-    write_table(table[["pair_id", "label", baseline, "fine_tuned"]], PATHS.pairs_scored)
+    write_table(pairs[["pair_id", "label"]].assign(**found)[test], PATHS.pairs_scored)
     record_time("pairs_evaluate", time.monotonic() - started)
     lines = [f"{'':<14}{headline} [95%]"]
     lines += [
@@ -86,10 +70,30 @@ def main(arguments: Sequence[str]) -> str:
     return "\n".join(lines) + f"\nevaluate: {int(test.sum()):,} pairs -> {PATHS.pair_metrics}"
 
 
-def _vectors(model: SentenceTransformer, texts: list[str], precision: str) -> NDArray[np.float32]:
-    distinct = list(dict.fromkeys(texts))
-    place = {text: number for number, text in enumerate(distinct)}
-    return embed(model, distinct, label="evaluate: texts", precision=precision)[[place[text] for text in texts]]
+def _scores(pairs: pd.DataFrame, precision: str) -> dict[str, Values]:
+    """Of the pairs of dev and test by system; 0 for those of train."""
+    model = fused.PairModel(PATHS.pair_model, precision)
+    watched = (pairs["split"] != "train").to_numpy()
+    features = model.features(pairs["first"][watched].tolist(), pairs["second"][watched].tolist())
+    features[SHIPPED] = fused.fuse(features, model.weights)
+    found = {name: np.zeros(len(pairs)) for name in features}
+    for name, values in features.items():
+        found[name][watched] = values
+    return found
+
+
+def _classes(pairs: pd.DataFrame, base: str, max_length: int, precision: str) -> dict[str, Values]:
+    """Of all pairs by system: a logistic regression on the base model's vectors, and the cross-encoder."""
+    with loading(str(PATHS.pair_model)):
+        model = CrossEncoder(str(PATHS.pair_model))
+    biencoder = load_biencoder(base, max_length)
+    left, right = (embed(biencoder, pairs[name].tolist(), label="base model") for name in ("first", "second"))
+    vectors = np.hstack([left, right, np.abs(left - right), left * right])
+    train = (pairs["split"] == "train").to_numpy()
+    probe = LogisticRegression(max_iter=2_000).fit(vectors[train], pairs["label"][train])
+    texts = pairs["first"].tolist(), pairs["second"].tolist()
+    scores = score_pairs(model, *texts, label="cross-encoder", precision=precision)
+    return {"linear_probe": probe.predict(vectors), SHIPPED: scores.argmax(axis=1).astype(float)}
 
 
 if __name__ == "__main__":

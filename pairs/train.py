@@ -1,4 +1,4 @@
-"""train: fine-tune a cross-encoder on the labelled pairs.
+"""train: fine-tune a cross-encoder on the labelled pairs; where they have scores, fit its fusion with the base on dev.
 
 python -m pairs.train
 """
@@ -24,9 +24,10 @@ from sentence_transformers.cross_encoder.evaluation import (
 from torch import nn
 
 from reranker.models import resolve
+from reranker.pairs import fused
 from reranker.pairs.params import Task, read_params
 from reranker.records import PAIR_COLUMNS, PATHS, folder, read_table, record_time, write_csv, write_json
-from reranker.scoring import choose_precision
+from reranker.scoring import choose_precision, load_biencoder
 from reranker.training import Schedule, build_cross_encoder, seed_everything, tune_cross_encoder
 
 
@@ -64,16 +65,23 @@ def main(arguments: Sequence[str]) -> str:
         label="train",
     )
     training = time.monotonic() - training
+    metric = curve.dev.columns[1]
+    best = float(curve.dev[metric].max())
+    figures = {"steps": curve.steps, "final_loss": float(curve.loss["loss"].iloc[-1]), f"dev_{metric}": best}
     if not by_class:
         model.activation_fn = nn.Sigmoid()  # scores from 0 to 1, as the labels are
     with folder(PATHS.pair_model) as part:
         model.save_pretrained(str(part))
         if by_class:
             (part / "classes.json").write_text(json.dumps(classes, ensure_ascii=False), encoding="utf-8")
+        else:
+            base = load_biencoder(resolve(params.base_model), params.max_length)
+            base.save_pretrained(str(part / "biencoder"), create_model_card=False)
+            features = fused.features(model, base, dev["first"].tolist(), dev["second"].tolist(), schedule.precision)
+            weights = fused.fit(params.task, features, dev["label"].to_numpy(float))
+            (part / "fusion.json").write_text(fused.dump(weights), encoding="utf-8")
+            figures |= {f"weight_{name}": weights[name] for name in fused.FEATURES}
     write_csv(curve.dev, PATHS.pair_metrics / "curve_dev.csv")
-    metric = curve.dev.columns[1]
-    best = float(curve.dev[metric].max())
-    figures = {"steps": curve.steps, "final_loss": float(curve.loss["loss"].iloc[-1]), f"dev_{metric}": best}
     write_json({"pairs": figures}, PATHS.pair_metrics / "train.json")
     record_time("pairs_train", time.monotonic() - started)
     return f"train: {len(train):,} pairs in {training:,.0f} s; {metric} on dev {best:.3f} -> {PATHS.pair_model}"

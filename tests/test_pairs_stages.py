@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from sentence_transformers import CrossEncoder
 
 from reranker.errors import UserError
+from reranker.pairs.fused import PairModel, fuse
 from reranker.pairs.params import PairParams, read_params
 
 ROOT = Path(__file__).parent.parent
@@ -50,6 +52,7 @@ class Place:
         files = {split: f"data/raw/{split}.csv" for split in ("train", "dev", "test")}
         values["source"] = {"files": files, "columns": {"first": "one", "second": "two", "label": "label"}}
         self.values = values | {"task": task, "epochs": 1, "max_length": 32, "evaluations": 1, "batch_size": 16}
+        self.values["precision"] = "float32"
         self.set()
 
     def set(self, **values: object) -> None:
@@ -109,7 +112,14 @@ def test_task_goes_from_rows_to_figures(tmp_path: Path, task: str, headline: str
         assert set(scored["fine_tuned"]) <= {0, 1}
     else:
         assert ((found >= 0) & (found <= 1)).all()
-        assert scored["fine_tuned"].between(0, 1).all()
+        pairs = pd.read_parquet(tmp_path / "data" / "pairs" / "pairs.parquet").set_index("pair_id")
+        shown = pairs.loc[scored["pair_id"]]
+        shipped = PairModel(tmp_path / "models" / "pairs", "float32")
+        again = shipped.scores(shown["first"].tolist(), shown["second"].tolist())
+        np.testing.assert_allclose(again, scored["fine_tuned"], atol=1e-5)
+        assert ((again >= 0) & (again <= 1)).all()
+        fused = scored[["zero_shot", "cross_encoder"]].to_dict("series")
+        np.testing.assert_allclose(fuse(fused, shipped.weights), scored["fine_tuned"])
 
 
 def test_pair_on_two_sides_of_a_given_split_stops_unless_it_is_allowed(tmp_path: Path):

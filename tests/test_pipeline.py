@@ -5,22 +5,24 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Container
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import yaml
 
+from reranker.pairs.params import PairParams
 from reranker.params import Params
 from stages.train import TOLD
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__")
-PACKAGES = ("reranker", "stages")
+PACKAGES = ("reranker", "stages", "pairs")
 TEMPLATES = {".html", ".j2", ".jinja"}
 WITHOUT_TORCH = [
     f"reranker.{name}" for name in ("dataset", "fusion", "metrics", "params", "records", "sources.reading")
-] + [f"stages.{name}" for name in ("prepare", "evaluate", "report")]
+] + [*(f"stages.{name}" for name in ("prepare", "evaluate", "report")), "pairs.prepare", "reranker.pairs.measures"]
 
 
 class Stage(NamedTuple):
@@ -112,9 +114,9 @@ def module_file(module: str) -> Path | None:
     return path if module.split(".")[0] in PACKAGES and path.is_file() else None
 
 
-def used_params(script: Path) -> set[str]:
+def used_params(script: Path, known: Container[str] = frozenset(Params.model_fields)) -> set[str]:
     """Name the attributes taken from `params` in a script."""
-    return params_under(ast.parse(script.read_text(encoding="utf-8")))
+    return params_under(ast.parse(script.read_text(encoding="utf-8")), known)
 
 
 def always_used_params(script: Path) -> set[str]:
@@ -125,15 +127,16 @@ def always_used_params(script: Path) -> set[str]:
             node.body, node.orelse = [], []
         elif isinstance(node, ast.IfExp):
             node.body = node.orelse = ast.Constant(None)
-    return params_under(tree)
+    return params_under(tree, frozenset(Params.model_fields))
 
 
-def params_under(tree: ast.AST) -> set[str]:
+def params_under(tree: ast.AST, known: Container[str]) -> set[str]:
     return {
         node.attr
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "params"
-    } & {*Params.model_fields}
+        if node.attr in known
+    }
 
 
 def handed_on(script: Path) -> list[int]:
@@ -191,6 +194,18 @@ def test_params_are_the_keys_that_the_script_reads(script: Path, users: list[Sta
 
 def test_no_script_hides_its_keys_by_handing_all_params_on(script: Path) -> None:
     assert handed_on(script) == []
+
+
+@pytest.mark.parametrize("name", ["prepare", "train", "evaluate"])
+def test_stage_of_pairs_names_the_files_and_keys_that_its_script_uses(name: str) -> None:
+    (stage,) = (
+        stage for stage in read_stages((ROOT / "pairs" / "dvc.yaml").read_text(encoding="utf-8")) if stage.name == name
+    )
+    assert stage.script == ROOT / "pairs" / f"{name}.py"
+    assert stage.code_deps == relative(imported_files(stage.script))
+    assert {key.removeprefix("pairs.") for key in stage.params} == used_params(stage.script, PairParams.model_fields)
+    assert handed_on(stage.script) == []
+    assert "requirements.lock" in stage.deps
 
 
 def test_every_stage_depends_on_the_locked_packages(stages: list[Stage]) -> None:

@@ -380,6 +380,7 @@ def modelled(place: Place, biencoder: str) -> Place:
 
 @pytest.mark.slow
 def test_mine_takes_the_text_of_the_passage_where_a_query_has_the_same_id(modelled, biencoder):
+    modelled.set("precision: auto ", "precision: float32 ")
     modelled.run("mine")
     mined = pd.read_parquet(modelled.path / "data/mined/negatives.parquet")
     assert set(mined["kind"]) == {"positive", "hard"}
