@@ -1,6 +1,9 @@
-"""First-stage retrieval: vectors to ranked candidates. Which become negatives is decided elsewhere."""
+"""First-stage retrieval: what a retriever is, and its rankings as tables of candidates.
 
-from typing import NamedTuple
+The retrievers are in `first_stage`. Which candidates become negatives is decided elsewhere.
+"""
+
+from typing import NamedTuple, Protocol
 
 import faiss
 import numpy as np
@@ -14,9 +17,35 @@ class Ranking(NamedTuple):
     """The first passages of each query; row i belongs to query i."""
 
     positions: NDArray[np.int64]
-    """Positions of the passages in the corpus, best first; shape (queries, depth)."""
+    """Positions of the passages in the corpus, best first; -1 behind the last one that was found; shape
+    (queries, depth)."""
     scores: Vectors
-    """Their inner products with the query, same shape."""
+    """Their scores, same shape; minus infinity where no passage was found."""
+
+
+class FirstStage(Protocol):
+    """A retriever over one corpus and one set of queries, which are known by their places in the tables.
+
+    The three methods agree: a passage has one score for a query, and its rank follows from it.
+    """
+
+    def search(self, queries: NDArray[np.int64], depth: int, *, label: str) -> Ranking:
+        """The first passages of each query.
+
+        Args:
+            queries: their places; none is fine.
+            depth: number of passages per query; the whole corpus if it is smaller.
+            label: what the progress is called.
+        """
+        ...
+
+    def scores(self, queries: NDArray[np.int64], passages: NDArray[np.int64]) -> Vectors:
+        """Scores of pairs, shape (pairs,)."""
+        ...
+
+    def ranks(self, queries: NDArray[np.int64], passages: NDArray[np.int64]) -> NDArray[np.int64]:
+        """True rank of each pair's passage in the whole corpus: the number of passages that score higher, plus 1."""
+        ...
 
 
 def search(passages: Vectors, queries: Vectors, depth: int) -> Ranking:
@@ -34,9 +63,14 @@ def search(passages: Vectors, queries: Vectors, depth: int) -> Ranking:
 
 
 def candidates(ranking: Ranking, query_ids: pd.Series, passage_ids: pd.Series) -> pd.DataFrame:
-    """A ranking as a table.
+    """A ranking as a table, without the places where no passage was found.
 
     Equal scores are ordered as trec_eval orders them, by passage id from the last to the first.
+
+    Args:
+        ranking: of these queries.
+        query_ids: in the order of the ranking's rows.
+        passage_ids: of the corpus.
 
     Returns:
         Columns query_id, passage_id, rank (from 1), score; sorted by query_id and rank.
@@ -46,33 +80,29 @@ def candidates(ranking: Ranking, query_ids: pd.Series, passage_ids: pd.Series) -
     # sorting numbers row by row takes a tenth of the time that sorting millions of ids takes
     by_id = np.argsort(np.argsort(passage_ids.to_numpy()))
     best_first = np.lexsort((-by_id[positions], -scores), axis=1)
-    depth = positions.shape[1]
+    positions = np.take_along_axis(positions, best_first, axis=1)
+    scores = np.take_along_axis(scores, best_first, axis=1)
+    row, place = np.nonzero(positions >= 0)  # what was not found has the lowest score, so it is last
     return pd.DataFrame(
         {
-            "query_id": np.repeat(query_ids.to_numpy()[queries], depth),
-            "passage_id": passage_ids.to_numpy()[np.take_along_axis(positions, best_first, axis=1).ravel()],
-            "rank": np.tile(np.arange(1, depth + 1), len(queries)),
-            "score": np.take_along_axis(scores, best_first, axis=1).ravel(),
+            "query_id": query_ids.to_numpy()[queries][row],
+            "passage_id": passage_ids.to_numpy()[positions[row, place]],
+            "rank": place + 1,
+            "score": scores[row, place],
         }
     )
 
 
 def missed_positives(
-    candidates: pd.DataFrame,
-    judgments: pd.DataFrame,
-    passages: Vectors,
-    queries: Vectors,
-    query_ids: pd.Series,
-    passage_ids: pd.Series,
+    candidates: pd.DataFrame, judgments: pd.DataFrame, stage: FirstStage, query_ids: pd.Series, passage_ids: pd.Series
 ) -> pd.DataFrame:
     """Right passages that are not among the candidates, with their true rank: the second evaluation mode adds them.
 
     Args:
-        candidates: columns query_id, passage_id.
+        candidates: columns query_id, passage_id, rank.
         judgments: columns query_id, passage_id, relevance; of these queries.
-        passages: vectors in the order of `passage_ids`.
-        queries: vectors in the order of `query_ids`.
-        query_ids: of the queries that were searched.
+        stage: the retriever that found the candidates.
+        query_ids: of the retriever's queries.
         passage_ids: of the corpus.
 
     Returns:
@@ -83,12 +113,7 @@ def missed_positives(
     missed = right[~pd.MultiIndex.from_frame(right).isin(known)].reset_index(drop=True)
     of = pd.Index(query_ids).get_indexer(missed["query_id"])
     at = pd.Index(passage_ids).get_indexer(missed["passage_id"])
-    scores = np.empty(len(missed), dtype=np.float32)
-    better = np.empty(len(missed), dtype=np.int64)
-    for row, (a, o) in enumerate(zip(at, of, strict=True)):
-        products = passages @ queries[o]  # one product for both: another one may round the score differently
-        scores[row], better[row] = products[a], (products > products[a]).sum()
-    lowest = candidates.groupby("query_id")["rank"].max()
+    lowest = missed["query_id"].map(candidates.groupby("query_id")["rank"].max()).fillna(0).to_numpy(dtype=np.int64)
     # passages with the score of the last candidate may rank above it by id; a missed one never ranks among them
-    rank = np.maximum(better + 1, missed["query_id"].map(lowest).to_numpy() + 1)
-    return missed.assign(rank=rank, score=scores)
+    rank = np.maximum(stage.ranks(of, at), lowest + 1)
+    return missed.assign(rank=rank, score=stage.scores(of, at))

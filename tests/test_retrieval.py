@@ -2,6 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from reranker import index
+from reranker.first_stage import Dense
 from reranker.retrieval import Ranking, candidates, missed_positives, search
 
 
@@ -9,6 +11,10 @@ from reranker.retrieval import Ranking, candidates, missed_positives, search
 def vectors() -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(7)
     return generator.normal(size=(50, 8)).astype("float32"), generator.normal(size=(6, 8)).astype("float32")
+
+
+def dense(passages: np.ndarray, queries: np.ndarray) -> Dense:
+    return Dense(passages, queries, index.build("flat", passages, queries=len(queries)))
 
 
 def test_search_finds_what_brute_force_finds(vectors):
@@ -42,6 +48,14 @@ def test_candidates_are_sorted_by_query_and_rank_whatever_the_order_of_the_queri
     np.testing.assert_allclose(table["score"], [0.8, 0.1, 0.9, 0.4], rtol=1e-6)
 
 
+def test_places_where_nothing_was_found_are_no_candidates():
+    scores = np.array([[0.9, 0.4], [0.8, -np.inf], [-np.inf, -np.inf]], dtype="float32")
+    ranking = Ranking(np.array([[2, 0], [1, -1], [-1, -1]]), scores)
+    table = candidates(ranking, pd.Series(["q2", "q1", "q3"]), pd.Series(["a", "b", "c"]))
+    assert (table["query_id"] + table["passage_id"]).tolist() == ["q1b", "q2c", "q2a"]
+    assert table["rank"].tolist() == [1, 1, 2]
+
+
 def test_equal_scores_are_ranked_by_passage_id_from_the_last():
     ranking = Ranking(np.array([[0, 1, 2, 3]]), np.array([[1.0, 0.5, 0.5, 0.5]], dtype="float32"))
     table = candidates(ranking, pd.Series(["q"]), pd.Series(["p0", "p1", "p10", "p2"]))
@@ -57,7 +71,7 @@ def test_missed_right_passages_get_their_rank_in_the_whole_corpus(vectors):
     judgments = complete[complete["rank"].isin([1, 10, 11, 37])].assign(
         relevance=lambda t: (t["rank"] != 11).astype(int)
     )
-    missed = missed_positives(found, judgments, passages, queries, query_ids, ids)
+    missed = missed_positives(found, judgments, dense(passages, queries), query_ids, ids)
     assert missed["rank"].tolist() == [37] * 6  # ranks 1 and 10 were found, rank 11 is judged not right
     expected = complete[complete["rank"] == 37].reset_index(drop=True)
     pd.testing.assert_frame_equal(missed[["query_id", "passage_id"]], expected[["query_id", "passage_id"]])
@@ -68,4 +82,5 @@ def test_nothing_is_missed_when_everything_was_retrieved(vectors):
     passages, queries = vectors
     ids, query_ids = pd.Series([f"p{at:02}" for at in range(50)]), pd.Series([f"q{at}" for at in range(6)])
     complete = candidates(search(passages, queries, 50), query_ids, ids)
-    assert missed_positives(complete, complete.assign(relevance=1), passages, queries, query_ids, ids).empty
+    stage = dense(passages, queries)
+    assert missed_positives(complete, complete.assign(relevance=1), stage, query_ids, ids).empty
