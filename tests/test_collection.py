@@ -158,6 +158,19 @@ def test_folder_outside_the_watched_one_is_refused(folder: Path, name: str):
         examples(BeirSource(beir=name))
 
 
+@pytest.mark.parametrize("name", ["corpus.jsonl", "queries.jsonl", "qrels/train.tsv"])
+def test_link_in_the_folder_to_a_file_elsewhere_is_refused(folder: Path, name: str):
+    (folder / name).rename("secret")
+    (folder / name).symlink_to(Path("secret").resolve())
+    with pytest.raises(UserError, match=f"^data/raw/small/{name}: leads out of data/raw/"):
+        examples(SMALL)
+
+
+def test_folder_whose_name_is_too_long_is_refused(folder: Path):
+    with pytest.raises(UserError, match=r"/qrels: no train\.tsv, dev\.tsv or test\.tsv"):
+        examples(BeirSource(beir=f"data/raw/{'x' * 300}"))
+
+
 @settings(max_examples=300, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(["corpus.jsonl", "queries.jsonl", "qrels/train.tsv", "qrels/test.tsv"]), st.data())
 def test_damage_anywhere_ends_in_rows_or_one_line(folder: Path, name: str, data: st.DataObject):

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reranker.errors import UserError
-from reranker.sources import files
+from reranker.sources import files, streams
 
 ROWS = [
     {"question": "How to sort?", "answer": 'Say "sort",\nthen wait; ünïcode 漢'},
@@ -188,18 +188,70 @@ def test_damaged_file_is_named_with_the_place(write, name, content, message):
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json"])
 def test_line_without_an_end_is_refused_before_it_fills_the_memory(write, name):
-    path = write(name, b"x" * (files.MAX_LINE + 2**21))
+    path = write(name, b"x" * (streams.MAX_LINE + 2**21))
     assert problem(path) == "line 1 is longer than 64 MiB"
 
 
 def test_compressed_file_that_expands_out_of_proportion_is_refused(write, monkeypatch):
-    monkeypatch.setattr(files, "MAX_UNCHECKED", 2**20)
+    monkeypatch.setattr(streams, "MAX_UNCHECKED", 2**20)
     path = write("a.csv.gz", gzip.compress(b"question,answer\n" + b"one,two\n" * 2**20))
     assert problem(path).startswith("expands to more than 200 times its size; ")
 
 
 def test_folder_that_datasets_did_not_save_is_named(tmp_path):
-    assert problem(tmp_path).startswith("could not be read (")
+    assert problem(tmp_path).startswith(
+        "is a folder, but has no state.json of `datasets.save_to_disk`; name files, as "
+    )
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """The folder of a data set in two files."""
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved", num_shards=2)
+    return tmp_path / "saved"
+
+
+def test_saved_files_follow_each_other_with_the_share_that_is_read(saved):
+    table = files.read(saved, WANTED)
+    assert [table.share() for _ in table.rows] == pytest.approx([0.5, 0.5, 1], abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("state.json", "[]", "/state.json: '_data_files' is no list of names"),
+        ("state.json", "3", "/state.json: '_data_files' is no list of names"),
+        ("state.json", '{"_data_files": []}', "/state.json: '_data_files' is no list of names"),
+        ("state.json", '{"_data_files": [{"filename": 3}]}', "/state.json: '_data_files' is no list of names"),
+        ("state.json", '{"_data_files": [{"filename"', "/state.json: could not be read (Expecting"),
+        ("state.json", '{"_data_files": [{"filename": "none.arrow"}]}', "/none.arrow: could not be read ("),
+        ("state.json", '{"_data_files": [{"filename": "a\\u0000"}]}', "/a\\x00: leads out of "),
+        ("state.json", '{"_data_files": [{"filename": "../secret.arrow"}]}', "/../secret.arrow: leads out of "),
+        ("state.json", '{"_data_files": [{"filename": "/etc/passwd"}]}', None),
+        ("dataset_dict.json", '{"splits": ["../../elsewhere"]}', "/../../elsewhere/state.json: leads out of "),
+        ("dataset_dict.json", '{"splits": {"train": 1}}', "/dataset_dict.json: 'splits' is no list of names"),
+    ],
+)
+def test_saved_folder_with_a_damaged_list_of_files_is_named(saved, name, content, message):
+    if name == "dataset_dict.json":
+        (saved / "state.json").unlink()
+    (saved / name).write_text(content)
+    with pytest.raises(UserError) as caught:
+        files.read(saved, WANTED)
+    assert str(caught.value).startswith(f"{saved}{message}" if message else "/etc/passwd: leads out of ")
+
+
+@pytest.mark.parametrize("content", ["[]", '{"features": 3}', "{"])
+def test_what_a_saved_folder_says_of_its_types_does_not_matter(saved, content):
+    (saved / "dataset_info.json").write_text(content)
+    assert list(files.read(saved, WANTED).rows) == ROWS
+
+
+def test_saved_file_that_is_a_link_to_elsewhere_is_refused(saved, tmp_path):
+    file = saved / "data-00000-of-00002.arrow"
+    file.rename(tmp_path / "secret.arrow")
+    file.symlink_to(tmp_path / "secret.arrow")
+    assert "data-00000-of-00002.arrow: leads out of" in problem(saved)
 
 
 @settings(max_examples=300, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -247,7 +299,30 @@ def test_file_outside_the_watched_folder_is_refused(raw, name):
         files.find([name])
 
 
-@pytest.mark.parametrize("name", ["data/raw/none.csv", "data/raw/*.tsv"])
+def test_link_is_followed_inside_the_watched_folder_and_into_the_cache_of_dvc(raw, tmp_path):
+    cached = tmp_path / "cache/files/md5/c7/96c191140b5f9ce61892fab185f8d3"
+    cached.parent.mkdir(parents=True)
+    cached.touch()
+    (raw / "cached.tsv").symlink_to(cached)
+    (raw / "near.tsv").symlink_to("a.csv")
+    assert files.find(["data/raw/*.tsv"]) == [files.RAW / "cached.tsv", files.RAW / "near.tsv"]
+
+
+@pytest.mark.parametrize("target", ["../../secret.csv", "/etc/passwd", "..", "loop.tsv"])
+def test_link_that_leads_elsewhere_is_refused(raw, tmp_path, target):
+    (tmp_path / "secret.csv").touch()
+    (raw / "loop.tsv").symlink_to(target)
+    with pytest.raises(UserError, match=r"^data/raw/loop\.tsv: leads out of data/raw/, to .*; move the file there"):
+        files.find(["data/raw/*.tsv"])
+
+
+@pytest.mark.parametrize("name", ["data/raw/**.csv", "data/raw/a**/b.csv"])
+def test_stars_inside_a_name_are_refused(raw, name):
+    with pytest.raises(UserError, match=r"\*\* stands alone between two slashes, as in data/raw/\*\*/\*\.csv"):
+        files.find([name])
+
+
+@pytest.mark.parametrize("name", ["data/raw/none.csv", "data/raw/*.tsv", f"data/raw/{'x' * 300}.csv", "data/raw/\0"])
 def test_name_of_no_file_is_refused(raw, name):
     with pytest.raises(UserError, match=r"names no file; `dvc checkout` or `dvc pull` brings"):
         files.find([name])

@@ -1,4 +1,5 @@
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,61 @@ def test_data_set_of_the_hub_needs_a_commit(folder: Path, revision: str | None):
 def test_hub_is_not_asked_unless_it_is_switched_on(folder: Path):
     with pytest.raises(UserError, match=r"some/data: could not be read: .*; set HF_HUB_OFFLINE=0 to reach the Hub"):
         examples(hub="some/data", revision=COMMIT)
+
+
+@pytest.mark.parametrize(
+    "named", ["../../../secret.jsonl", "{here}/secret.jsonl", "file://{here}/secret.jsonl", "link.jsonl"]
+)
+def test_file_elsewhere_that_the_folder_names_is_refused(folder: Path, tmp_path: Path, named: str):
+    (folder / "train.jsonl").rename("secret.jsonl")
+    (folder / "link.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    named = named.format(here=tmp_path)
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {named}\n---\n")
+    with pytest.raises(UserError, match=r"/(secret|link)\.jsonl: leads out of data/raw/, to .*/secret\.jsonl"):
+        examples()
+
+
+@pytest.mark.parametrize("part", ["data/train.parquet", "a.zip", "zip://a.csv::hf://datasets/some/data@{commit}/a.zip"])
+def test_file_of_a_data_set_of_the_hub_is_part_of_its_commit(folder: Path, part: str):
+    place = part if "::" in part else f"hf://datasets/some/data@{{commit}}/{part}"
+    hub.check(place.format(commit=COMMIT), "some/data", COMMIT)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        f"hf://datasets/other/data@{COMMIT}/a.csv",
+        "hf://datasets/some/data@main/a.csv",
+        "https://example.com/a.csv",
+        "zip://a.csv::https://example.com/a.zip",
+        "data/raw/tools/train.jsonl",
+        "/etc/passwd",
+    ],
+)
+def test_other_file_that_a_data_set_of_the_hub_names_is_refused(folder: Path, place: str):
+    with pytest.raises(UserError, match=r"^some/data: names .*, which is not part of it; take out what names it"):
+        hub.check(place, "some/data", COMMIT)
+
+
+def test_address_that_a_folder_names_is_refused(folder: Path):
+    with pytest.raises(UserError, match=r"^data/raw/tools: names https://example\.com/a\.csv, which is not part of it"):
+        hub.check("https://example.com/a.csv", "data/raw/tools", None)
+
+
+def test_nothing_is_logged_of_a_damaged_file(folder: Path, caplog: pytest.LogCaptureFixture):
+    (folder / "train.jsonl").write_text('{"question": "a", "answers"\n')
+    logger = logging.getLogger("datasets")
+    logger.addHandler(caplog.handler)
+    with pytest.raises(UserError):
+        examples()
+    logger.removeHandler(caplog.handler)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "data/raw/\0"])
+def test_name_that_cannot_be_one_is_refused(folder: Path, name: str):
+    with pytest.raises(UserError, match="must be the 40 digits of a commit"):
+        examples(hub=name)
 
 
 def test_folder_elsewhere_is_refused(folder: Path):

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Sequence
 
 from reranker.errors import UserError
-from reranker.sources.files import Table
+from reranker.sources.streams import Table
 
 
 def require(table: Table, names: Sequence[str]) -> list[str]:

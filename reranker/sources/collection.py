@@ -10,6 +10,7 @@ from reranker.errors import UserError
 from reranker.params import CollectionSource, CorpusColumns, Judgments, Queries
 from reranker.records import SPLITS, Example, Part
 from reranker.sources import cells, files
+from reranker.sources.streams import COMPRESSED
 
 ROWS = 1_000
 """Passages that are handed on together."""
@@ -23,7 +24,7 @@ def beir(folder: str) -> CollectionSource:
     """
     path = files.inside_raw(folder)
     qrels = {split: path / "qrels" / f"{split}.tsv" for split in SPLITS}
-    given = {split: [str(file)] for split, file in qrels.items() if file.exists()}
+    given = {split: [str(file)] for split, file in qrels.items() if files.exists(file)}
     if not given:
         raise UserError(f"{path}/qrels: no train.tsv, dev.tsv or test.tsv; a BEIR folder has its judgments there")
     return CollectionSource.model_validate(
@@ -39,11 +40,11 @@ def beir(folder: str) -> CollectionSource:
 
 
 def _packed(folder: Path, name: str) -> str:
-    for ending in ("", *files.COMPRESSED):
+    for ending in ("", *COMPRESSED):
         path = folder / f"{name}.jsonl{ending}"
-        if path.exists():
+        if files.exists(path):
             return str(path)
-    raise UserError(f"{folder}: no {name}.jsonl, plain or as {' or '.join(files.COMPRESSED)}; a BEIR folder has one")
+    raise UserError(f"{folder}: no {name}.jsonl, plain or as {' or '.join(COMPRESSED)}; a BEIR folder has one")
 
 
 class Judged(NamedTuple):

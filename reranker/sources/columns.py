@@ -7,7 +7,7 @@ from reranker.errors import UserError
 from reranker.params import Columns
 from reranker.records import UNSPLIT, Example, Part
 from reranker.sources import cells
-from reranker.sources.files import Table
+from reranker.sources.streams import Table
 
 ROWS = 1_000
 """Those that are handed on together."""

@@ -5,27 +5,23 @@ Every file is read in a stream: what is held at a time is bounded by a row, not 
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import ijson
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from reranker.errors import UserError
+from reranker.sources import columnar
+from reranker.sources.streams import BOM, COMPRESSED, MAX_LINE, Row, Stream, Table, failing
+
+__all__ = ["RAW", "Row", "Table", "exists", "find", "inside", "inside_raw", "read"]
 
 RAW = Path("data/raw")
 """The folder that prepare depends on: a change of a file elsewhere would go unseen."""
-MAX_LINE = 64 * 2**20
-"""Bytes of the longest line, and characters of the longest cell, that are read."""
-MAX_EXPANSION = 200
-MAX_UNCHECKED = 2**30
-"""A compressed file may hold this many bytes, or `MAX_EXPANSION` times its own size if that is more."""
-BATCH = 1_000
-"""Rows of a columnar file that are turned into Python values together."""
+CACHED = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
+"""What a link of DVC leads to: a file of its cache, named by the hash of the content."""
 
 MAGIC = {
     b"PAR1": "Parquet",
@@ -37,23 +33,6 @@ MAGIC = {
     b"\xfd7zXZ": "xz",
     b"SQLite format 3": "SQLite",
 }
-BOM = b"\xef\xbb\xbf"
-COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
-
-Row = Mapping[str, object]
-
-
-class Table(NamedTuple):
-    """The rows of a file, not read yet."""
-
-    origin: str
-    """The file, for messages."""
-    names: Sequence[str]
-    """Of the columns; of JSON, the keys of the first row."""
-    rows: Iterator[Row]
-    """Each row's cells by column; a key that a JSON object lacks is absent."""
-    share: Callable[[], float]
-    """How much of the file is read by now, 0 to 1."""
 
 
 def inside_raw(named: str) -> Path:
@@ -71,20 +50,53 @@ def inside_raw(named: str) -> Path:
     return Path(named)
 
 
+def inside(path: Path, folder: Path = RAW) -> Path:
+    """The path, which must not lead out of the folder, by `..` or by a link either; DVC's own links may.
+
+    Raises:
+        UserError: it leads elsewhere.
+    """
+    try:
+        target = path.resolve()
+        if target.is_relative_to(folder.resolve()) or CACHED.search(target.as_posix()):
+            return path
+    except (OSError, RuntimeError, ValueError):  # a link to itself, a name that cannot be one
+        target = path
+    raise UserError(f"{path}: leads out of {folder}/, to {target}; move the file there, where DVC sees its changes")
+
+
 def find(named: Sequence[str]) -> list[Path]:
     """The files that paths or patterns such as `data/raw/*.csv` name; each once, in that order.
 
     Raises:
-        UserError: nothing is found, or it does not lie under data/raw.
+        UserError: nothing is found, or it does not lie under data/raw, or is a link that leads elsewhere.
     """
     found: dict[Path, None] = {}
     for pattern in named:
-        path = inside_raw(pattern)
-        matches = [path] if path.exists() else sorted(RAW.glob(str(path.relative_to(RAW))))
+        matches = _matches(inside_raw(pattern))
         if not matches:
             raise UserError(f"params.yaml: '{pattern}' names no file; `dvc checkout` or `dvc pull` brings tracked ones")
-        found |= dict.fromkeys(matches)
+        found |= dict.fromkeys(inside(match) for match in matches)
     return list(found)
+
+
+def exists(path: Path) -> bool:
+    """Whether a file or folder is there; none is under a name that is too long or cannot be one."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _matches(path: Path) -> list[Path]:
+    if exists(path):
+        return [path]
+    if any("**" in part and part != "**" for part in path.parts):
+        raise UserError(f"params.yaml: '{path}': ** stands alone between two slashes, as in {RAW}/**/*.csv")
+    try:
+        return sorted(RAW.glob(str(path.relative_to(RAW))))
+    except (OSError, ValueError):
+        return []
 
 
 def read(path: Path, wanted: Sequence[str], header: Sequence[str] | None = None) -> Table:
@@ -106,7 +118,7 @@ def read(path: Path, wanted: Sequence[str], header: Sequence[str] | None = None)
     if header is not None and ending not in DELIMITED:
         raise UserError(f"{path}: names its columns itself; take `header` away, which is for CSV and TSV files")
     if path.is_dir():
-        return _arrow_dataset(path, wanted)
+        return columnar.arrow(path, wanted, _saved(path))
     if ending in DELIMITED:
         return _delimited(path, DELIMITED[ending], header)
     return READERS[ending](path, wanted)
@@ -125,7 +137,7 @@ def _ending(path: Path) -> str:
 
 
 def _check_magic(path: Path, kind: str) -> None:
-    with _failing(path), path.open("rb") as stream:
+    with failing(path), path.open("rb") as stream:
         start = stream.read(16)
     is_a = next((name for magic, name in MAGIC.items() if start.startswith(magic)), "text")
     # an Arrow stream, which `datasets` writes, has no mark of its own
@@ -133,87 +145,13 @@ def _check_magic(path: Path, kind: str) -> None:
         raise UserError(f"{path}: begins like {is_a}, not like {kind or 'text'}; rename it to what it is")
 
 
-@contextmanager
-def _failing(path: Path) -> Iterator[None]:
-    """Turn what a library says of a damaged file into one line."""
-    try:
-        yield
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        RecursionError,
-        MemoryError,
-        csv.Error,
-        ijson.JSONError,
-        pa.ArrowException,
-    ) as error:
-        told = error.args[0] if error.args else ""
-        told = told.decode(errors="replace") if isinstance(told, bytes) else str(error)  # ijson speaks in bytes
-        reason = next(iter(told.strip().splitlines()), type(error).__name__)
-        raise UserError(f"{path}: could not be read ({reason})") from None
-
-
-class _Stream:
-    """The bytes of a file, unpacked; it ends with an error where they expand out of all proportion."""
-
-    def __init__(self, path: Path) -> None:
-        codec = COMPRESSED.get(path.suffix.lower())
-        self.path = path
-        self._size = path.stat().st_size
-        self._file = pa.OSFile(str(path))
-        self._bytes = pa.CompressedInputStream(self._file, codec) if codec else self._file
-        self._left = max(MAX_UNCHECKED, MAX_EXPANSION * self._size) if codec else self._size
-
-    def share(self) -> float:
-        """How much of the file is read by now, 0 to 1."""
-        return float(self._file.tell() / max(self._size, 1))
-
-    def read(self, size: int) -> bytes:
-        """Up to so many bytes; none at the end."""
-        block: bytes = self._bytes.read(size)
-        self._left -= len(block)
-        if self._left < 0:
-            raise UserError(
-                f"{self.path}: expands to more than {MAX_EXPANSION} times its size; if you trust it, unpack it yourself"
-            )
-        return block
-
-    def lines(self) -> Iterator[str]:
-        """The lines of a text in UTF-8, with their ends, without a byte order mark."""
-        rest, offset, number = b"", 0, 0
-        while True:
-            with _failing(self.path):
-                block = self.read(2**20)
-            lines = (rest + block).split(b"\n") if block else [rest]
-            rest = lines.pop() if block else b""
-            for line in lines:
-                if block or line:
-                    number += 1
-                    yield self._decode(line, offset, number) + ("\n" if block else "")
-                offset += len(line) + 1
-            if len(rest) > MAX_LINE:
-                raise UserError(f"{self.path}: line {number + 1} is longer than {MAX_LINE // 2**20} MiB")
-            if not block:
-                return
-
-    def _decode(self, line: bytes, offset: int, number: int) -> str:
-        try:
-            return line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            byte = f"byte {offset + error.start} (0x{line[error.start]:02x})"
-            raise UserError(
-                f"{self.path}: line {number}: {byte} is not UTF-8; convert the file, e.g. `iconv -f latin1 -t utf-8`"
-            ) from None
-
-
 def _delimited(path: Path, delimiter: str, header: Sequence[str] | None) -> Table:
     csv.field_size_limit(MAX_LINE)
-    stream = _Stream(path)
+    stream = Stream(path)
     cells = csv.reader(stream.lines(), delimiter=delimiter, strict=True)
     namer = "the first line"
     if header is None:
-        with _failing(path):
+        with failing(path):
             names: Sequence[str] = next(cells, [])
     else:
         names, namer = header, "`header` in params.yaml"
@@ -242,7 +180,7 @@ def _delimited(path: Path, delimiter: str, header: Sequence[str] | None) -> Tabl
 
 
 def _json_lines(path: Path, wanted: Sequence[str]) -> Table:
-    stream = _Stream(path)
+    stream = Stream(path)
 
     def rows() -> Iterator[object]:
         for number, line in enumerate(stream.lines(), start=1):
@@ -257,19 +195,19 @@ def _json_lines(path: Path, wanted: Sequence[str]) -> Table:
 
 
 def _json(path: Path, wanted: Sequence[str]) -> Table:
-    with _failing(path):
-        start = _Stream(path).read(2**16)
+    with failing(path):
+        start = Stream(path).read(2**16)
         marked = start.startswith(BOM)
         if not start.removeprefix(BOM).lstrip().startswith(b"["):
             return _json_lines(path, wanted)
-        stream = _Stream(path)
+        stream = Stream(path)
         stream.read(len(BOM) if marked else 0)
     return _objects(stream, ijson.items(stream, "item", use_float=True))
 
 
-def _objects(stream: _Stream, values: Iterator[object]) -> Table:
+def _objects(stream: Stream, values: Iterator[object]) -> Table:
     def rows() -> Iterator[Row]:
-        with _failing(stream.path):
+        with failing(stream.path):
             for number, value in enumerate(values, start=1):
                 if not isinstance(value, dict):
                     raise UserError(f"{stream.path}: row {number}: not an object with the columns as keys")
@@ -282,61 +220,40 @@ def _objects(stream: _Stream, values: Iterator[object]) -> Table:
     return Table(str(stream.path), [*first], chain([first], all_rows), stream.share)
 
 
-def _parquet(path: Path, wanted: Sequence[str]) -> Table:
-    with _failing(path):
-        file = pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20)  # else the whole file comes to stay
-        names = file.schema_arrow.names
-        batches = file.iter_batches(batch_size=BATCH, columns=[name for name in wanted if name in names])
-    return _columnar(path, names, batches, lambda number: number * BATCH / file.metadata.num_rows)
+def _saved(folder: Path) -> list[Path]:
+    """The Arrow files of a folder that `datasets.save_to_disk` wrote for a data set, or for several."""
+    several, state = "dataset_dict.json", "state.json"
+    if not (folder / several).exists() and not (folder / state).exists():
+        raise UserError(
+            f"{folder}: is a folder, but has no {state} of `datasets.save_to_disk`; name files, as {folder}/*.csv"
+        )
+    parts = ["."] if (folder / state).exists() else _names(folder / several, "splits")
+    return [
+        inside(folder / part / name, folder)
+        for part in parts
+        for name in _names(inside(folder / part / state, folder), "_data_files")
+    ]
 
 
-def _arrow(path: Path, wanted: Sequence[str]) -> Table:
-    with _failing(path):
-        content = pa.memory_map(str(path))
-        if content.read(6) == b"ARROW1":
-            file = pa.ipc.open_file(content)
-            size = file.num_record_batches
-            return _columnar(path, file.schema.names, map(file.get_batch, range(size)), lambda number: number / size)
-        content.seek(0)
-        stream = pa.ipc.open_stream(content)
-    return _columnar(path, stream.schema.names, stream, lambda number: content.tell() / content.size())
-
-
-def _arrow_dataset(path: Path, wanted: Sequence[str]) -> Table:
-    import datasets
-
-    with _failing(path):
-        loaded = datasets.load_from_disk(str(path))
-        if isinstance(loaded, datasets.DatasetDict):
-            loaded = datasets.concatenate_datasets(list(loaded.values()))
-        names = loaded.column_names
-        here = loaded.select_columns([name for name in wanted if name in names])
-    return _columnar(path, names, here.with_format("arrow").iter(BATCH), lambda number: number * BATCH / len(loaded))
-
-
-def _columnar(path: Path, names: Sequence[str], batches: Iterable[Any], share: Callable[[int], float]) -> Table:
-    """A table of batches; `share` tells how much is read after so many of them."""
-    done = 0.0
-
-    def rows() -> Iterator[Row]:
-        nonlocal done
-        with _failing(path):
-            for number, batch in enumerate(batches, start=1):
-                done = min(share(number), 1.0)
-                batch.validate(full=True)  # Arrow trusts a file: a damaged offset would read anywhere in memory
-                for start in range(0, batch.num_rows, BATCH):
-                    yield from batch.slice(start, BATCH).to_pylist()
-        done = 1.0
-
-    return Table(str(path), names, rows(), lambda: done)
+def _names(file: Path, key: str) -> list[str]:
+    """The names of splits or files that a JSON file of such a folder lists."""
+    with failing(file):
+        content = json.loads(file.read_bytes())
+    listed = content.get(key) if isinstance(content, dict) else None
+    items = listed if isinstance(listed, list) else []
+    names = [item.get("filename") if isinstance(item, dict) else item for item in items]
+    found = [name for name in names if isinstance(name, str)]
+    if not found or len(found) < len(names):
+        raise UserError(f"{file}: '{key}' is no list of names, as `datasets.save_to_disk` writes it; save it again")
+    return found
 
 
 READERS: dict[str, Callable[[Path, Sequence[str]], Table]] = {
     ".json": _json,
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
-    ".parquet": _parquet,
-    ".arrow": _arrow,
+    ".parquet": columnar.parquet,
+    ".arrow": columnar.arrow,
 }
 DELIMITED = {".csv": ",", ".tsv": "\t"}
 TEXTS = {*DELIMITED, ".json", ".jsonl", ".ndjson"}

@@ -1,5 +1,6 @@
 """Data sets of the Hugging Face Hub, or folders of data files laid out like one, streamed."""
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,10 +32,10 @@ def read(
         limit: rows to read, the first ones; None for all.
 
     Raises:
-        UserError: the revision is missing or is none, the data set cannot be reached or read, or lacks the
-            configuration or the split; also while the rows are read.
+        UserError: the revision is missing or is none, the data set cannot be reached or read, lacks the configuration
+            or the split, or names a file elsewhere; also while the rows are read.
     """
-    if Path(name).exists():
+    if here := files.exists(Path(name)):
         files.inside_raw(name)  # DVC watches what is there
     elif not re.fullmatch("[0-9a-f]{40}", revision or ""):
         raise UserError(
@@ -44,18 +45,23 @@ def read(
     quiet_libraries()
     import datasets  # takes a second, which other sources need not wait for
 
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs of a damaged file is in the error too
+
     @contextmanager
     def failing() -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            hint = "" if Path(name).exists() else "; set HF_HUB_OFFLINE=0 to reach the Hub"
+            hint = "" if here else "; set HF_HUB_OFFLINE=0 to reach the Hub"
             raise UserError(f"{name}: could not be read: {' '.join(str(error).split())}{hint}") from None
         except StopIteration:
             raise UserError(f"{name}: could not be read: a file of it holds no rows") from None
 
     with failing():
-        stream = datasets.load_dataset(name, config, split=split, revision=revision, streaming=True)
+        builder = datasets.load_dataset_builder(name, config, revision=revision)
+        for file in (file for some in (builder.config.data_files or {}).values() for file in some):
+            check(file, name, revision)
+        stream = builder.as_streaming_dataset(split=split)
         sizes = stream.info.splits or {}
         size = sizes[split].num_examples if split in sizes else None
         if stream.column_names is None:  # of CSV, only the rows tell
@@ -76,3 +82,18 @@ def read(
                 yield row
 
     return files.Table(name, names, counted(), lambda: min(done / expected, 1.0) if expected else 0.0)
+
+
+def check(file: str, name: str, revision: str | None) -> None:
+    """Refuse a file of a data set that is no part of it: it may name any file of the machine, and any address.
+
+    Raises:
+        UserError: it lies outside data/raw or, of a data set of the Hub, outside that commit of it.
+    """
+    place = file.rpartition("::")[2]  # of an archive; before it stands what is taken from there
+    if files.exists(Path(name)) and "://" not in place:
+        files.inside(Path(place))
+    elif not place.startswith(f"hf://datasets/{name}@{revision}/"):
+        raise UserError(
+            f"{name}: names {place}, which is not part of it; take out what names it, e.g. in its README.md"
+        )

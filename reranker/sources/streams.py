@@ -1,0 +1,110 @@
+"""What is read of a file at a time, and how much of it at most: the bytes of a text, the rows of a table."""
+
+import csv
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import ijson
+import pyarrow as pa
+
+from reranker.errors import UserError
+
+MAX_LINE = 64 * 2**20
+"""Bytes of the longest line, and characters of the longest cell, that are read."""
+MAX_EXPANSION = 200
+MAX_UNCHECKED = 2**30
+"""A compressed file may hold this many bytes, or `MAX_EXPANSION` times its own size if that is more."""
+
+BOM = b"\xef\xbb\xbf"
+COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
+
+Row = Mapping[str, object]
+
+
+class Table(NamedTuple):
+    """The rows of a file, not read yet."""
+
+    origin: str
+    """The file, for messages."""
+    names: Sequence[str]
+    """Of the columns; of JSON, the keys of the first row."""
+    rows: Iterator[Row]
+    """Each row's cells by column; a key that a JSON object lacks is absent."""
+    share: Callable[[], float]
+    """How much of the file is read by now, 0 to 1."""
+
+
+@contextmanager
+def failing(path: Path) -> Iterator[None]:
+    """Turn what a library says of a damaged file into one line."""
+    try:
+        yield
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        RecursionError,
+        MemoryError,
+        csv.Error,
+        ijson.JSONError,
+        pa.ArrowException,
+    ) as error:
+        told = error.args[0] if error.args else ""
+        told = told.decode(errors="replace") if isinstance(told, bytes) else str(error)  # ijson speaks in bytes
+        reason = next(iter(told.strip().splitlines()), type(error).__name__)
+        raise UserError(f"{path}: could not be read ({reason})") from None
+
+
+class Stream:
+    """The bytes of a file, unpacked; it ends with an error where they expand out of all proportion."""
+
+    def __init__(self, path: Path) -> None:
+        codec = COMPRESSED.get(path.suffix.lower())
+        self.path = path
+        self._size = path.stat().st_size
+        self._file = pa.OSFile(str(path))
+        self._bytes = pa.CompressedInputStream(self._file, codec) if codec else self._file
+        self._left = max(MAX_UNCHECKED, MAX_EXPANSION * self._size) if codec else self._size
+
+    def share(self) -> float:
+        """How much of the file is read by now, 0 to 1."""
+        return float(self._file.tell() / max(self._size, 1))
+
+    def read(self, size: int) -> bytes:
+        """Up to so many bytes; none at the end."""
+        block: bytes = self._bytes.read(size)
+        self._left -= len(block)
+        if self._left < 0:
+            raise UserError(
+                f"{self.path}: expands to more than {MAX_EXPANSION} times its size; if you trust it, unpack it yourself"
+            )
+        return block
+
+    def lines(self) -> Iterator[str]:
+        """The lines of a text in UTF-8, with their ends, without a byte order mark."""
+        rest, offset, number = b"", 0, 0
+        while True:
+            with failing(self.path):
+                block = self.read(2**20)
+            lines = (rest + block).split(b"\n") if block else [rest]
+            rest = lines.pop() if block else b""
+            for line in lines:
+                if block or line:
+                    number += 1
+                    yield self._decode(line, offset, number) + ("\n" if block else "")
+                offset += len(line) + 1
+            if len(rest) > MAX_LINE:
+                raise UserError(f"{self.path}: line {number + 1} is longer than {MAX_LINE // 2**20} MiB")
+            if not block:
+                return
+
+    def _decode(self, line: bytes, offset: int, number: int) -> str:
+        try:
+            return line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            byte = f"byte {offset + error.start} (0x{line[error.start]:02x})"
+            raise UserError(
+                f"{self.path}: line {number}: {byte} is not UTF-8; convert the file, e.g. `iconv -f latin1 -t utf-8`"
+            ) from None
