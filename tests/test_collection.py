@@ -11,7 +11,7 @@ from prepared import clean, tables
 from reranker.errors import UserError
 from reranker.params import BeirSource, CollectionSource
 from reranker.records import UNSPLIT, Example
-from reranker.sources import collection, reading
+from reranker.sources import reading, streams
 
 CORPUS = [
     {"_id": "1", "title": "Sorting", "text": "Sort it in place.", "metadata": {}},
@@ -65,11 +65,42 @@ def test_folder_gives_every_passage_and_every_judgment_with_its_split(folder: Pa
 
 
 def test_parts_say_how_far_the_corpus_is_read_and_which_columns_nobody_uses(folder: Path, monkeypatch):
-    monkeypatch.setattr(collection, "ROWS", 2)
+    monkeypatch.setattr(streams, "ROWS", 2)
     parts = list(reading.read(SMALL))
     assert len(parts) == 2
     assert parts[-1].share == 1
     assert parts[0].unused == ["metadata"]
+
+
+@pytest.mark.parametrize("missing", [{0, 1, 2}, {0}, {2}])
+def test_passage_may_lack_its_title(folder: Path, monkeypatch: pytest.MonkeyPatch, missing: set[int]):
+    monkeypatch.setattr(streams, "ROWS", 2)
+    rows: list[dict[str, object]] = [
+        {"_id": str(number)} | ({} if number in missing else {"title": "A title"}) | {"text": "text"}
+        for number in range(3)
+    ]
+    (folder / "corpus.jsonl").write_bytes(lines(rows))
+    passages = [example.passage for example in examples(SMALL) if example.query is None]
+    assert passages == ["text" if number in missing else "A title text" for number in range(3)]
+
+
+def test_title_that_is_named_for_another_collection_must_be_there(folder: Path):
+    (folder / "corpus.jsonl").write_bytes(lines([{"_id": "1", "text": "text"}]))
+    source = CollectionSource.model_validate(
+        {
+            "corpus": {
+                "files": "data/raw/small/corpus.jsonl",
+                "columns": {"id": "_id", "text": "text", "title": "title"},
+            },
+            "queries": {"files": "data/raw/small/queries.jsonl", "columns": {"id": "_id", "text": "text"}},
+            "judgments": {
+                "files": "data/raw/small/qrels/train.tsv",
+                "columns": {"query": "query-id", "passage": "corpus-id"},
+            },
+        }
+    )
+    with pytest.raises(UserError, match="no column 'title'; there are _id, text"):
+        examples(source)
 
 
 def test_packed_files_are_found(folder: Path):

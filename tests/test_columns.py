@@ -7,8 +7,8 @@ import pytest
 from reranker.errors import UserError
 from reranker.params import Columns, FileSource
 from reranker.records import Example
-from reranker.sources import columns, reading
-from reranker.sources.files import Table
+from reranker.sources import columns, reading, streams
+from reranker.sources.streams import Table
 
 PAIR = Columns(query="question", passage="answer")
 LABELLED = Columns(query="question", passage="answer", label="good")
@@ -120,14 +120,24 @@ def test_missing_column_is_named_with_the_nearest(there, message):
 
 
 def test_rows_come_in_parts_with_the_share_that_is_read(monkeypatch):
-    monkeypatch.setattr(columns, "ROWS", 2)
+    monkeypatch.setattr(streams, "ROWS", 2)
     parts = list(columns.read(table(*[{"question": "How?", "answer": "So."}] * 3), PAIR))
     assert [len(part.examples) for part in parts] == [2, 1]
     assert [part.share for part in parts] == [pytest.approx(2 / 3), 1]
 
 
+def test_long_rows_come_in_smaller_parts(monkeypatch):
+    monkeypatch.setattr(streams, "MAX_LINE", 1_000)
+    rows = [{"question": "How?", "answer": ["x" * 300] * (1 + number % 2)} for number in range(8)]
+    parts = list(columns.read(table(*rows), PAIR))
+    assert [len(part.examples) for part in parts] == [4, 5, 3]
+    assert [example.origin for part in parts for example in part.examples][::3] == [
+        f"a.csv: row {number}" for number in (1, 3, 5, 7)
+    ]
+
+
 def test_nothing_is_read_ahead_of_what_is_asked_for(monkeypatch):
-    monkeypatch.setattr(columns, "ROWS", 2)
+    monkeypatch.setattr(streams, "ROWS", 2)
 
     def endless() -> Iterator[dict[str, object]]:
         while True:

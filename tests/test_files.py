@@ -140,6 +140,20 @@ def test_share_grows_while_a_long_file_is_read(write, name, content):
     assert table.share() == 1
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_key_that_the_first_rows_lack_is_a_column(write, name):
+    rows = [{"question": "a"}] * 999 + [{"answer": "b", "question": "c"}]
+    content = json.dumps(rows) if name == "a.json" else "".join(f"{json.dumps(row)}\n" for row in rows)
+    table = files.read(write(name, content.encode()), WANTED)
+    assert list(table.names) == ["question", "answer"]
+    assert list(table.rows) == rows
+
+
+def test_key_that_comes_later_is_no_column(write):
+    content = b'{"question": "a"}\n' * 1_000 + b'{"question": "a", "answer": "b"}\n'
+    assert list(files.read(write("a.jsonl", content), WANTED).names) == ["question"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -7,8 +7,8 @@ from reranker.errors import UserError
 from reranker.sources.streams import Table
 
 
-def require(table: Table, names: Sequence[str]) -> list[str]:
-    """Check that the table has the columns.
+def require(table: Table, names: Sequence[str], optional: Sequence[str] = ()) -> list[str]:
+    """Check that the table has the columns; it may lack those that are optional.
 
     Returns:
         The other ones that it has.
@@ -17,7 +17,7 @@ def require(table: Table, names: Sequence[str]) -> list[str]:
         UserError: one is missing; the message lists those that are there and suggests the nearest.
     """
     for name in names:
-        if name not in table.names:
+        if name not in table.names and name not in optional:
             near = difflib.get_close_matches(name.casefold(), [known.casefold() for known in table.names], n=1)
             meant = [known for known in table.names if [known.casefold()] == near]
             guess = f"; did you mean '{meant[0]}'?" if meant else ""

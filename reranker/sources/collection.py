@@ -2,18 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from reranker.errors import UserError
-from reranker.params import CollectionSource, CorpusColumns, Judgments, Queries
+from reranker.params import BeirSource, CollectionSource, CorpusColumns, Judgments, Queries
 from reranker.records import SPLITS, Example, Part
 from reranker.sources import cells, files
-from reranker.sources.streams import COMPRESSED
-
-ROWS = 1_000
-"""Passages that are handed on together."""
+from reranker.sources.streams import COMPRESSED, together
 
 
 def beir(folder: str) -> CollectionSource:
@@ -56,19 +52,23 @@ class Judged(NamedTuple):
     split: str
 
 
-def read(source: CollectionSource) -> Iterator[Part]:
+def read(source: CollectionSource | BeirSource) -> Iterator[Part]:
     """Every passage of the corpus, followed by an example for each of its judgments.
 
     The judged queries and the ids are held in memory, the corpus is streamed. A query that nothing was judged for is
     left out.
 
     Yields:
-        Up to `ROWS` passages with their examples. A title is put before the passage, as BEIR's own tools do.
+        Some passages with their examples. A title is put before the passage, as BEIR's own tools do; in a BEIR folder
+        passages may lack it.
 
     Raises:
         UserError: an id stands twice in the corpus or in the queries, or a judgment names an unknown one; a column is
             missing or a cell holds what it should not; see also `files.find` and `files.read`.
     """
+    optional = ["title"] if isinstance(source, BeirSource) else []
+    if isinstance(source, BeirSource):
+        source = beir(source.beir)
     queries = _queries(source.queries)
     judged = _judgments(source.judgments, queries)
     seen: set[str] = set()
@@ -76,17 +76,18 @@ def read(source: CollectionSource) -> Iterator[Part]:
     columns = source.corpus.columns
     for number, path in enumerate(paths):
         table = files.read(path, columns.names(), source.corpus.header)
-        unused = cells.require(table, columns.names())
-        rows = enumerate(table.rows, start=1)
-        while some := list(islice(rows, ROWS)):
+        unused = cells.require(table, columns.names(), optional)
+        done = 0
+        for some in together(table.rows):
             examples: list[Example] = []
-            for line, row in some:
+            for line, row in enumerate(some, start=done + 1):
                 where = f"{path}: row {line}"
                 identifier = _new_id(row, where, columns.id, seen)
                 passage = _passage(row, where, columns)
                 examples.append(Example(where, None, passage, 0))
                 for one in judged.pop(identifier, []):
                     examples.append(Example(one.where, one.query, passage, one.relevance, one.split))
+            done += len(some)
             yield Part(examples, (number + table.share()) / len(paths), unused)
     for identifier, [first, *_] in judged.items():
         raise UserError(f"{first.where}: the corpus has no passage with the id '{identifier}'")

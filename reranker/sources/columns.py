@@ -1,16 +1,12 @@
 """From the rows of a table to examples."""
 
 from collections.abc import Iterator, Mapping
-from itertools import islice
 
 from reranker.errors import UserError
 from reranker.params import Columns
 from reranker.records import UNSPLIT, Example, Part
 from reranker.sources import cells
-from reranker.sources.streams import Table
-
-ROWS = 1_000
-"""Those that are handed on together."""
+from reranker.sources.streams import Table, together
 
 
 def read(table: Table, columns: Columns, split: str = UNSPLIT) -> Iterator[Part]:
@@ -24,18 +20,19 @@ def read(table: Table, columns: Columns, split: str = UNSPLIT) -> Iterator[Part]
         split: that the file gives its queries.
 
     Yields:
-        The examples of up to `ROWS` rows. An empty or null cell gives an empty text, which cleaning drops and counts.
+        The examples of some rows. An empty or null cell gives an empty text, which cleaning drops and counts.
 
     Raises:
         UserError: a column is missing, or a cell holds what is no text or no relevance; the message names the
             file, the row (from 1) and the column.
     """
     unused = cells.require(table, columns.names())
-    rows = enumerate(table.rows, start=1)
-    while some := list(islice(rows, ROWS)):
-        examples = [
-            example for number, row in some for example in _of_row(f"{table.origin}: row {number}", row, columns, split)
-        ]
+    done = 0
+    for some in together(table.rows):
+        examples: list[Example] = []
+        for number, row in enumerate(some, start=done + 1):
+            examples += _of_row(f"{table.origin}: row {number}", row, columns, split)
+        done += len(some)
         yield Part(examples, table.share(), unused)
 
 

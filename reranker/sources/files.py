@@ -14,7 +14,7 @@ import ijson
 
 from reranker.errors import UserError
 from reranker.sources import columnar
-from reranker.sources.streams import BOM, COMPRESSED, MAX_LINE, Row, Stream, Table, failing
+from reranker.sources.streams import BOM, COMPRESSED, MAX_LINE, Row, Stream, Table, failing, together
 
 __all__ = ["RAW", "Row", "Table", "exists", "find", "inside", "inside_raw", "read"]
 
@@ -103,7 +103,7 @@ def read(path: Path, wanted: Sequence[str], header: Sequence[str] | None = None)
     """Open a file by its ending: .csv, .tsv, .json, .jsonl, .ndjson (these also with .gz or .zst), .parquet, .arrow.
 
     A folder is one that `datasets.save_to_disk` wrote. CSV and TSV begin with a line of names; .json is a list of
-    objects, or one object a line.
+    objects, or one object a line. An object may lack a key.
 
     Args:
         path: of the file.
@@ -213,11 +213,12 @@ def _objects(stream: Stream, values: Iterator[object]) -> Table:
                     raise UserError(f"{stream.path}: row {number}: not an object with the columns as keys")
                 yield value
 
-    all_rows = rows()
-    first = next(all_rows, None)
+    runs = together(rows())
+    first = next(runs, None)
     if first is None:
         raise UserError(f"{stream.path}: holds no rows")
-    return Table(str(stream.path), [*first], chain([first], all_rows), stream.share)
+    names = dict.fromkeys(name for row in first for name in row)
+    return Table(str(stream.path), [*names], chain(first, chain.from_iterable(runs)), stream.share)
 
 
 def _saved(folder: Path) -> list[Path]:

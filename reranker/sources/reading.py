@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from reranker.params import BeirSource, FileSource, HubSource, PackageSource, Source
+from reranker.params import FileSource, HubSource, PackageSource, Source
 from reranker.records import Part
 from reranker.sources import collection, columns, files, hub, pydocs
 
@@ -22,7 +22,7 @@ def read(source: Source) -> Iterator[Part]:
             for part in columns.read(table(), source.columns, split):
                 yield part._replace(share=(number + part.share) / len(opened))
     else:
-        yield from collection.read(collection.beir(source.beir) if isinstance(source, BeirSource) else source)
+        yield from collection.read(source)
 
 
 Opened = list[tuple[str, Callable[[], files.Table]]]

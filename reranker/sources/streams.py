@@ -1,7 +1,7 @@
 """What is read of a file at a time, and how much of it at most: the bytes of a text, the rows of a table."""
 
 import csv
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +16,8 @@ MAX_LINE = 64 * 2**20
 MAX_EXPANSION = 200
 MAX_UNCHECKED = 2**30
 """A compressed file may hold this many bytes, or `MAX_EXPANSION` times its own size if that is more."""
+ROWS = 1_000
+"""Rows that are held together at most."""
 
 BOM = b"\xef\xbb\xbf"
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
@@ -29,11 +31,36 @@ class Table(NamedTuple):
     origin: str
     """The file, for messages."""
     names: Sequence[str]
-    """Of the columns; of JSON, the keys of the first row."""
+    """Of the columns; of JSON, the keys of the first `ROWS` rows, of which one may lack some."""
     rows: Iterator[Row]
     """Each row's cells by column; a key that a JSON object lacks is absent."""
     share: Callable[[], float]
     """How much of the file is read by now, 0 to 1."""
+
+
+def together(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Runs of up to `ROWS` rows, fewer where they are long: a run ends with the row that takes it to `MAX_LINE`."""
+    some: list[Row] = []
+    held = 0
+    for row in rows:
+        some.append(row)
+        held += _size(row)
+        if len(some) >= ROWS or held >= MAX_LINE:
+            yield some
+            some, held = [], 0
+    if some:
+        yield some
+
+
+def _size(row: Row) -> int:
+    """About how many bytes its cells take; a loop, for JSON may be nested deeper than functions can be."""
+    size, left = 0, list(row.values())
+    while left:
+        cell = left.pop()
+        size += len(cell) if isinstance(cell, str) else 8
+        if isinstance(cell, (list, dict)):
+            left += cell.values() if isinstance(cell, dict) else cell
+    return size
 
 
 @contextmanager
