@@ -2,11 +2,13 @@ import csv
 import gzip
 import io
 import json
+import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reranker.errors import UserError
-from reranker.sources import files, streams
+from reranker.sources import columnar, files, streams
 
 ROWS = [
     {"question": "How to sort?", "answer": 'Say "sort",\nthen wait; ünïcode 漢'},
@@ -32,9 +34,9 @@ def delimited(rows: list[dict[str, str]], delimiter: str) -> bytes:
     return text.getvalue().encode()
 
 
-def parquet(rows: list[dict[str, str]]) -> bytes:
+def parquet(rows: list[dict[str, str]], row_group_size: int = 2) -> bytes:
     stream = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), stream, row_group_size=2)
+    pq.write_table(pa.Table.from_pylist(rows), stream, row_group_size=row_group_size)
     return stream.getvalue()
 
 
@@ -126,7 +128,7 @@ def test_columnar_file_reads_the_wanted_columns_alone(write):
     [
         ("a.jsonl", CONTENT["a.jsonl"] * 30_000),
         ("a.json", json.dumps(ROWS * 30_000).encode()),
-        ("a.parquet", parquet(ROWS * 3_000)),
+        ("a.parquet", parquet(ROWS * 3_000, 700)),
         ("file.arrow", arrow(ROWS * 500, pa.ipc.new_file)),
         ("stream.arrow", arrow(ROWS * 500, pa.ipc.new_stream)),
     ],
@@ -183,7 +185,9 @@ def test_key_that_comes_later_is_no_column(write):
         ("a.json", b"[]", "holds no rows"),
         ("a.json", b'[{"question": "a"}, 3]', "row 2: not an object with the columns as keys"),
         ("a.json", b'[{"question": "a"}, {"question": "b"', "could not be read (parse error: premature EOF"),
-        ("a.json", b'[\n{"question": "caf\xe9"}]', "could not be read (lexical error: invalid bytes in UTF8"),
+        ("a.json", b'[\n{"question": "caf\xe9"}]', "byte 19 (0xe9) is not UTF-8; convert the file, "),
+        ("a.json", b'\xef\xbb\xbf["' + "é".encode() * 50_000 + b'\xc3"', "byte 100005 (0xc3) is not UTF-8"),
+        ("a.json", b'[{"question": "' + "é".encode()[:1], "byte 15 (0xc3) is not UTF-8"),
         ("a.parquet", b"PAR1" + b"x" * 50 + b"PAR1", "could not be read ("),
         ("a.parquet", CONTENT["a.parquet"][:-20], "could not be read ("),
         ("a.arrow", CONTENT["file.arrow"][:40], "could not be read ("),
@@ -201,15 +205,112 @@ def test_damaged_file_is_named_with_the_place(write, name, content, message):
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json"])
-def test_line_without_an_end_is_refused_before_it_fills_the_memory(write, name):
-    path = write(name, b"x" * (streams.MAX_LINE + 2**21))
-    assert problem(path) == "line 1 is longer than 64 MiB"
+def test_line_without_an_end_is_refused_before_it_fills_the_memory(write, monkeypatch, name):
+    monkeypatch.setattr(streams, "MAX_LINE", 2**21)
+    assert problem(write(name, b"x" * 2**23)) == "line 1 is longer than 2 MiB"
 
 
-def test_compressed_file_that_expands_out_of_proportion_is_refused(write, monkeypatch):
+def repeated(length: int, rows: int, kind: pa.DataType) -> pa.Table:
+    """One long text that stands there once, as the cell of every row."""
+    cells = pa.DictionaryArray.from_arrays(pa.array([0] * rows), pa.array(["x" * length]))
+    if pa.types.is_list(kind):
+        cells = pa.ListArray.from_arrays(list(range(rows + 1)), cells)
+    return pa.table({"question": ["a"] * rows, "answer": cells})
+
+
+def bomb(name: str, length: int = 2**10, rows: int = 2**13, kind: pa.DataType = None) -> bytes:
+    """A file of a hundredth of the size of what is in it, or less."""
+    kind = kind or pa.string()
+    text = b"question,answer\n" + (b"a," + b"x" * length + b"\n") * rows
+    if name == "a.csv.gz":
+        return gzip.compress(text)
+    if name == "a.csv.zst":
+        return zstd(text)
+    stream = io.BytesIO()
+    if name == "a.parquet":
+        pq.write_table(repeated(length, rows, kind), stream, compression="zstd", dictionary_pagesize_limit=2**30)
+    else:
+        with pa.ipc.new_stream(stream, repeated(length, rows, kind).schema) as writer:
+            writer.write_table(repeated(length, rows, kind))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.csv.zst", "a.parquet", "a.arrow"])
+def test_file_that_expands_out_of_proportion_is_refused(write, monkeypatch, name):
     monkeypatch.setattr(streams, "MAX_UNCHECKED", 2**20)
-    path = write("a.csv.gz", gzip.compress(b"question,answer\n" + b"one,two\n" * 2**20))
-    assert problem(path).startswith("expands to more than 200 times its size; ")
+    content = bomb(name, length=2**14 if name == "a.arrow" else 2**10)
+    assert problem(write(name, content)).startswith("expands to more than 200 times its size; ")
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+@pytest.mark.parametrize("kind", [pa.string(), pa.list_(pa.string())], ids=["text", "list"])
+def test_long_cells_are_read_in_bounded_memory(write, monkeypatch, name, kind):
+    monkeypatch.setattr(streams, "MAX_LINE", 2**20)
+    path = write(name, bomb(name, 2**18, 200, kind))
+    before, arrow_held = pa.total_allocated_bytes(), 0
+    tracemalloc.start()
+    lengths = []
+    for row in files.read(path, WANTED).rows:
+        arrow_held = max(arrow_held, pa.total_allocated_bytes() - before)
+        lengths.append(len(str(row["answer"])) // 2**18)
+    held = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert lengths == [1] * 200
+    assert max(held, arrow_held) < 2**23  # all rows hold 50 MiB
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.parquet", "a.arrow"])
+@pytest.mark.parametrize("kind", [pa.string(), pa.list_(pa.string())], ids=["text", "list"])
+def test_row_that_is_too_long_is_refused(write, monkeypatch, name, kind):
+    monkeypatch.setattr(streams, "MAX_LINE", 2**20)
+    rows = pa.Table.from_pylist([{"question": "a", "answer": "b"}] * 1_500).to_pylist()
+    rows[1_200]["answer"] = "x" * 2**22
+    if pa.types.is_list(kind):
+        rows = [{**row, "answer": [row["answer"]]} for row in rows]
+    content = {
+        "a.json": json.dumps(rows).encode(),
+        "a.jsonl": "".join(f"{json.dumps(row)}\n" for row in rows).encode(),
+        "a.parquet": parquet(rows, 700),
+        "a.arrow": arrow(rows, pa.ipc.new_file),
+    }
+    kind_of_row = "line" if name == "a.jsonl" else "row"
+    assert problem(write(name, content[name])) == f"{kind_of_row} 1201 is longer than 1 MiB"
+
+
+NESTED = st.lists(st.none() | st.lists(st.none() | st.text(max_size=5), max_size=3), min_size=1, max_size=9)
+
+
+@settings(max_examples=30, deadline=None, database=None)
+@given(NESTED, st.data())
+def test_size_of_a_cell_is_that_of_its_texts(rows, data):
+    texts = [None if row is None else "".join(item or "" for item in row) for row in rows]
+    lists = [8 * len(row or []) + sum(len((item or "").encode()) for item in row or []) for row in rows]
+    start = data.draw(st.integers(0, len(rows) - 1))
+    coded = pa.array([item for row in rows for item in row or []], pa.string()).dictionary_encode()
+    offsets = np.cumsum([0] + [len(row or []) for row in rows])
+    arrays = [
+        (pa.array(texts, pa.string()), [len((text or "").encode()) for text in texts]),
+        (pa.array(texts, pa.large_string()), [len((text or "").encode()) for text in texts]),
+        (pa.array(texts, pa.string_view()), [len((text or "").encode()) for text in texts]),
+        (pa.array(texts, pa.string()).dictionary_encode(), [len((text or "").encode()) for text in texts]),
+        (pa.array(rows, pa.list_(pa.string())), lists),
+        (pa.array(rows, pa.large_list(pa.string())), lists),
+        (pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), coded), lists),
+        (pa.array([[row, row] for row in rows]), [16 + 2 * size for size in lists]),
+        (pa.array([[1] * len(row or []) for row in rows], pa.list_(pa.int8())), [8 * len(row or []) for row in rows]),
+        (pa.array(range(len(rows))), [0] * len(rows)),
+    ]
+    for array, sizes in arrays:
+        assert columnar.sizes(array.slice(start)).tolist() == sizes[start:], array.type
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_column_of_another_type_is_named(write, name):
+    rows = [{"question": "a", "answer": {"text": "b"}}]
+    content = parquet(rows) if name == "a.parquet" else arrow(rows, pa.ipc.new_file)
+    message = "column 'answer' is of the type struct<text: string>; texts, numbers and lists are read"
+    assert problem(write(name, content)) == message
+    assert [dict(row) for row in files.read(write(name, content), ["question"]).rows] == [{"question": "a"}]
 
 
 def test_folder_that_datasets_did_not_save_is_named(tmp_path):

@@ -13,8 +13,8 @@ from pathlib import Path
 import ijson
 
 from reranker.errors import UserError
-from reranker.sources import columnar
-from reranker.sources.streams import BOM, COMPRESSED, MAX_LINE, Row, Stream, Table, failing, together
+from reranker.sources import columnar, streams
+from reranker.sources.streams import BOM, COMPRESSED, Row, Rows, Stream, Table, failing, together
 
 __all__ = ["RAW", "Row", "Table", "exists", "find", "inside", "inside_raw", "read"]
 
@@ -146,7 +146,7 @@ def _check_magic(path: Path, kind: str) -> None:
 
 
 def _delimited(path: Path, delimiter: str, header: Sequence[str] | None) -> Table:
-    csv.field_size_limit(MAX_LINE)
+    csv.field_size_limit(streams.MAX_LINE)
     stream = Stream(path)
     cells = csv.reader(stream.lines(), delimiter=delimiter, strict=True)
     namer = "the first line"
@@ -201,8 +201,14 @@ def _json(path: Path, wanted: Sequence[str]) -> Table:
         if not start.removeprefix(BOM).lstrip().startswith(b"["):
             return _json_lines(path, wanted)
         stream = Stream(path)
-        stream.read(len(BOM) if marked else 0)
-    return _objects(stream, ijson.items(stream, "item", use_float=True))
+        rows = Rows(stream, len(stream.read(len(BOM) if marked else 0)))
+
+    def items() -> Iterator[object]:
+        for item in ijson.items(rows, "item", use_float=True):
+            rows.found()
+            yield item
+
+    return _objects(stream, items())
 
 
 def _objects(stream: Stream, values: Iterator[object]) -> Table:

@@ -1,5 +1,6 @@
 """What is read of a file at a time, and how much of it at most: the bytes of a text, the rows of a table."""
 
+import codecs
 import csv
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,10 +13,10 @@ import pyarrow as pa
 from reranker.errors import UserError
 
 MAX_LINE = 64 * 2**20
-"""Bytes of the longest line, and characters of the longest cell, that are read."""
+"""Bytes of the longest line or row, and characters of the longest cell of CSV, that are read."""
 MAX_EXPANSION = 200
 MAX_UNCHECKED = 2**30
-"""A compressed file may hold this many bytes, or `MAX_EXPANSION` times its own size if that is more."""
+"""A file may hold this many bytes unpacked, or `MAX_EXPANSION` times its own size if that is more."""
 ROWS = 1_000
 """Rows that are held together at most."""
 
@@ -84,6 +85,26 @@ def failing(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: could not be read ({reason})") from None
 
 
+class Expansion:
+    """How many bytes a file may still give, unpacked."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._left = max(MAX_UNCHECKED, MAX_EXPANSION * path.stat().st_size)
+
+    def take(self, size: int) -> None:
+        """Tell that so many more are read.
+
+        Raises:
+            UserError: they are out of all proportion to the file.
+        """
+        self._left -= size
+        if self._left < 0:
+            raise UserError(
+                f"{self._path}: expands to more than {MAX_EXPANSION} times its size; unpack it yourself if you trust it"
+            )
+
+
 class Stream:
     """The bytes of a file, unpacked; it ends with an error where they expand out of all proportion."""
 
@@ -93,7 +114,7 @@ class Stream:
         self._size = path.stat().st_size
         self._file = pa.OSFile(str(path))
         self._bytes = pa.CompressedInputStream(self._file, codec) if codec else self._file
-        self._left = max(MAX_UNCHECKED, MAX_EXPANSION * self._size) if codec else self._size
+        self._expansion = Expansion(path) if codec else None
 
     def share(self) -> float:
         """How much of the file is read by now, 0 to 1."""
@@ -102,11 +123,8 @@ class Stream:
     def read(self, size: int) -> bytes:
         """Up to so many bytes; none at the end."""
         block: bytes = self._bytes.read(size)
-        self._left -= len(block)
-        if self._left < 0:
-            raise UserError(
-                f"{self.path}: expands to more than {MAX_EXPANSION} times its size; if you trust it, unpack it yourself"
-            )
+        if self._expansion:
+            self._expansion.take(len(block))
         return block
 
     def lines(self) -> Iterator[str]:
@@ -131,7 +149,49 @@ class Stream:
         try:
             return line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            byte = f"byte {offset + error.start} (0x{line[error.start]:02x})"
-            raise UserError(
-                f"{self.path}: line {number}: {byte} is not UTF-8; convert the file, e.g. `iconv -f latin1 -t utf-8`"
-            ) from None
+            raise _not_utf8(f"{self.path}: line {number}", error, offset) from None
+
+
+class Rows:
+    """The bytes of a text in UTF-8, for a parser that finds the rows in it.
+
+    Args:
+        stream: of the file.
+        offset: bytes of it that are read already.
+    """
+
+    def __init__(self, stream: Stream, offset: int) -> None:
+        self._stream = stream
+        self._offset = offset
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._row = 1
+        self._held = 0
+
+    def found(self) -> None:
+        """Tell that one more row ends in what is read."""
+        self._row += 1
+        self._held = 0
+
+    def read(self, size: int) -> bytes:
+        """Up to so many bytes; none at the end.
+
+        Raises:
+            UserError: they are not UTF-8, or `MAX_LINE` of them hold no whole row.
+        """
+        block = self._stream.read(size)
+        begun = len(self._decoder.getstate()[0])
+        try:
+            self._decoder.decode(block, final=size > 0 and not block)
+        except UnicodeDecodeError as error:
+            raise _not_utf8(str(self._stream.path), error, self._offset - begun) from None
+        self._offset += len(block)
+        self._held += len(block)
+        if self._held > MAX_LINE:
+            raise UserError(f"{self._stream.path}: row {self._row} is longer than {MAX_LINE // 2**20} MiB")
+        return block
+
+
+def _not_utf8(where: str, error: UnicodeDecodeError, offset: int) -> UserError:
+    """The error of the decoder; `offset` is that of its bytes in the file."""
+    byte = f"byte {offset + error.start} (0x{error.object[error.start]:02x})"
+    return UserError(f"{where}: {byte} is not UTF-8; convert the file, e.g. `iconv -f latin1 -t utf-8`")
