@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
 from reranker.pairs import measures
 from reranker.pairs.params import Task
@@ -32,6 +33,24 @@ def test_threshold_is_the_score_with_the_highest_f1():
     cut = measures.threshold(labels, scores)
     assert cut == 0.3
     assert measures.at_threshold(labels, scores, cut) == pytest.approx({"f1": 6 / 7, "accuracy": 0.8})
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_threshold_is_the_one_that_trying_each_score_finds(seed: int):
+    generator = np.random.default_rng(seed)
+    labels = generator.permutation(np.append([0.0, 1.0], generator.integers(0, 2, 58)))
+    scores = generator.integers(0, 3 + seed, 60) / 7 - 1  # with ties, of one score alone at the least
+    cuts = np.unique(scores)
+    tried = [f1_score(labels, scores >= cut, zero_division=0.0) for cut in cuts]
+    assert measures.threshold(labels, scores) == cuts[np.argmax(tried)]
+
+
+def test_interval_is_of_resamples_of_the_pairs_and_the_same_for_a_seed():
+    generator = np.random.default_rng(5)
+    rows = [generator.integers(0, 200, 200) for _ in range(measures.SAMPLES)]
+    spearman = measures.MEASURES["score"]["spearman"]
+    ends = np.percentile([spearman(LABELS[row], POOR[row]) for row in rows], [2.5, 97.5])
+    assert measures.interval("score", LABELS, POOR, seed=5) == pytest.approx(tuple(ends))
 
 
 def test_clear_difference_is_found_with_its_sign():

@@ -1,12 +1,12 @@
 """Measures of the pair tasks, how sure one can be of them, and of a difference between two systems."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import pearsonr, rankdata, spearmanr
-from sklearn.metrics import accuracy_score, average_precision_score, f1_score
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score, precision_recall_curve
 
 from reranker.pairs.params import Task
 from reranker.significance import Interval
@@ -42,14 +42,17 @@ class Difference(NamedTuple):
 
 
 def threshold(labels: Values, scores: Values) -> float:
-    """The score from which a pair counts as a duplicate so that F1 is highest.
+    """The score from which a pair counts as a duplicate so that F1 is highest; of several, the lowest.
 
     Args:
         labels: 0 or 1, of pairs that nothing is measured on.
         scores: higher for duplicates.
     """
-    cuts = np.unique(scores)
-    return float(cuts[int(np.argmax([f1_score(labels, scores >= cut, zero_division=0.0) for cut in cuts]))])
+    precision, recall, cuts = precision_recall_curve(labels, scores)
+    both = precision + recall
+    f1 = np.divide(2 * precision * recall, both, out=np.zeros_like(both), where=both > 0)
+    # the curve ends with a point that has no threshold; rounded, for equal values of F1 differ in their last digits
+    return float(cuts[np.argmax(f1[:-1].round(12))])
 
 
 def at_threshold(labels: Values, scores: Values, cut: float) -> dict[str, float]:
@@ -87,15 +90,15 @@ def compare(task: Task, labels: Values, ours: Values, theirs: Values, *, seed: i
     return Difference(gain, *_percentiles(differences), (as_extreme + 1) / (SAMPLES + 1))
 
 
-def _resamples(labels: Values, seed: int) -> list[NDArray[np.int64]]:
+def _resamples(labels: Values, seed: int) -> Iterator[NDArray[np.int64]]:
     """Rows drawn with replacement; samples of one label alone, of which nothing can be measured, are drawn again."""
     generator = np.random.default_rng(seed)
-    drawn: list[NDArray[np.int64]] = []
-    while len(drawn) < SAMPLES:
+    drawn = 0
+    while drawn < SAMPLES:
         rows = generator.integers(0, len(labels), len(labels))
         if np.ptp(labels[rows]):
-            drawn.append(rows)
-    return drawn
+            drawn += 1
+            yield rows
 
 
 def _percentiles(values: list[float]) -> Interval:
