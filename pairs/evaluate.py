@@ -83,17 +83,20 @@ def _scores(pairs: pd.DataFrame, precision: str) -> dict[str, Values]:
 
 
 def _classes(pairs: pd.DataFrame, base: str, max_length: int, precision: str) -> dict[str, Values]:
-    """Of all pairs by system: a logistic regression on the base model's vectors, and the cross-encoder."""
+    """Of the test pairs by system: a linear probe of the base model's vectors, the cross-encoder; 0 for the others."""
     with loading(str(PATHS.pair_model)):
         model = CrossEncoder(str(PATHS.pair_model))
     biencoder = load_biencoder(base, max_length)
     left, right = (embed(biencoder, pairs[name].tolist(), label="base model") for name in ("first", "second"))
     vectors = np.hstack([left, right, np.abs(left - right), left * right])
-    train = (pairs["split"] == "train").to_numpy()
+    train, test = ((pairs["split"] == split).to_numpy() for split in ("train", "test"))
     probe = LogisticRegression(max_iter=2_000).fit(vectors[train], pairs["label"][train])
-    texts = pairs["first"].tolist(), pairs["second"].tolist()
+    texts = pairs["first"][test].tolist(), pairs["second"][test].tolist()
     scores = score_pairs(model, *texts, label="cross-encoder", precision=precision)
-    return {"linear_probe": probe.predict(vectors), SHIPPED: scores.argmax(axis=1).astype(float)}
+    found = {name: np.zeros(len(pairs)) for name in ("linear_probe", SHIPPED)}
+    found["linear_probe"][test] = probe.predict(vectors[test])
+    found[SHIPPED][test] = scores.argmax(axis=1)
+    return found
 
 
 if __name__ == "__main__":

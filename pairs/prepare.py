@@ -6,6 +6,7 @@ python -m pairs.prepare
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from tokenizers import Tokenizer
 
@@ -13,10 +14,13 @@ from reranker.errors import UserError, printable
 from reranker.lengths import percentiles, token_lengths
 from reranker.models import tokenizer_file
 from reranker.pairs import table
-from reranker.pairs.params import PairParams, read_params
+from reranker.pairs.params import PairParams, PairSource, read_params
 from reranker.progress import run_stage
 from reranker.records import PATHS, SPLITS, record_time, write_json, write_table
 from reranker.sources import files
+
+EXAMPLES = 3
+"""Places that a message names."""
 
 
 def main(arguments: Sequence[str]) -> str:
@@ -30,9 +34,10 @@ def main(arguments: Sequence[str]) -> str:
         raise UserError(f"{PATHS.pair_params}: source: no pairs left of {rows:,} rows; dropped {reasons or 'none'}")
     leaked = table.leaked(cleaned.pairs, task)
     if leaked:
+        places = ", ".join([pair.origin for pair in leaked[:EXAMPLES]] + ["…"] * (len(leaked) > EXAMPLES))
         told = (
             f"{len(leaked):,} of the pairs of dev or test are also in an earlier split, such as "
-            f"'{leaked[0].first}' and '{leaked[0].second}' ({leaked[0].origin})"
+            f"'{leaked[0].first}' and '{leaked[0].second}' ({places})"
         )
         if not params.allow_leakage:
             raise UserError(f"{PATHS.pair_params}: source: {told}; take them out, or set allow_leakage: true")
@@ -74,13 +79,32 @@ def main(arguments: Sequence[str]) -> str:
 
 
 def _read(params: PairParams) -> Iterator[table.Pair]:
-    columns, task = params.source.columns, params.task
-    for split, named in params.source.files.items():
-        for path in files.find(named):
-            opened = files.read(path, columns.names(), params.source.header)
-            yield from table.read(
-                opened, columns, task, lowest=params.lowest_score, highest=params.highest_score, split=split
-            )
+    columns = params.source.columns
+    unused: dict[str, None] = {}
+    for split, path in _find(params.source):
+        opened = files.read(path, columns.names(), params.source.header)
+        yield from table.read(
+            opened,
+            columns,
+            params.task,
+            lowest=params.lowest_score,
+            highest=params.highest_score,
+            skip={str(label) for label in params.skip_labels},
+            split=split,
+        )
+        unused |= dict.fromkeys(name for name in opened.names if name not in columns.names())
+    if unused:
+        print(printable(f"prepare: source: unused columns: {', '.join(unused)}"))
+
+
+def _find(source: PairSource) -> list[tuple[str, Path]]:
+    try:
+        return [(split, path) for split, named in source.files.items() for path in files.find(named)]
+    except UserError as error:
+        told = str(error).removeprefix(f"{PATHS.params}: ")
+        raise UserError(
+            f"{PATHS.pair_params}: source: {told}; docs/how-to/pairs.md tells how to bring your own"
+        ) from None
 
 
 if __name__ == "__main__":

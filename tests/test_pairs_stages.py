@@ -46,7 +46,7 @@ class Place:
         raw = path / "data" / "raw"
         raw.mkdir(parents=True)
         for split, part in rows(task).groupby("split"):
-            part.to_csv(raw / f"{split}.csv", index=False)
+            part.drop(columns="split").to_csv(raw / f"{split}.csv", index=False)
         (path / "pairs").mkdir()
         values = yaml.safe_load((ROOT / "pairs" / "params.yaml").read_text(encoding="utf-8"))["pairs"]
         files = {split: f"data/raw/{split}.csv" for split in ("train", "dev", "test")}
@@ -102,6 +102,9 @@ def test_task_goes_from_rows_to_figures(tmp_path: Path, task: str, headline: str
     gain = figures[headline] - figures[f"{headline}_{baseline}"]
     assert figures[f"gain_vs_{baseline}"] == pytest.approx(gain)
     assert 0 < figures[f"p_vs_{baseline}"] <= 1
+    named = [name for stage in ("prepare", "train", "evaluate") for name in place.figures(stage)]
+    # else `dvc exp show` puts the name of the file before both columns
+    assert len({*named, *PairParams.model_fields}) == len(named) + len(PairParams.model_fields)
     scored = pd.read_parquet(tmp_path / "data" / "pairs" / "scored.parquet")
     assert len(scored) == 24
     model = CrossEncoder(str(tmp_path / "models" / "pairs"))
@@ -125,14 +128,42 @@ def test_task_goes_from_rows_to_figures(tmp_path: Path, task: str, headline: str
 def test_pair_on_two_sides_of_a_given_split_stops_unless_it_is_allowed(tmp_path: Path):
     place = Place(tmp_path, "duplicates")
     test = tmp_path / "data" / "raw" / "test.csv"
-    test.write_text(test.read_text() + "A saw that is blue,the blue saw,1,test\n")
+    test.write_text(test.read_text() + "A saw that is blue,the blue saw,1\n")
     line = place.error("prepare")
     assert line.startswith("pairs/params.yaml: source: 1 of the pairs of dev or test are also in an earlier split")
-    assert "'A saw that is blue' and 'the blue saw'" in line
+    assert "such as 'A saw that is blue' and 'the blue saw' (data/raw/test.csv: row 25); take them out" in line
     assert not (tmp_path / "metrics").exists()
     place.set(allow_leakage=True)
     place.run("prepare")
     assert place.figures("prepare")["leaked"] == 1
+
+
+def test_leaks_name_the_first_three_places(tmp_path: Path):
+    place = Place(tmp_path, "duplicates")
+    raw = tmp_path / "data" / "raw"
+    (raw / "dev.csv").write_text((raw / "train.csv").read_text())
+    line = place.error("prepare")
+    assert "144 of the pairs of dev or test are also in an earlier split" in line
+    assert "(data/raw/dev.csv: row 1, data/raw/dev.csv: row 2, data/raw/dev.csv: row 3, …)" in line
+
+
+def test_unused_columns_of_all_files_are_told_once(tmp_path: Path):
+    place = Place(tmp_path, "duplicates")
+    raw = tmp_path / "data" / "raw"
+    for split, more in (("train", ["who", "when"]), ("test", ["when", "why"])):
+        path = raw / f"{split}.csv"
+        pd.read_csv(path).assign(**dict.fromkeys(more, "x")).to_csv(path, index=False)
+    told = [line for line in place.run("prepare").splitlines() if "unused" in line]
+    assert told == ["prepare: source: unused columns: when, why, who"]
+
+
+def test_file_of_the_committed_parameters_that_is_not_there_is_one_line_that_says_what_to_do(tmp_path: Path):
+    place = Place(tmp_path, "score")
+    shutil.copy(ROOT / "pairs" / "params.yaml", tmp_path / "pairs" / "params.yaml")
+    line = place.error("prepare")
+    assert line.startswith("pairs/params.yaml: source: 'data/raw/pairs.csv' names no file; ")
+    assert line.endswith("; docs/how-to/pairs.md tells how to bring your own")
+    assert (ROOT / "docs" / "how-to" / "pairs.md").is_file()
 
 
 def test_split_of_one_label_stops(tmp_path: Path):
@@ -186,20 +217,97 @@ def test_missing_file_of_parameters_is_one_line(tmp_path: Path):
         read_params(tmp_path / "params.yaml")
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipe_reads_the_real_files(tmp_path: Path, path: Path):
-    found = Path(ROOT.parent / "shared" / "data")
-    if not found.is_dir():
-        pytest.skip("the real files are not here")
-    (tmp_path / "pairs").mkdir()
-    shutil.copy(path, tmp_path / "pairs" / "params.yaml")
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "raw").symlink_to(found)
+def prepare_recipe(path: Path, name: str, raw: Path) -> dict[str, float]:
+    """Run prepare of a recipe, and give its figures."""
+    (path / "pairs").mkdir()
+    shutil.copy(ROOT / "recipes" / "pairs" / f"{name}.yaml", path / "pairs" / "params.yaml")
+    (path / "data").mkdir()
+    (path / "data" / "raw").symlink_to(raw)
     done = subprocess.run(
         [sys.executable, "-m", "pairs.prepare"],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+        cwd=path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    figures = json.loads((tmp_path / "metrics" / "pairs" / "prepare.json").read_text())["pairs"]
-    assert figures["rows"] == {"stsb": 8628, "covid": 488}[path.stem]
+    return dict(json.loads((path / "metrics" / "pairs" / "prepare.json").read_text())["pairs"])
+
+
+@pytest.mark.parametrize(("name", "rows"), [("stsb", 8628), ("covid", 488)])
+def test_recipe_reads_the_real_files(tmp_path: Path, name: str, rows: int):
+    found = ROOT.parent / "shared" / "data"
+    if not (found / name).is_dir():
+        pytest.skip(f"the real files of {name} are not here")
+    figures = prepare_recipe(tmp_path, name, found)
+    assert figures["rows"] == rows
     assert min(figures[split] for split in ("train", "dev", "test")) >= 30
+
+
+def test_recipe_reads_snli_as_published(tmp_path: Path):
+    told = {"entailment": "Someone is out.", "contradiction": "Nobody is there.", "neutral": "It is late.", "-": "Hm."}
+    premises = {
+        "train": ["A man walks a dog.", "Two girls read.", "A bus waits."],
+        "dev": ["A cook stirs soup."],
+        "test": ["A child is on a swing."],
+    }
+    raw = tmp_path / "files" / "nli"
+    raw.mkdir(parents=True)
+    for split, texts in premises.items():
+        lines = [
+            {"annotator_labels": [label], "gold_label": label, "pairID": f"{place}{label[0]}", "sentence1": text,
+             "sentence1_parse": f"(ROOT {text})", "sentence2": hypothesis}
+            for place, text in enumerate(texts) for label, hypothesis in told.items()
+        ]  # fmt: skip
+        (raw / f"snli_1.0_{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    figures = prepare_recipe(tmp_path, "nli", tmp_path / "files")
+    assert (figures["rows"], figures["dropped_skipped_label"], figures["leaked"]) == (20, 5, 0)
+    pairs = pd.read_parquet(tmp_path / "data" / "pairs" / "pairs.parquet")
+    assert {split: {*part["first"]} for split, part in pairs.groupby("split")} == {
+        split: {*texts} for split, texts in premises.items()
+    }
+    named = pairs.groupby("second")[["class", "label"]].agg(set).to_dict("index")
+    assert named == {
+        told[name]: {"class": {name}, "label": {place}}
+        for place, name in enumerate(("contradiction", "entailment", "neutral"))
+    }
+
+
+class Clone:
+    """The files that DVC reads of this repository, committed to one of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        me = {f"GIT_{who}_{what}": "t@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+        self.environment = {**os.environ, **me}
+        listed = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard", ".dvc", "*dvc.yaml", "*params.yaml",
+             "metrics"],
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        for name in listed.stdout.splitlines():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, path / name)
+        for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "all"]):
+            subprocess.run(["git", *command], cwd=path, env=self.environment, check=True)
+
+    def dvc(self, *arguments: str) -> str:
+        """What the command prints; it must have nothing to complain about."""
+        command = [sys.executable, "-m", "dvc", *arguments]
+        done = subprocess.run(command, cwd=self.path, env=self.environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+
+@pytest.mark.slow
+def test_dvc_lists_the_figures_of_a_run_and_does_not_warn_where_there_was_none(tmp_path: Path):
+    clone = Clone(tmp_path)
+    for command in ("metrics show", "metrics diff", "exp show --csv", "plots diff"):
+        assert "pairs.spearman" not in clone.dvc(*command.split())
+    metrics = tmp_path / "metrics" / "pairs"
+    (metrics / "evaluate.json").write_text('{"pairs": {"spearman": 0.75}}')
+    (metrics / "curve_dev.csv").write_text("step,spearman\n20,0.5\n40,0.75\n")
+    (changed,) = json.loads(clone.dvc("metrics", "diff", "--json")).items()
+    assert changed == ("metrics/pairs/evaluate.json", {"pairs.spearman": {"old": None, "new": 0.75}})
+    shown = clone.dvc("exp", "show", "--csv").splitlines()
+    assert "pairs.spearman" in shown[0].split(",")
+    clone.dvc("plots", "show")
+    (page,) = tmp_path.glob("dvc_plots/*.html")
+    assert "the pairs of dev" in page.read_text()

@@ -1,5 +1,6 @@
 """Rows of files become labelled pairs: read, cleaned, split without leaks."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -18,11 +19,15 @@ def pair(first: str, second: str, label: float = 0.0, name: str = "", split: str
     return Pair(f"pairs.csv: row {row}", first, second, label, name, split)
 
 
-def read(tmp_path: Path, labels: list[object], task: Task, highest: float = 1.0) -> list[Pair]:
-    rows = pd.DataFrame({"two": [f" b{n} " for n in range(len(labels))], "label": labels, "one": "a  a", "more": 1})
+def read(
+    tmp_path: Path, labels: list[object], task: Task, highest: float = 1.0, skip: Sequence[str] = ()
+) -> list[Pair]:
+    columns = {"two": [f" b{n} " for n in range(len(labels))], "label": pd.Series(labels, dtype=object)}
+    rows = pd.DataFrame({**columns, "one": "a  a", "more": 1})
     path = tmp_path / "pairs.csv"
     rows.to_csv(path, index=False)
-    return list(table.read(files.read(path, COLUMNS.names()), COLUMNS, task, lowest=0.0, highest=highest))
+    opened = files.read(path, COLUMNS.names())
+    return list(table.read(opened, COLUMNS, task, lowest=0.0, highest=highest, skip=skip))
 
 
 def test_scores_are_scaled_and_white_space_is_collapsed(tmp_path: Path):
@@ -33,6 +38,15 @@ def test_scores_are_scaled_and_white_space_is_collapsed(tmp_path: Path):
 
 def test_classes_are_texts_or_whole_numbers(tmp_path: Path):
     assert [pair.name for pair in read(tmp_path, ["neutral", 2], "class")] == ["neutral", "2"]
+
+
+@pytest.mark.parametrize(("labels", "skip"), [([0.5, -1, 1], "-1"), ([0.5, "-", 1], "-"), ([0.5, None, 1], "")])
+def test_row_with_a_label_to_skip_is_dropped_whatever_the_task_wants(tmp_path: Path, labels: list[object], skip: str):
+    pairs = read(tmp_path, labels, "score", skip=[skip])
+    cleaned = table.clean(iter(pairs), "score")
+    assert [kept.second for kept in cleaned.pairs] == ["b0", "b2"]
+    assert cleaned.dropped["skipped_label"] == 1
+    assert cleaned.examples.to_numpy().tolist() == [["skipped_label", f"{tmp_path}/pairs.csv: row 2", "a a", "b1"]]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +77,7 @@ def test_unusable_pairs_are_dropped_and_counted():
     rows = [pair("a", "b", 1), pair("", "b", row=2), pair("a", "", row=3), pair("\ud800", "b", row=4)]
     cleaned = table.clean(iter(rows), "score")
     assert cleaned.pairs == rows[:1]
-    assert cleaned.dropped == {"empty": 2, "not_unicode": 1, "same_pair": 0, "label_differs": 0}
+    assert cleaned.dropped == {"skipped_label": 0, "empty": 2, "not_unicode": 1, "same_pair": 0, "label_differs": 0}
     assert cleaned.examples["origin"].tolist() == ["pairs.csv: row 2", "pairs.csv: row 3", "pairs.csv: row 4"]
 
 
@@ -113,6 +127,23 @@ def test_unlike_pair_of_texts_that_fall_apart_is_left_out():
     built, across = table.build([*alike(), near, apart], 0.3, 0.3)
     assert across == [apart]
     assert built[built["first"] == near.first][["second", "split"]].to_numpy().tolist() == [[near.second, "train"]]
+
+
+def test_premises_stay_whole_and_common_hypotheses_join_nothing():
+    common = ["A man is outside.", "A woman is asleep.", "Nobody is there."]
+    rows = []
+    for n in range(300):
+        premise = f"Someone with {chr(97 + n // 26)}{chr(97 + n % 26)} stands on a street."
+        own = f"There is {chr(97 + n // 26)}{chr(97 + n % 26)}."
+        texts = [own, common[n % 3], common[(n + 1) % 3]]
+        rows += [pair(premise, text, name=name) for text, name in zip(texts, ("yes", "maybe", "no"), strict=True)]
+    built, across = table.build(rows, 0.2, 0.2)
+    assert across == []
+    assert len(built) == 900
+    shares = built["split"].value_counts(normalize=True)
+    assert shares.to_dict() == pytest.approx({"train": 0.6, "dev": 0.2, "test": 0.2}, abs=0.05)
+    assert (built.groupby("first")["split"].nunique() == 1).all()
+    pd.testing.assert_frame_equal(built, table.build(rows[::-1], 0.2, 0.2).pairs)
 
 
 def test_what_is_not_given_is_drawn_from_train():

@@ -34,6 +34,7 @@ class PairParams(Section):
     source: PairSource
     lowest_score: float
     highest_score: float
+    skip_labels: list[str | int]
     dev_share: Share
     test_share: Share
     allow_leakage: bool

@@ -1,7 +1,7 @@
 """From the rows of files to labelled pairs: read, cleaned, split."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from reranker.pairs.params import PairColumns, Task
 from reranker.records import PAIR_COLUMNS, UNSPLIT
 from reranker.sources import cells, files
 
-REASONS = ("empty", "not_unicode", "same_pair", "label_differs")
+REASONS = ("skipped_label", "empty", "not_unicode", "same_pair", "label_differs")
 SHOWN = 100
 """Dropped rows of each reason that are kept to look at."""
 
@@ -33,6 +33,8 @@ class Pair(NamedTuple):
     """Of the class; empty in the other tasks."""
     split: str
     """train, dev or test where the file gives it, else unsplit."""
+    skipped: bool = False
+    """It has one of the labels that say nothing."""
 
 
 class Cleaned(NamedTuple):
@@ -46,7 +48,14 @@ class Cleaned(NamedTuple):
 
 
 def read(
-    table: files.Table, columns: PairColumns, task: Task, *, lowest: float, highest: float, split: str = UNSPLIT
+    table: files.Table,
+    columns: PairColumns,
+    task: Task,
+    *,
+    lowest: float,
+    highest: float,
+    skip: Container[str] = (),
+    split: str = UNSPLIT,
 ) -> Iterator[Pair]:
     """One pair per row; white space is collapsed.
 
@@ -56,6 +65,7 @@ def read(
         task: what a label is: a number (score), 0 or 1 (duplicates), or a text or whole number (class).
         lowest: score that becomes 0.
         highest: score that becomes 1.
+        skip: labels, as they are written (an empty one is a missing label), whose rows are marked as skipped.
         split: that the file gives its pairs.
 
     Raises:
@@ -69,6 +79,9 @@ def read(
             " ".join(cells.text(row.get(name), where, name).split()) for name in (columns.first, columns.second)
         )
         cell, label, name = row.get(columns.label), 0.0, ""
+        if ("" if cell is None else str(cell)) in skip:
+            yield Pair(where, first, second, label, name, split, skipped=True)
+            continue
         if task == "class":
             name = cells.identifier(cell, where, columns.label)
         elif task == "duplicates":
@@ -94,7 +107,9 @@ def clean(pairs: Iterator[Pair], task: Task) -> Cleaned:
 
     same: dict[tuple[str, ...], list[Pair]] = {}
     for pair in pairs:
-        if not (pair.first and pair.second):
+        if pair.skipped:
+            drop(pair, "skipped_label")
+        elif not (pair.first and pair.second):
             drop(pair, "empty")
         elif not (is_unicode(pair.first) and is_unicode(pair.second)):
             drop(pair, "not_unicode")
@@ -120,7 +135,10 @@ def key(pair: Pair, task: Task) -> tuple[str, ...]:
 
 
 def leaked(pairs: Sequence[Pair], task: Task) -> list[Pair]:
-    """The pairs of dev and test that an earlier split (train, or dev for test) has too."""
+    """The pairs of dev and test that an earlier split (train, or dev for test) has too, in the same words but for case.
+
+    Pairs in nearly the same words are not looked for.
+    """
     place = {split: number for number, split in enumerate(GIVEN)}
     first: dict[tuple[str, ...], int] = {}
     for pair in pairs:
@@ -143,17 +161,20 @@ class Built(NamedTuple):
 def build(pairs: Sequence[Pair], dev_share: float, test_share: float) -> Built:
     """Split the pairs.
 
-    Texts of pairs that are alike (a label above a half) or have a class are one group, also through others, as are
-    those with the same letters. A hash of its group decides for a pair without a given split; where none is given to
-    dev or to test, it takes them from the train pairs. A pair of texts of two groups that fall apart is left out: in
-    either split, it would show a text of the other.
+    Texts of pairs that are alike (a label above a half) are one group, also through others, as are those with the same
+    letters. A hash of its group decides for a pair without a given split; where none is given to dev or to test, it
+    takes them from the train pairs. A pair of texts of two groups that fall apart is left out: in either split, it
+    would show a text of the other.
+
+    Of a pair with a class the first text, the premise, counts alone: a hypothesis such as "A man is outside." belongs
+    to so many premises that it would make one group of them. It may be on several sides.
     """
     names = sorted({pair.name for pair in pairs})
-    prints = [(fingerprint(pair.first), fingerprint(pair.second)) for pair in pairs]
+    prints = [(fingerprint(pair.first), fingerprint(pair.first if pair.name else pair.second)) for pair in pairs]
     texts = sorted({text for both in prints for text in both})
     place = {text: number for number, text in enumerate(texts)}
     ends = np.array([[place[text] for text in both] for both in prints]).T
-    alike = ends[:, [bool(pair.name) or pair.label > 0.5 for pair in pairs]]
+    alike = ends[:, [pair.label > 0.5 for pair in pairs]]
     graph = coo_array((np.ones(alike.shape[1], np.int8), (alike[0], alike[1])), shape=(len(texts), len(texts)))
     group = connected_components(graph, directed=False)[1]
     # texts are sorted, so the first of each group does not depend on the order of the rows
