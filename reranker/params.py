@@ -98,6 +98,7 @@ class FileSource(SourceSection):
     files: SplitFiles
     columns: Columns
     header: Header = None
+    quoted: bool = True
 
 
 class Corpus(Section):
@@ -106,6 +107,7 @@ class Corpus(Section):
     files: Files
     columns: CorpusColumns
     header: Header = None
+    quoted: bool = True
 
 
 class Queries(Section):
@@ -114,6 +116,7 @@ class Queries(Section):
     files: Files
     columns: QueryColumns
     header: Header = None
+    quoted: bool = True
 
 
 class Judgments(Section):
@@ -122,6 +125,7 @@ class Judgments(Section):
     files: SplitFiles
     columns: JudgmentColumns
     header: Header = None
+    quoted: bool = True
 
 
 class CollectionSource(SourceSection):

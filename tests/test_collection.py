@@ -134,6 +134,38 @@ def test_collection_of_other_formats_gives_the_same(folder: Path):
     assert {example.split for example in examples(source)} == {UNSPLIT}
 
 
+def test_judgments_of_trec_go_with_tables_without_quotation_marks(folder: Path):
+    raw = Path("data/raw")
+    (raw / "pages.tsv").write_text('1\t"Sort" it.\n2\t"Close it.\n3\tSpam\n')
+    (raw / "topics.tsv").write_text('q1\t"How" to?\nq2\tWhy?\n')
+    (raw / "dl.qrels").write_text("q1 0 1 3\nq1 0 3 -2\nq2 Q0 2 0\n")
+    given = {"header": ["id", "text"], "quoted": False, "columns": {"id": "id", "text": "text"}}
+    source = CollectionSource.model_validate(
+        {
+            "corpus": {"files": "data/raw/pages.tsv", **given},
+            "queries": {"files": "data/raw/topics.tsv", **given},
+            "judgments": {
+                "files": {"test": "data/raw/dl.qrels"},
+                "columns": {"query": "query", "passage": "passage", "label": "grade"},
+            },
+        }
+    )
+    assert [example[1:5] for example in examples(source)] == [
+        (None, '"Sort" it.', 0, UNSPLIT),
+        ('"How" to?', '"Sort" it.', 3, "test"),
+        (None, '"Close it.', 0, UNSPLIT),
+        ("Why?", '"Close it.', 0, "test"),
+        (None, "Spam", 0, UNSPLIT),
+        ('"How" to?', "Spam", 0, "test"),
+    ]
+
+
+@pytest.mark.parametrize("grade", ["-2", "-2.0", "-2147483648"])
+def test_grade_below_zero_is_zero(folder: Path, grade: str):
+    (folder / "qrels/test.tsv").write_bytes(judgments(f"q2 2 {grade}"))
+    assert [example.relevance for example in examples(SMALL) if example.split == "test"] == [0]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

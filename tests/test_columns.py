@@ -98,7 +98,14 @@ def test_label_that_is_no_relevance_is_named(cell):
     with pytest.raises(UserError) as caught:
         examples(table({"question": "How?", "answer": "So.", "good": cell}), LABELLED)
     assert str(caught.value).startswith("a.csv: row 1: column 'good' holds ")
-    assert str(caught.value).endswith("; a whole number from 0 is wanted, above 0 for a right passage")
+    assert "; a whole number from 0 is wanted, above 0 for a right passage" in str(caught.value)
+
+
+@pytest.mark.parametrize(("cell", "told"), [(0.83, True), ("0.83", True), (-0.5, True), (-1, False), ("nan", False)])
+def test_score_in_place_of_a_label_is_told(cell, told):
+    with pytest.raises(UserError) as caught:
+        examples(table({"question": "How?", "answer": ["So."], "good": [cell]}), LABELLED)
+    assert str(caught.value).endswith("; a score is no relevance") == told
 
 
 def test_lists_of_two_lengths_are_named():
@@ -145,6 +152,15 @@ def test_nothing_is_read_ahead_of_what_is_asked_for(monkeypatch):
 
     parts = columns.read(Table("a.csv", ["question", "answer"], endless(), lambda: 0.0), PAIR)
     assert len(next(parts).examples) == 2
+
+
+def test_quotation_marks_are_text_where_the_source_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("data/raw").mkdir(parents=True)
+    Path("data/raw/a.tsv").write_text('"How" so?\t"So.\n', encoding="utf-8")
+    source = FileSource(files=["data/raw/a.tsv"], columns=PAIR, header=["question", "answer"], quoted=False)
+    [part] = reading.read(source)
+    assert part.examples == [Example("data/raw/a.tsv: row 1", '"How" so?', '"So.')]
 
 
 def test_several_files_are_read_one_after_the_other(tmp_path, monkeypatch):

@@ -167,11 +167,13 @@ def test_key_that_comes_later_is_no_column(write):
         ("a.csv", b"question,answer,question\n", "the first line names the column 'question' twice"),
         ("a.csv", b"question,answer\none,two\nthree\n", "line 3: 1 cells, but the first line names 2 columns"),
         ("a.csv", b"question,answer\none,two,three\n", "line 2: 3 cells, but the first line names 2 columns"),
-        ("a.csv", b'question,answer\none,"two\nthree', "line 3: unexpected end of data; is a quotation mark missing?"),
+        ("a.csv", b'question,answer\none,"two\nthree', "lines 2 to 3: unexpected end of data; is a quotation "),
+        ("a.csv", b'question,answer\none,"two', "line 2: unexpected end of data; is a quotation mark missing? "),
+        ("a.csv", b'"question,answer\none,two\n', "lines 1 to 2: unexpected end of data; is a quotation mark "),
         (
             "a.csv",
             b'question,answer\none,"two"three\n',
-            "line 2: ',' expected after '\"'; is a quotation mark missing?",
+            "line 2: ',' expected after '\"'; is a quotation mark missing? Where they are only text, say quoted: false",
         ),
         ("a.csv", b"question,answer\none,caf\xe9\n", "line 2: byte 23 (0xe9) is not UTF-8; convert the file, "),
         ("a.csv", "question,answer\n".encode("utf-16"), "line 1: byte 0 (0xff) is not UTF-8"),
@@ -465,7 +467,49 @@ def test_header_that_names_a_column_twice_is_refused(write):
         files.read(write("a.csv", b"How?,So.\n"), WANTED, ["question", "question"])
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+@pytest.mark.parametrize(("ending", "delimiter"), [("tsv", "\t"), ("csv", ",")])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_quotation_marks_are_text_where_it_is_said(write, ending, delimiter, end):
+    rows = [["question", "answer"], ['"When" is it?', '"Now'], ["", 'a "'], ['"', '""'], ["Why?", "\x85\u2028\rSo."]]
+    text = end.join(delimiter.join(row) for row in rows) + end + end
+    path = write(f"a.{ending}", text.encode())
+    table = files.read(path, WANTED, quoted=False)
+    assert [[row["question"], row["answer"]] for row in table.rows] == rows[1:]
+
+
+def test_quotation_mark_that_ends_rows_later_is_no_reason_to_lose_them(write):
+    """Quoted, it is one cell of three lines."""
+    path = write("a.tsv", b'question\tanswer\na\t"b\nc\td\ne\tf"\n')
+    assert len(list(files.read(path, WANTED).rows)) == 1
+    assert len(list(files.read(path, WANTED, quoted=False).rows)) == 3
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.qrels"])
+def test_format_without_quotation_marks_is_named(write, name):
+    content = b"1 0 2 1\n" if name == "a.qrels" else CONTENT[name]
+    with pytest.raises(UserError, match="has no quotation marks around cells; take `quoted` away"):
+        files.read(write(name, content), WANTED, quoted=False)
+
+
+@pytest.mark.parametrize("name", ["a.qrels", "a.qrels.gz", "a.dev.QRELS", "a.qrels.zst"])
+def test_judgments_of_trec_have_the_columns_of_their_format(write, name):
+    content = b'301\t0 FR940202-2-00150 1\r\n\n 301 Q0   "x  -2\n'
+    packed = {".gz": gzip.compress, ".zst": zstd}.get(Path(name).suffix, bytes)(content)
+    table = files.read(write(name, packed), ["query", "passage", "grade"])
+    assert list(table.names) == ["query", "iteration", "passage", "grade"]
+    assert [list(row.values()) for row in table.rows] == [
+        ["301", "0", "FR940202-2-00150", "1"],
+        ["301", "Q0", '"x', "-2"],
+    ]
+
+
+def test_line_of_judgments_with_another_number_of_cells_is_named(write):
+    message = "line 2: 3 cells, but the format of TREC names 4 columns"
+    assert problem(write("a.qrels", b"301 0 a 1\n301 a 1\n")) == message
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.qrels"])
 def test_header_of_a_format_that_names_its_columns_is_refused(write, name):
+    content = b"1 0 2 1\n" if name == "a.qrels" else CONTENT[name]
     with pytest.raises(UserError, match="names its columns itself; take `header` away"):
-        files.read(write(name, CONTENT[name]), WANTED, WANTED)
+        files.read(write(name, content), WANTED, WANTED)

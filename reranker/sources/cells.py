@@ -1,6 +1,7 @@
 """What a cell may hold, and which columns a table must have."""
 
 import difflib
+import math
 from collections.abc import Sequence
 
 from reranker.errors import UserError
@@ -50,20 +51,27 @@ def identifier(cell: object, where: str, column: str) -> str:
     return found
 
 
-def relevance(cell: object, where: str, column: str) -> int:
-    """A relevance: a whole number from 0, also as a text.
+def relevance(cell: object, where: str, column: str, *, negative: bool = False) -> int:
+    """A relevance: a whole number, also as a text.
+
+    Args:
+        cell: what is there.
+        where: named in the error, as is `column`.
+        column: its name.
+        negative: whether a number below 0 is one too, as TREC has for spam; it is read as 0.
 
     Raises:
         UserError: it is none.
     """
     try:
-        number = float(cell) if isinstance(cell, (str, int, float)) else -1.0
+        number = float(cell) if isinstance(cell, (str, int, float)) else float("nan")
     except (ValueError, OverflowError):
-        number = -1.0
-    if not (number.is_integer() and 0 <= number < 2**31):
-        wanted = "a whole number from 0 is wanted, above 0 for a right passage"
+        number = float("nan")
+    if not (number.is_integer() and (-(2**31) if negative else 0) <= number < 2**31):
+        hint = "; a score is no relevance" if math.isfinite(number) and not number.is_integer() else ""
+        wanted = f"a whole number{'' if negative else ' from 0'} is wanted, above 0 for a right passage{hint}"
         raise UserError(f"{where}: column '{column}' holds {_short(cell)}; {wanted}")
-    return int(number)
+    return max(int(number), 0)
 
 
 def number(cell: object, where: str, column: str, lowest: float, highest: float, *, whole: bool = False) -> float:

@@ -75,7 +75,7 @@ def read(source: CollectionSource | BeirSource) -> Iterator[Part]:
     paths = files.find(source.corpus.files)
     columns = source.corpus.columns
     for number, path in enumerate(paths):
-        table = files.read(path, columns.names(), source.corpus.header)
+        table = files.read(path, columns.names(), source.corpus.header, source.corpus.quoted)
         unused = cells.require(table, columns.names(), optional)
         done = 0
         for some in together(table.rows):
@@ -97,7 +97,7 @@ def _queries(source: Queries) -> dict[str, str]:
     found: dict[str, str] = {}
     seen: set[str] = set()
     for path in files.find(source.files):
-        table = files.read(path, source.columns.names(), source.header)
+        table = files.read(path, source.columns.names(), source.header, source.quoted)
         cells.require(table, source.columns.names())
         for line, row in enumerate(table.rows, start=1):
             where = f"{path}: row {line}"
@@ -111,7 +111,7 @@ def _judgments(source: Judgments, queries: Mapping[str, str]) -> dict[str, list[
     columns = source.columns
     for split, named in source.files.items():
         for path in files.find(named):
-            table = files.read(path, columns.names(), source.header)
+            table = files.read(path, columns.names(), source.header, source.quoted)
             cells.require(table, columns.names())
             for line, row in enumerate(table.rows, start=1):
                 where = f"{path}: row {line}"
@@ -119,9 +119,9 @@ def _judgments(source: Judgments, queries: Mapping[str, str]) -> dict[str, list[
                 if query not in queries:
                     raise UserError(f"{where}: the queries have none with the id '{query}'")
                 passage = cells.identifier(row.get(columns.passage), where, columns.passage)
-                relevance = (
-                    1 if columns.label is None else cells.relevance(row.get(columns.label), where, columns.label)
-                )
+                relevance = 1
+                if columns.label is not None:
+                    relevance = cells.relevance(row.get(columns.label), where, columns.label, negative=True)
                 found[passage].append(Judged(where, queries[query], relevance, split))
     return found
 

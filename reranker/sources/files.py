@@ -99,28 +99,35 @@ def _matches(path: Path) -> list[Path]:
         return []
 
 
-def read(path: Path, wanted: Sequence[str], header: Sequence[str] | None = None) -> Table:
-    """Open a file by its ending: .csv, .tsv, .json, .jsonl, .ndjson (these also with .gz or .zst), .parquet, .arrow.
+def read(path: Path, wanted: Sequence[str], header: Sequence[str] | None = None, quoted: bool = True) -> Table:
+    """Open a file by its ending: .csv, .tsv, .qrels, .json, .jsonl, .ndjson (also with .gz or .zst), .parquet, .arrow.
 
     A folder is one that `datasets.save_to_disk` wrote. CSV and TSV begin with a line of names; .json is a list of
-    objects, or one object a line. An object may lack a key.
+    objects, or one object a line. An object may lack a key. The
+    columns of .qrels, judgments as TREC has them, are `QRELS`, with white space between.
 
     Args:
         path: of the file.
         wanted: columns that are needed; a columnar format reads no other.
         header: names of the columns of a CSV or TSV file whose first line is a row already.
+        quoted: whether a quotation mark at the beginning of a cell of CSV or TSV ends with one, as spreadsheets have
+            it; if not, it is text, and each line is a row.
 
     Raises:
         UserError: the ending is unknown, the content is something else, damaged or not UTF-8, or a compressed file
             expands beyond `MAX_EXPANSION`; also while the rows are read.
     """
     ending = "" if path.is_dir() else _ending(path)
-    if header is not None and ending not in DELIMITED:
+    if header is not None and ending not in HEADED:
         raise UserError(f"{path}: names its columns itself; take `header` away, which is for CSV and TSV files")
+    if not quoted and ending not in HEADED:
+        raise UserError(
+            f"{path}: has no quotation marks around cells; take `quoted` away, which is for CSV and TSV files"
+        )
     if path.is_dir():
         return columnar.arrow(path, wanted, _saved(path))
     if ending in DELIMITED:
-        return _delimited(path, DELIMITED[ending], header)
+        return _delimited(path, ending, header, quoted)
     return READERS[ending](path, wanted)
 
 
@@ -145,16 +152,18 @@ def _check_magic(path: Path, kind: str) -> None:
         raise UserError(f"{path}: begins like {is_a}, not like {kind or 'text'}; rename it to what it is")
 
 
-def _delimited(path: Path, delimiter: str, header: Sequence[str] | None) -> Table:
-    csv.field_size_limit(streams.MAX_LINE)
+def _delimited(path: Path, ending: str, header: Sequence[str] | None, quoted: bool) -> Table:
     stream = Stream(path)
-    cells = csv.reader(stream.lines(), delimiter=delimiter, strict=True)
+    split = _quoted if quoted and ending in HEADED else _unquoted
+    lines = split(path, stream.lines(), DELIMITED[ending])
+    names: Sequence[str]
     namer = "the first line"
-    if header is None:
-        with failing(path):
-            names: Sequence[str] = next(cells, [])
-    else:
+    if ending not in HEADED:
+        names, namer = QRELS, "the format of TREC"
+    elif header is not None:
         names, namer = header, "`header` in params.yaml"
+    else:
+        names = next(lines, (1, []))[1]
     if not any(names):
         raise UserError(f"{path}: the first line must name the columns; it is empty")
     for name in names:
@@ -162,21 +171,38 @@ def _delimited(path: Path, delimiter: str, header: Sequence[str] | None) -> Tabl
             raise UserError(f"{path}: {namer} names the column '{name}' twice")
 
     def rows() -> Iterator[Row]:
-        while True:
-            try:
-                row = next(cells)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                raise UserError(f"{path}: line {cells.line_num}: {error}; is a quotation mark missing?") from None
+        for number, row in lines:
             if row and len(row) != len(names):
-                raise UserError(
-                    f"{path}: line {cells.line_num}: {len(row)} cells, but {namer} names {len(names)} columns"
-                )
+                raise UserError(f"{path}: line {number}: {len(row)} cells, but {namer} names {len(names)} columns")
             if row:
                 yield dict(zip(names, row, strict=True))
 
     return Table(str(path), names, rows(), stream.share)
+
+
+def _quoted(path: Path, lines: Iterator[str], delimiter: str | None) -> Iterator[tuple[int, list[str]]]:
+    """The number of each row's last line, and its cells; none of an empty line."""
+    csv.field_size_limit(streams.MAX_LINE)
+    reader = csv.reader(lines, delimiter=delimiter or ",", strict=True)
+    while True:
+        begun = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            where = f"line {begun}" if begun >= reader.line_num else f"lines {begun} to {reader.line_num}"
+            raise UserError(
+                f"{path}: {where}: {error}; is a quotation mark missing? Where they are only text, say quoted: false"
+            ) from None
+        yield reader.line_num, row
+
+
+def _unquoted(path: Path, lines: Iterator[str], delimiter: str | None) -> Iterator[tuple[int, list[str]]]:
+    """The number of each line, and its cells; none of an empty line."""
+    for number, line in enumerate(lines, start=1):
+        text = line.rstrip("\r\n")
+        yield number, text.split(delimiter) if text else []
 
 
 def _json_lines(path: Path, wanted: Sequence[str]) -> Table:
@@ -262,6 +288,9 @@ READERS: dict[str, Callable[[Path, Sequence[str]], Table]] = {
     ".parquet": columnar.parquet,
     ".arrow": columnar.arrow,
 }
-DELIMITED = {".csv": ",", ".tsv": "\t"}
+HEADED = {".csv", ".tsv"}
+DELIMITED: dict[str, str | None] = {".csv": ",", ".tsv": "\t", ".qrels": None}
+"""What stands between cells; None is any white space."""
+QRELS = ("query", "iteration", "passage", "grade")
 TEXTS = {*DELIMITED, ".json", ".jsonl", ".ndjson"}
 """Formats that may be packed."""

@@ -30,7 +30,7 @@ Opened = list[tuple[str, Callable[[], files.Table]]]
 
 
 def _files(source: FileSource) -> Opened:
-    read = partial(files.read, wanted=source.columns.names(), header=source.header)
+    read = partial(files.read, wanted=source.columns.names(), header=source.header, quoted=source.quoted)
     return [(split, partial(read, path)) for split, named in source.files.items() for path in files.find(named)]
 
 
