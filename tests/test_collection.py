@@ -134,6 +134,17 @@ def test_collection_of_other_formats_gives_the_same(folder: Path):
     assert {example.split for example in examples(source)} == {UNSPLIT}
 
 
+def test_hostile_ids_and_texts_are_only_ids_and_texts(folder: Path):
+    passages = {"../../secret": "<script>alert(1)</script>", "/etc/passwd": "=cmd|' /C calc'!A0"}
+    (folder / "corpus.jsonl").write_bytes(lines([{"_id": key, "text": text} for key, text in passages.items()]))
+    (folder / "queries.jsonl").write_bytes(lines([{"_id": "../q", "text": "<img onerror=alert(1)>"}]))
+    (folder / "qrels/train.tsv").write_bytes(judgments("../q ../../secret 1"))
+    (folder / "qrels/test.tsv").write_bytes(judgments("../q /etc/passwd 1"))
+    found = examples(SMALL)
+    assert [example.passage for example in found] == [text for text in passages.values() for _ in range(2)]
+    assert {example.query for example in found} == {None, "<img onerror=alert(1)>"}
+
+
 def test_judgments_of_trec_go_with_tables_without_quotation_marks(folder: Path):
     raw = Path("data/raw")
     (raw / "pages.tsv").write_text('1\t"Sort" it.\n2\t"Close it.\n3\tSpam\n')

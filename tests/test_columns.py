@@ -2,6 +2,7 @@ from collections.abc import Iterator
 from operator import length_hint
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from reranker.errors import UserError
@@ -152,6 +153,33 @@ def test_nothing_is_read_ahead_of_what_is_asked_for(monkeypatch):
 
     parts = columns.read(Table("a.csv", ["question", "answer"], endless(), lambda: 0.0), PAIR)
     assert len(next(parts).examples) == 2
+
+
+HOSTILE = [
+    "=cmd|' /C calc'!A0",
+    "@SUM(1+1)",
+    "+1",
+    "-2",
+    "<script>alert(1)</script>",
+    "../../etc/passwd",
+    "{{ 7 * 7 }}",
+]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.json", "a.parquet"])
+def test_hostile_text_is_text(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path("data/raw").mkdir(parents=True)
+    path = Path("data/raw") / name
+    frame = pd.DataFrame({"question": HOSTILE, "answer": HOSTILE[::-1]})
+    if path.suffix in (".csv", ".tsv"):
+        frame.to_csv(path, index=False, sep="," if name == "a.csv" else "\t")
+    elif name == "a.parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_json(path, orient="records", lines=name == "a.jsonl")
+    [part] = reading.read(FileSource(files={"unsplit": [str(path)]}, columns=PAIR))
+    assert [example[1:3] for example in part.examples] == list(zip(HOSTILE, HOSTILE[::-1], strict=True))
 
 
 def test_quotation_marks_are_text_where_the_source_says_so(tmp_path, monkeypatch):

@@ -388,7 +388,9 @@ def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / files.RAW
     (folder / "sub").mkdir(parents=True)
-    for name in ("b.csv", "a.csv", "a.json", "sub/c.csv"):
+    (folder / ".cache").mkdir()
+    kept_beside = ("README.md", ".gitignore", "a.csv.dvc", "sub.dvc", "sub/.gitignore", ".cache/d.csv")
+    for name in ("b.csv", "a.csv", "a.json", "sub/c.csv", *kept_beside):
         (folder / name).touch()
     return folder
 
@@ -401,6 +403,10 @@ def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["data/raw/**/*.csv"], ["a.csv", "b.csv", "sub/c.csv"]),
         (["data/raw/b.csv", "./data/raw/*.csv"], ["b.csv", "a.csv"]),
         (["data/raw/sub"], ["sub"]),
+        (["data/raw/a*"], ["a.csv", "a.json"]),
+        (["data/raw/*"], ["a.csv", "a.json", "b.csv", "sub"]),
+        (["data/raw/sub/*"], ["sub/c.csv"]),
+        (["data/raw/README.md"], ["README.md"]),
     ],
 )
 def test_files_are_found_by_name_and_by_pattern_once_each(raw, named, found):
@@ -439,7 +445,9 @@ def test_stars_inside_a_name_are_refused(raw, name):
         files.find([name])
 
 
-@pytest.mark.parametrize("name", ["data/raw/none.csv", "data/raw/*.tsv", f"data/raw/{'x' * 300}.csv", "data/raw/\0"])
+@pytest.mark.parametrize(
+    "name", ["data/raw/none.csv", "data/raw/*.tsv", "data/raw/*.dvc", f"data/raw/{'x' * 300}.csv", "data/raw/\0"]
+)
 def test_name_of_no_file_is_refused(raw, name):
     with pytest.raises(UserError, match=r"names no file; `dvc checkout` or `dvc pull` brings"):
         files.find([name])

@@ -68,6 +68,8 @@ def inside(path: Path, folder: Path = RAW) -> Path:
 def find(named: Sequence[str]) -> list[Path]:
     """The files that paths or patterns such as `data/raw/*.csv` name; each once, in that order.
 
+    A pattern passes over names that begin with a dot, .dvc files and README.md.
+
     Raises:
         UserError: nothing is found, or it does not lie under data/raw, or is a link that leads elsewhere.
     """
@@ -94,9 +96,15 @@ def _matches(path: Path) -> list[Path]:
     if any("**" in part and part != "**" for part in path.parts):
         raise UserError(f"params.yaml: '{path}': ** stands alone between two slashes, as in {RAW}/**/*.csv")
     try:
-        return sorted(RAW.glob(str(path.relative_to(RAW))))
+        return sorted(match for match in RAW.glob(str(path.relative_to(RAW))) if _may_be_data(match))
     except (OSError, ValueError):
         return []
+
+
+def _may_be_data(path: Path) -> bool:
+    """Whether a pattern means it: not what git, DVC and the folder itself keep beside the data."""
+    hidden = any(part.startswith(".") for part in path.relative_to(RAW).parts)
+    return not hidden and path.suffix != ".dvc" and path.name != "README.md"
 
 
 def read(path: Path, wanted: Sequence[str], header: Sequence[str] | None = None, quoted: bool = True) -> Table:
