@@ -1,11 +1,16 @@
 """Scores of pairs and vectors of texts from a model: sorted by length, with progress."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import load_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
@@ -18,6 +23,25 @@ from reranker.progress import progress
 
 BATCH = 32
 """Texts or pairs per pass: a CPU's caches hold no more, and batches of equal length waste nothing."""
+STATIC_BATCH = 1024
+"""Texts per pass of a static embedding: it pads nothing and multiplies nothing, so the passes are what it waits for."""
+PAIRS = 65_536
+"""Pairs whose vectors are held at a time."""
+
+
+class Embedder(Protocol):
+    """What gives the vectors of texts as the function `embed` does; `reranker.vectors.Cache` is one."""
+
+    def embed(
+        self,
+        model: SentenceTransformer,
+        texts: Sequence[str],
+        *,
+        label: str,
+        prompt: str = ...,
+        precision: str = ...,
+    ) -> NDArray[np.float32]:
+        """Normalised vectors of the texts, in their order; shape (texts, dimensions)."""
 
 
 def choose_precision(wish: str) -> str:
@@ -38,16 +62,50 @@ def choose_precision(wish: str) -> str:
 
 
 def load_retriever(name: str) -> SentenceTransformer:
-    """The first-stage model by its name in params.yaml; a bundled static one is built from its two files."""
-    if name in BUNDLED and is_static(file := bundled_weights(name)):
-        from safetensors.numpy import load_file
+    """The first-stage model by its name in params.yaml.
 
+    Args:
+        name: of a bundled model, a Hub id, or a local folder: of Sentence Transformers, transformers or model2vec.
+
+    Raises:
+        UserError: there is no usable model of that name.
+    """
+    if name in BUNDLED and is_static(file := bundled_weights(name)):
         (weights,) = load_file(file).values()
         tokenizer = Tokenizer.from_file(str(tokenizer_file(name)))
-        return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=weights.astype(np.float32))])
+        return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=weights.float())])
     path = resolve(name)
     with loading(name):
-        return SentenceTransformer(path)
+        return _load_model2vec(Path(path)) or SentenceTransformer(path)
+
+
+def _load_model2vec(folder: Path) -> SentenceTransformer | None:
+    """The static embedding of a model2vec folder, in float32 whatever it was saved in; None if it is none.
+
+    Sentence Transformers wants a modules.json and floats, and gives NaN for a text of no known token in float16.
+    """
+    weights, modules = folder / "model.safetensors", folder / "modules.json"
+    if not weights.is_file():
+        return None
+    if modules.exists():
+        names = {module["type"].rpartition(".")[2] for module in json.loads(modules.read_text(encoding="utf-8"))}
+        if not names <= {"StaticEmbedding", "Normalize"}:
+            return None
+    with safe_open(weights, "pt") as file:
+        keys = set(file.keys())
+    if "embeddings" not in keys:
+        return None
+    tensors = load_file(weights)
+    matrix = tensors["embeddings"].float()
+    if "mapping" in tensors:  # tokens that share a row of a smaller matrix
+        matrix = matrix[tensors["mapping"].long()]
+    if "weights" in tensors:
+        matrix = matrix * tensors["weights"].float()[:, None]
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"tokenizer.json: {error}") from None
+    return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=matrix)])
 
 
 def load_static(name: str) -> SentenceTransformer:
@@ -97,19 +155,58 @@ def check_lengths(transformer: nn.Module, **lengths: int) -> None:
 
 
 def embed(
-    model: SentenceTransformer, texts: Sequence[str], *, label: str, precision: str = "float32"
+    model: SentenceTransformer, texts: Sequence[str], *, label: str, prompt: str = "", precision: str = "float32"
 ) -> NDArray[np.float32]:
-    """Normalised vectors of the texts, in their order; shape (texts, dimensions)."""
-    if len(texts) == 0:
-        return np.zeros((0, model.get_embedding_dimension() or 0), dtype=np.float32)
-    order = _longest_first(model, texts)
-    vectors: list[NDArray[np.float32]] = []
-    with progress(label, len(texts), "texts") as shown, _precision(precision):
-        for start in range(0, len(order), BATCH):
-            part = [texts[place] for place in order[start : start + BATCH]]
-            vectors.append(model.encode(part, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False))
+    """Normalised vectors of the texts, in their order; shape (texts, dimensions).
+
+    Args:
+        model: a bi-encoder or a static embedding.
+        texts: any number.
+        label: what is being done, shown beside the progress.
+        prompt: put before each text; the model's own default prompt, if it has one, where it is empty.
+        precision: float32 or bfloat16.
+
+    Raises:
+        UserError: see `batches`.
+    """
+    vectors = np.zeros((0, model.get_embedding_dimension() or 0), dtype=np.float32)
+    for places, found in batches(model, texts, label=label, prompt=prompt, precision=precision):
+        if not len(vectors):
+            vectors = np.empty((len(texts), found.shape[1]), dtype=np.float32)
+        vectors[places] = found
+    return vectors
+
+
+def batches(
+    model: SentenceTransformer, texts: Sequence[str], *, label: str, prompt: str = "", precision: str = "float32"
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """The vectors that `embed` gives, pass by pass as the model makes them.
+
+    Yields:
+        The places of some texts, and their vectors. The longest texts come first, unless the model is static.
+
+    Raises:
+        UserError: a vector is not finite.
+    """
+    static = isinstance(model[0], StaticEmbedding)
+    size = STATIC_BATCH if static else BATCH
+    order = np.arange(len(texts)) if static else _longest_first(model, texts, prompt)
+    with progress(label, len(texts), "texts") as shown:
+        for start in range(0, len(order), size):
+            places = order[start : start + size]
+            part = [texts[place] for place in places]
+            with _precision(precision):
+                found = model.encode(
+                    part, prompt=prompt or None, batch_size=size, normalize_embeddings=True, show_progress_bar=False
+                )
+            vectors = found.astype(np.float32, copy=False)
+            for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1)):
+                raise UserError(
+                    f"{label}: the model gives a vector that is not finite for the text '{part[row][:60]}'; "
+                    "its weights are damaged or too large: train or download it again, or choose another model"
+                )
+            yield places, vectors
             shown.advance(len(part))
-    return np.concatenate(vectors)[np.argsort(order)].astype(np.float32)
 
 
 def pair_cosines(
@@ -119,14 +216,26 @@ def pair_cosines(
     *,
     label: str,
     precision: str = "float32",
+    cache: Embedder | None = None,
 ) -> NDArray[np.float64]:
-    """Cosine of each query with the passage at the same place; every distinct text is embedded once."""
+    """Cosine of each query with the passage at the same place; every distinct text is embedded once.
+
+    Args:
+        model: a bi-encoder or a static embedding.
+        queries: as many as passages.
+        passages: as many as queries.
+        label: what is being done, shown beside the progress.
+        precision: float32 or bfloat16.
+        cache: where the vectors come from; None: all are computed.
+    """
     texts = list(dict.fromkeys([*queries, *passages]))
     place = {text: number for number, text in enumerate(texts)}
-    vectors = embed(model, texts, label=label, precision=precision)
-    left = vectors[[place[text] for text in queries]]
-    right = vectors[[place[text] for text in passages]]
-    cosines: NDArray[np.float64] = np.einsum("ij,ij->i", left, right).astype(float)
+    vectors = (cache.embed if cache else embed)(model, texts, label=label, precision=precision)
+    left, right = ([place[text] for text in side] for side in (queries, passages))
+    cosines = np.zeros(len(left))
+    for start in range(0, len(left), PAIRS):
+        some = slice(start, start + PAIRS)
+        cosines[some] = np.einsum("ij,ij->i", vectors[left[some]], vectors[right[some]])
     return cosines
 
 
@@ -148,7 +257,7 @@ def score_pairs(
 
 
 def _longest_first(
-    model: SentenceTransformer | CrossEncoder, inputs: Sequence[str] | Sequence[tuple[str, str]]
+    model: SentenceTransformer | CrossEncoder, inputs: Sequence[str] | Sequence[tuple[str, str]], prompt: str = ""
 ) -> NDArray[np.int64]:
     """Order of the inputs by their tokens, as the model cuts them.
 
@@ -157,8 +266,8 @@ def _longest_first(
     lengths: list[int] = []
     for start in range(0, len(inputs), 1024):
         part = list(inputs[start : start + 1024])
-        mask = model.preprocess(part).get("attention_mask")
-        # a static embedding has no padding, and so no mask
+        mask = model.preprocess(part, prompt=prompt or None).get("attention_mask")
+        # a model that pads nothing has no mask
         lengths += [0] * len(part) if mask is None else mask.sum(dim=1).tolist()
     return np.argsort(-np.asarray(lengths), kind="stable")
 
