@@ -1,11 +1,19 @@
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 from reranker import scoring
 from reranker.errors import UserError
 from reranker.scoring import (
+    batches,
     check_lengths,
     choose_precision,
     embed,
@@ -16,6 +24,7 @@ from reranker.scoring import (
     score_pairs,
 )
 from reranker.training import build_cross_encoder, seed_everything
+from reranker.vectors import Cache
 
 TEXTS = [
     "sort",
@@ -74,12 +83,44 @@ def test_order_is_kept_over_several_chunks(two_towers, monkeypatch):
     assert not np.allclose(whole[0], whole[1], atol=0.1)
 
 
+def test_longest_texts_come_first_as_the_model_cuts_them(two_towers, monkeypatch):
+    monkeypatch.setattr(scoring, "BATCH", 2)
+    texts = ["sort", "read a csv file " * 2, "red apples", "read a csv file " * 30]
+    assert [places.tolist() for places, _ in batches(two_towers, texts, label="")] == [[3, 1], [2, 0]]
+    prompt = "find the path " * 20  # fills the 32 tokens, so that all are equal
+    assert [places.tolist() for places, _ in batches(two_towers, texts, label="", prompt=prompt)] == [[0, 1], [2, 3]]
+
+
+def test_static_vectors_are_the_same_to_the_bit_in_passes_of_any_size(monkeypatch):
+    retriever = load_retriever("bundled/static-256")
+    texts = [*TEXTS, *(f"{text} {number}" for text in TEXTS for number in range(40))]
+    vectors = embed(retriever, texts, label="")
+    for size in (1, 32, 100):
+        monkeypatch.setattr(scoring, "STATIC_BATCH", size)
+        np.testing.assert_array_equal(embed(retriever, texts, label=""), vectors)
+
+
+def test_prompt_is_put_before_each_text(two_towers):
+    prompted = embed(two_towers, TEXTS, label="", prompt="find red ")
+    np.testing.assert_allclose(prompted, embed(two_towers, ["find red " + text for text in TEXTS], label=""), atol=1e-5)
+
+
 def test_cosine_of_a_pair_is_the_product_of_its_vectors(two_towers):
     left, right = embed(two_towers, TEXTS, label=""), embed(two_towers, TEXTS[::-1], label="")
     cosines = pair_cosines(two_towers, TEXTS, TEXTS[::-1], label="")
     np.testing.assert_allclose(cosines, (left * right).sum(axis=1), atol=1e-5)
     np.testing.assert_allclose(pair_cosines(two_towers, TEXTS, TEXTS, label=""), 1, rtol=1e-5)
     assert cosines.dtype == np.float64
+
+
+def test_cosines_are_the_same_in_parts_and_from_a_cache(two_towers, tmp_path, monkeypatch):
+    pairs = TEXTS, TEXTS[::-1]
+    cosines = pair_cosines(two_towers, *pairs, label="")
+    monkeypatch.setattr(scoring, "PAIRS", 3)
+    np.testing.assert_array_equal(pair_cosines(two_towers, *pairs, label=""), cosines)
+    for _ in range(2):
+        np.testing.assert_array_equal(pair_cosines(two_towers, *pairs, label="", cache=Cache(tmp_path)), cosines)
+    assert len(list(tmp_path.glob("*/*.npy"))) == 1
 
 
 def test_scores_of_pairs_are_those_of_each_pair_on_its_own(cross_encoder, monkeypatch):
@@ -163,3 +204,47 @@ def test_local_folder_may_be_the_retriever(biencoder, two_towers):
     np.testing.assert_allclose(
         embed(load_retriever(biencoder), TEXTS, label=""), embed(two_towers, TEXTS, label=""), atol=1e-5
     )
+
+
+def model2vec(folder: Path, **tensors: np.ndarray) -> str:
+    words = Tokenizer(WordLevel({"[UNK]": 0, "sort": 1, "list": 2}, "[UNK]"))
+    words.pre_tokenizer = Whitespace()
+    words.save(str(folder / "tokenizer.json"))
+    save_file(tensors, folder / "model.safetensors")
+    config = {"model_type": "model2vec", "architectures": ["StaticModel"], "hidden_dim": 2, "normalize": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+MODULES = [
+    {"idx": 0, "name": "0", "path": ".", "type": "sentence_transformers.models.StaticEmbedding"},
+    {"idx": 1, "name": "1", "path": "1_Normalize", "type": "sentence_transformers.models.Normalize"},
+]
+
+
+@pytest.mark.parametrize("modules", [True, False])
+@pytest.mark.parametrize("kind", [np.float32, np.float16, np.int8])
+def test_model2vec_folder_is_a_static_embedding(kind, modules, tmp_path):
+    name = model2vec(tmp_path, embeddings=np.array([[0, 0], [1, 2], [5, -4]], kind))
+    if modules:
+        (tmp_path / "modules.json").write_text(json.dumps(MODULES))
+    vectors = embed(load_static(name), ["sort list", "red", "", "sort"], label="")
+    np.testing.assert_allclose(vectors, [[0.9487, -0.3162], [0, 0], [0, 0], [0.4472, 0.8944]], atol=1e-4)
+
+
+def test_model2vec_folder_may_have_rows_for_several_tokens_and_weights_of_tokens(tmp_path):
+    name = model2vec(
+        tmp_path,
+        embeddings=np.array([[1, 2], [5, -4]], np.float32),
+        mapping=np.array([0, 1, 0]),
+        weights=np.array([0, 1, 3], np.float32),
+    )
+    vectors = embed(load_static(name), ["sort list", "red"], label="")
+    np.testing.assert_allclose(vectors, [[0.9701, 0.2425], [0, 0]], atol=1e-4)  # (5, -4) + 3 (1, 2) = (8, 2)
+
+
+def test_model2vec_folder_with_half_a_tokenizer_is_named_in_one_line(tmp_path):
+    name = model2vec(tmp_path, embeddings=np.ones((3, 2), np.float32))
+    (tmp_path / "tokenizer.json").write_text((tmp_path / "tokenizer.json").read_text()[:50])
+    with pytest.raises(UserError, match=r"could not be loaded \(tokenizer\.json: .*; name a folder"):
+        load_retriever(name)
