@@ -19,6 +19,8 @@ MOST_HELD_OUT = 10_000
 """Queries of dev, and of test, that are."""
 BLOCK = 256
 """Queries that are compared with all others at a time."""
+TOLD = 3
+"""Leaks that a message says the place of."""
 
 
 class Leak(NamedTuple):
@@ -26,10 +28,25 @@ class Leak(NamedTuple):
 
     query: str
     split: str
+    origin: str
+    """Where it stands, as in `records.Example`; of equal rows the first."""
     other: str
     other_split: str
+    other_origin: str
     equal: bool
-    """The texts differ in case at most."""
+    """The texts differ in case at most; else they have nearly the same words."""
+
+
+class Bound(NamedTuple):
+    """How many queries were looked at for near duplicates, where that is not all of them."""
+
+    split: str
+    """dev or test."""
+    held_out: int
+    of_held_out: int
+    """Queries of that split without an equal one in an earlier split."""
+    earlier: int
+    of_earlier: int
 
 
 class Leaks(NamedTuple):
@@ -41,6 +58,8 @@ class Leaks(NamedTuple):
     """Queries of nearly the same words."""
     examples: list[Leak]
     """The first `SHOWN` of each kind and split, each with the nearest of the others."""
+    bounds: list[Bound]
+    """One for each split in which `MOST` or `MOST_HELD_OUT` left queries out."""
 
 
 def find(rows: pd.DataFrame, spool: Spool) -> Leaks:
@@ -57,28 +76,65 @@ def find(rows: pd.DataFrame, spool: Spool) -> Leaks:
     split_of = rows["split"]
     number = {True: 0, False: 0}
     examples: list[Leak] = []
+    bounds: list[Bound] = []
     for place in map(GIVEN.index, SPLITS[1:]):
         held_out, earlier = rows[split_of == place], rows[split_of < place]
         same = earlier.drop_duplicates("query", keep="last")
         equal = held_out["query"].isin(same["query"])
-        others = pd.Series(same.index, index=same["query"])[held_out.loc[equal, "query"]]
-        pairs = {True: np.column_stack([held_out.index[equal], others])}
-        pairs[False] = _near(held_out.index[~equal][:MOST_HELD_OUT], earlier.index[:MOST], spool)
+        twins = pd.Series(same.index, index=same["query"])[held_out.loc[equal, "query"]]
+        pairs = {True: np.column_stack([held_out.index[equal], twins])}
+        others = held_out.index[~equal]
+        pairs[False] = _near(others[:MOST_HELD_OUT], earlier.index[:MOST], spool)
+        sizes = min(len(others), MOST_HELD_OUT), len(others), min(len(earlier), MOST), len(earlier)
+        if all(sizes) and sizes[::2] != sizes[1::2]:
+            bounds.append(Bound(GIVEN[place], *sizes))
         for kind, found in pairs.items():
             number[kind] += len(found)
-            first, second = (spool.texts("query", column) for column in found[:SHOWN].T)
-            names = [[GIVEN[split_of[row]] for row in column] for column in found[:SHOWN].T]
-            examples += map(Leak, first, names[0], second, names[1], [kind] * len(first))
-    return Leaks(number[True], number[False], examples)
+            shown = found[:SHOWN].ravel()
+            if len(shown):  # each call of the spool reads all of it
+                queries, origins = (spool.texts(column, shown) for column in ("query", "origin"))
+                splits = [GIVEN[split_of[row]] for row in shown]
+                sides = list(zip(queries, splits, origins, strict=True))
+                examples += (Leak(*own, *other, kind) for own, other in zip(sides[::2], sides[1::2], strict=True))
+    return Leaks(number[True], number[False], examples, bounds)
 
 
 def describe(leaks: Leaks) -> str:
-    """How many there are, with an example."""
-    first = leaks.examples[0]
+    """How many there are, with an example, and where the first `TOLD` stand."""
+    first, *more = leaks.examples[:TOLD]
     return (
-        f"{leaks.equal + leaks.near:,} of the queries of dev or test are also in an earlier split, "
-        f"such as '{first.query}' ({first.split}) and '{first.other}' ({first.other_split})"
+        f"{leaks.equal + leaks.near:,} of the queries of dev or test are also in an earlier split "
+        f"({leaks.equal:,} in the same words, {leaks.near:,} in nearly the same), "
+        f"such as '{first.query}' ({first.split}, {first.origin}) "
+        f"and '{first.other}' ({first.other_split}, {first.other_origin})"
+        + "".join(f"; also {leak.origin} and {leak.other_origin}" for leak in more)
     )
+
+
+def describe_bound(bound: Bound) -> str:
+    """What was looked at, and of how many."""
+    return (
+        f"nearly equal queries were looked for among {bound.held_out:,} of {bound.of_held_out:,} queries "
+        f"of {bound.split} and {bound.earlier:,} of {bound.of_earlier:,} of earlier splits"
+    )
+
+
+def table(leaks: Leaks) -> pd.DataFrame:
+    """The examples as a table; columns as in `Leak`."""
+    texts = {name: "str" for name in Leak._fields if name != "equal"}
+    return pd.DataFrame(leaks.examples, columns=list(Leak._fields)).astype({**texts, "equal": bool})
+
+
+def across_splits(queries: pd.DataFrame) -> int:
+    """Queries of dev or test in whose group is one of an earlier split: only splits that a source gives cut a group.
+
+    In a collection with one corpus for all splits that is usual, for a passage may be right for queries of two of them.
+
+    Args:
+        queries: columns group, and split (its place in `GIVEN`, above 0).
+    """
+    earliest = queries.groupby("group")["split"].transform("min")
+    return int((queries["split"] > earliest).sum())
 
 
 def _near(held_out: pd.Index, earlier: pd.Index, spool: Spool) -> NDArray[np.int64]:

@@ -30,6 +30,7 @@ class Paths:
     queries: Path = Path("data/prepared/queries.parquet")
     judgments: Path = Path("data/prepared/judgments.parquet")
     dropped: Path = Path("data/prepared/dropped.parquet")
+    leaks: Path = Path("data/prepared/leaks.parquet")
     spool: Path = Path(".prepare.part")
     candidates: Path = Path("data/mined/candidates.parquet")
     negatives: Path = Path("data/mined/negatives.parquet")
@@ -103,6 +104,7 @@ PRODUCER = {
     PATHS.queries: "prepare",
     PATHS.judgments: "prepare",
     PATHS.dropped: "prepare",
+    PATHS.leaks: "prepare",
     PATHS.candidates: "mine",
     PATHS.negatives: "mine",
     PATHS.biencoder: "warm",

@@ -16,12 +16,13 @@ from reranker.cleaning import GIVEN, Cleaner, Limits
 from reranker.errors import UserError, printable
 from reranker.lengths import histogram, percentiles, token_lengths
 from reranker.models import tokenizer_file
-from reranker.params import Params, load_params
+from reranker.params import Params, Source, load_params
 from reranker.progress import progress, run_stage
 from reranker.records import PATHS, SPLITS, first_texts, record_time, write_csv, write_json, write_parts, write_table
 from reranker.sources import reading
 from reranker.spool import Spool
 
+TEXTS = {"query": PATHS.queries, "passage": PATHS.passages}
 COUNTED = 30_000
 """Texts whose tokens are counted: those with the smallest ids, which are hashes."""
 
@@ -30,20 +31,9 @@ def main(arguments: Sequence[str]) -> str:
     started = time.monotonic()
     params = load_params(PATHS.params)
     limits = Limits(params.min_query_words, params.max_query_words, params.min_passage_chars)
-    number = 0
     with Spool(PATHS.spool) as spool:
         cleaner = Cleaner(limits, params.sources, spool)
-        for name, source in params.sources.items():
-            unused: dict[str, None] = {}
-            with progress(f"prepare: {name}", 100, "%") as shown:
-                for part in reading.read(source):
-                    number += len(part.examples)
-                    for example in part.examples:
-                        cleaner.add(example._replace(source=name))
-                    unused |= dict.fromkeys(part.unused)
-                    shown.reach(round(100 * part.share))
-            if unused:
-                print(printable(f"prepare: {name}: unused columns: {', '.join(unused)}"))
+        number = sum(_read(name, source, cleaner) for name, source in params.sources.items())
         rows, dropped, dropped_rows = cleaner.finish()
         if rows.empty:
             reasons = ", ".join(f"{count:,} as {reason}" for reason, count in dropped.items() if count)
@@ -54,9 +44,12 @@ def main(arguments: Sequence[str]) -> str:
         if leaked.examples:
             if not params.allow_leakage:
                 raise UserError(
-                    f"params.yaml: sources: {leaks.describe(leaked)}; take them out, or set allow_leakage: true"
+                    f"params.yaml: sources: {leaks.describe(leaked)}; take them out, or set allow_leakage: true, "
+                    f"with which {PATHS.leaks} lists them"
                 )
-            print(printable(f"prepare: {leaks.describe(leaked)}"))
+            _tell(leaks.describe(leaked))
+        for bound in leaked.bounds:
+            _tell(leaks.describe_bound(bound))
         plan = dataset.build(
             rows,
             spool,
@@ -69,10 +62,13 @@ def main(arguments: Sequence[str]) -> str:
         for split, size in sizes.items():
             if not size:
                 raise UserError(f"params.yaml: the {split} split has no queries; add text or raise its share")
+        across = leaks.across_splits(plan.queries)
+        _tell_of(plan, across)
         write_parts(dataset.passages_table(plan, spool), PATHS.passages)
         write_parts(dataset.queries_table(plan, spool, params.sources), PATHS.queries)
     write_parts(dataset.judgments_table(plan), PATHS.judgments)
     write_table(dropped_rows, PATHS.dropped)
+    write_table(leaks.table(leaked), PATHS.leaks)
     tokens, lengths = _token_counts(params)
     write_csv(lengths, PATHS.metrics / "lengths.csv")
     asked = int((rows["query"] != 0).sum())
@@ -83,6 +79,7 @@ def main(arguments: Sequence[str]) -> str:
             "passage_groups": int(plan.passages["group"].nunique()),
             "judgments": len(plan.judgments),
             **{f"queries_{split}": size for split, size in sizes.items()},
+            "queries_with_groups_across_splits": across,
             **{f"dropped_{reason}": count for reason, count in dropped.items()},
             "leaked_equal_queries": leaked.equal,
             "leaked_near_queries": leaked.near,
@@ -104,20 +101,56 @@ def main(arguments: Sequence[str]) -> str:
     )
 
 
+def _read(name: str, source: Source, cleaner: Cleaner) -> int:
+    """Hand a source's rows to the cleaner and tell which columns nobody uses; the number of its rows."""
+    number = 0
+    unused: dict[str, None] = {}
+    with progress(f"prepare: {name}", 100, "%") as shown:
+        for part in reading.read(source):
+            number += len(part.examples)
+            for example in part.examples:
+                cleaner.add(example._replace(source=name))
+            unused |= dict.fromkeys(part.unused)
+            shown.reach(round(100 * part.share))
+    if unused:
+        _tell(f"{name}: unused columns: {', '.join(unused)}")
+    return number
+
+
+def _tell_of(plan: dataset.Plan, across: int) -> None:
+    """Say where groups stand on two sides of a given split, and where a bound leaves texts out."""
+    if across:
+        _tell(
+            f"{across:,} of the queries of dev or test share a group (a right passage, or nearly the same text) "
+            "with a query of an earlier split, as the sources give the splits"
+        )
+    if 0 < plan.compared < len(plan.passages):
+        _tell(
+            f"near-duplicates were looked for among {plan.compared:,} of {len(plan.passages):,} passages; "
+            "of the others those with the same letters were found"
+        )
+    for kind, size in (("queries", len(plan.queries)), ("passages", len(plan.passages))):
+        if size > COUNTED:
+            _tell(f"lengths in tokens are of {COUNTED:,} of {size:,} {kind}")
+
+
+def _tell(line: str) -> None:
+    print(printable(f"prepare: {line}"))
+
+
 def _token_counts(params: Params) -> tuple[dict[str, float], pd.DataFrame]:
     """Lengths in tokens of the base model, what share of the passages is longer than a model reads, and a histogram."""
     file = tokenizer_file(params.base_model)
-    tokenizer = Tokenizer.from_file(str(file)) if file else None
-    paths = {"query": PATHS.queries, "passage": PATHS.passages}
-    lengths = {name: token_lengths(tokenizer, first_texts(path, COUNTED)) for name, path in paths.items() if tokenizer}
-    figures: dict[str, float] = {}
-    for name, values in lengths.items():
-        figures |= percentiles(values, f"{name}_tokens")
-    if "passage" in lengths:
-        passages = lengths["passage"]
-        figures["passages_beyond_max_length"] = float((passages > params.max_length).mean())
-        figures["passages_beyond_biencoder_max_length"] = float((passages > params.biencoder_max_length).mean())
-    return figures, histogram(lengths)
+    if not file:
+        return {}, histogram({})
+    tokenizer = Tokenizer.from_file(str(file))
+    lengths = {name: token_lengths(tokenizer, first_texts(path, COUNTED)) for name, path in TEXTS.items()}
+    limits = {"max_length": params.max_length, "biencoder_max_length": params.biencoder_max_length}
+    return {
+        **percentiles(lengths["query"], "query_tokens"),
+        **percentiles(lengths["passage"], "passage_tokens"),
+        **{f"passages_beyond_{key}": float((lengths["passage"] > limit).mean()) for key, limit in limits.items()},
+    }, histogram(lengths)
 
 
 if __name__ == "__main__":

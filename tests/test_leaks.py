@@ -1,33 +1,40 @@
+import pandas as pd
+import pytest
+
 from prepared import leaks as found_in
 from reranker import leaks
-from reranker.leaks import Leak, Leaks
+from reranker.cleaning import GIVEN
+from reranker.leaks import Bound, Leak, Leaks
 from reranker.records import UNSPLIT, Example
 
 LONG = "what is the usual treatment of a child with high fever and cough"
 
 
 def find(*pairs: tuple[str | None, str]) -> Leaks:
-    return found_in(Example("here", query, "in place", 1, split) for query, split in pairs)
+    """The leaks between rows that stand at row 1, row 2 and so on."""
+    return found_in(
+        Example(f"row {row}", query, "in place", 1, split) for row, (query, split) in enumerate(pairs, start=1)
+    )
 
 
 def test_equal_query_of_an_earlier_split_is_found_whatever_its_case():
     found = find(("Sort it", "train"), ("sort it", "test"), ("plot it", "dev"))
-    assert found == Leaks(1, 0, [Leak("sort it", "test", "Sort it", "train", True)])
+    assert found == Leaks(1, 0, [Leak("sort it", "test", "row 2", "Sort it", "train", "row 1", True)], [])
 
 
 def test_nearly_equal_query_is_found_and_a_different_one_is_not():
     found = find((LONG, "train"), (f"{LONG}?", "dev"), ("how long does a cough last?", "dev"))
-    assert found == Leaks(0, 1, [Leak(f"{LONG}?", "dev", LONG, "train", False)])
+    assert found == Leaks(0, 1, [Leak(f"{LONG}?", "dev", "row 2", LONG, "train", "row 1", False)], [])
 
 
 def test_test_is_compared_with_dev_too():
     found = find(("sort it", "dev"), ("sort it", "test"))
-    assert found.examples == [Leak("sort it", "test", "sort it", "dev", True)]
+    assert found.examples == [Leak("sort it", "test", "row 2", "sort it", "dev", "row 1", True)]
 
 
 def test_queries_within_a_split_and_unsplit_ones_are_no_leaks():
     pairs = [("sort it", "test"), ("Sort it", "test"), ("sort it", UNSPLIT), (None, UNSPLIT), ("plot it", "train")]
-    assert find(*pairs) == Leaks(0, 0, [])
+    assert find(*pairs) == Leaks(0, 0, [], [])
 
 
 def test_every_block_is_looked_at(monkeypatch):
@@ -37,11 +44,70 @@ def test_every_block_is_looked_at(monkeypatch):
     assert [leak.query for leak in find(*test, *train).examples] == [query for query, _ in test]
 
 
-def test_description_has_the_number_and_an_example():
-    found = find(("Sort it", "train"), ("sort it", "test"))
-    assert leaks.describe(found) == (
-        "1 of the queries of dev or test are also in an earlier split, such as 'sort it' (test) and 'Sort it' (train)"
+def test_description_has_the_numbers_an_example_and_the_places_of_the_first_three():
+    queries = ["sort it", "plot it", "close it", "open it"]
+    found = find(
+        *((query, split) for split in ("train", "test") for query in queries), (LONG, "dev"), (f"{LONG}?", "test")
     )
+    assert leaks.describe(found) == (
+        "5 of the queries of dev or test are also in an earlier split (4 in the same words, 1 in nearly the same), "
+        "such as 'sort it' (test, row 5) and 'sort it' (train, row 1); also row 6 and row 2; also row 7 and row 3"
+    )
+
+
+def test_table_has_a_row_for_each_example_or_its_columns_alone():
+    found = leaks.table(find(("Sort it", "train"), ("sort it", "test")))
+    assert found.to_dict("records") == [
+        {
+            "query": "sort it",
+            "split": "test",
+            "origin": "row 2",
+            "other": "Sort it",
+            "other_split": "train",
+            "other_origin": "row 1",
+            "equal": True,
+        }
+    ]
+    none = leaks.table(find(("sort it", "test")))
+    assert none.empty
+    assert none.dtypes.equals(found.dtypes)
+
+
+@pytest.mark.parametrize(
+    ("most", "most_held_out", "bounds"),
+    [(3, 2, []), (2, 2, [Bound("test", 2, 2, 2, 3)]), (3, 1, [Bound("test", 1, 2, 3, 3)])],
+)
+def test_bound_that_leaves_queries_out_is_told(monkeypatch, most, most_held_out, bounds):
+    monkeypatch.setattr(leaks, "MOST", most)
+    monkeypatch.setattr(leaks, "MOST_HELD_OUT", most_held_out)
+    pairs = [
+        ("sort it", "train"),
+        ("plot it", "train"),
+        ("draw it", "dev"),
+        ("what is a path", "test"),
+        ("why", "test"),
+    ]
+    assert find(*pairs).bounds == bounds
+
+
+def test_equal_queries_of_a_given_split_and_those_alone_in_theirs_meet_no_bound(monkeypatch):
+    monkeypatch.setattr(leaks, "MOST_HELD_OUT", 1)
+    twice = [("sort it", "train"), ("plot it", "train"), ("sort it", "test"), ("plot it", "test")]
+    assert find(*twice).bounds == []
+    assert find(("sort it", "test"), ("plot it", "test")).bounds == []
+
+
+def test_bound_is_described_in_numbers():
+    assert leaks.describe_bound(Bound("test", 10_000, 12_000, 90, 90)) == (
+        "nearly equal queries were looked for among 10,000 of 12,000 queries of test and 90 of 90 of earlier splits"
+    )
+
+
+def test_queries_of_a_group_are_counted_but_for_those_of_its_earliest_split():
+    rows = [("a", "train"), ("a", "dev"), ("a", "test"), ("a", "test"), ("b", "dev"), ("b", "test"), ("c", "test")]
+    queries = pd.DataFrame([(group, GIVEN.index(split)) for group, split in rows], columns=["group", "split"])
+    assert leaks.across_splits(queries) == 4
+    assert leaks.across_splits(queries[queries["split"] == GIVEN.index("test")]) == 0
 
 
 def test_queries_too_short_for_a_run_of_three_characters():

@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from reranker import duplicates, leaks
 from reranker.scoring import load_biencoder, load_static, pair_cosines
+from stages import prepare
 
 ROOT = Path(__file__).resolve().parent.parent
 LIGHT = ("prepare", "evaluate", "report")
@@ -233,7 +235,7 @@ def faq(place: Place) -> Place:
 
 def test_file_of_rows_becomes_the_tables(faq):
     line = faq.run("prepare")
-    assert line.startswith("prepare: 120 passages, 80 queries (")
+    assert line.startswith("prepare: 120 passages, 80 queries (")  # no group is cut, no bound is met
     assert "60 of 180 rows dropped, 60 of them as query_without_right_passage -> " in line
     prepared = faq.path / "data" / "prepared"
     passages, queries, judgments = (
@@ -246,7 +248,9 @@ def test_file_of_rows_becomes_the_tables(faq):
     assert right["text_passage"].str.startswith("Take").all()
     tools = told["text"].str.removeprefix("how to use a ").str.removesuffix("?")
     assert [tool in passage for tool, passage in zip(tools, told["text_passage"], strict=True)] == [True] * 120
-    assert json.loads((faq.path / "metrics" / "prepare.json").read_text())["dropped_query_without_right_passage"] == 60
+    figures = json.loads((faq.path / "metrics" / "prepare.json").read_text())
+    assert figures["dropped_query_without_right_passage"] == 60
+    assert figures["queries_with_groups_across_splits"] == 0
     groups = passages.set_index("passage_id")["group"]
     assert passages["group"].isin(passages["passage_id"]).all()
     assert (right["passage_id"].map(groups).groupby(right["group"]).nunique() == 1).all()
@@ -256,6 +260,7 @@ def test_file_of_rows_becomes_the_tables(faq):
     dropped = pd.read_parquet(prepared / "dropped.parquet")
     assert dropped["reason"].tolist() == ["query_without_right_passage"] * 60
     assert dropped["origin"][0] == "data/raw/faq.csv: row 1"
+    assert pd.read_parquet(prepared / "leaks.parquet").empty
 
 
 @pytest.mark.parametrize(
@@ -314,16 +319,49 @@ def test_query_in_two_splits_stops_unless_it_is_allowed(beir):
     path = beir.path / "data" / "raw" / "tools" / "qrels" / "test.tsv"
     path.write_text(f"{path.read_text()}q3\t3\t1\n")
     line = beir.error("prepare")
-    assert line.startswith(
-        "params.yaml: sources: 1 of the queries of dev or test are also in an earlier split, such as 'how to "
+    found = (
+        "1 of the queries of dev or test are also in an earlier split (1 in the same words, 0 in nearly the same), "
+        "such as 'how to use a sharp saw of iron?' (test, data/raw/tools/qrels/test.tsv: row 21) "
+        "and 'how to use a sharp saw of iron?' (train, data/raw/tools/qrels/train.tsv: row 4)"
     )
-    assert line.endswith("; take them out, or set allow_leakage: true")
+    assert line == (
+        f"params.yaml: sources: {found}; take them out, or set allow_leakage: true, "
+        "with which data/prepared/leaks.parquet lists them"
+    )
     beir.set("allow_leakage: false ", "allow_leakage: true ")
-    told = beir.run("prepare")
-    assert told.startswith("prepare: 1 of the queries of dev or test are also in an earlier split, such as ")
+    assert beir.run("prepare").startswith(f"prepare: {found}\n")
+    listed = pd.read_parquet(beir.path / "data" / "prepared" / "leaks.parquet")
+    assert listed[["origin", "other_origin"]].to_numpy().tolist() == [
+        ["data/raw/tools/qrels/test.tsv: row 21", "data/raw/tools/qrels/train.tsv: row 4"]
+    ]
     figures = json.loads((beir.path / "metrics" / "prepare.json").read_text())
     assert (figures["leaked_equal_queries"], figures["leaked_near_queries"]) == (1, 0)
     assert figures["queries_test"] == 21
+
+
+def test_query_of_test_with_the_right_passage_of_one_of_train_is_told_and_counted(beir):
+    path = beir.path / "data" / "raw" / "tools" / "qrels" / "test.tsv"
+    path.write_text(f"{path.read_text()}q60\t3\t1\nq61\t3\t1\nq62\t70\t1\n")
+    assert beir.run("prepare").startswith(
+        "prepare: 2 of the queries of dev or test share a group (a right passage, or nearly the same text) "
+        "with a query of an earlier split, as the sources give the splits\n"
+    )
+    figures = json.loads((beir.path / "metrics" / "prepare.json").read_text())
+    assert figures["queries_with_groups_across_splits"] == 2
+
+
+def test_bounds_that_leave_texts_out_are_told(beir, monkeypatch, capsys):
+    monkeypatch.chdir(beir.path)
+    monkeypatch.setattr(leaks, "MOST", 50)
+    monkeypatch.setattr(duplicates, "MOST", 90)
+    monkeypatch.setattr(prepare, "COUNTED", 85)
+    prepare.main([])
+    assert capsys.readouterr().out.splitlines() == [
+        "prepare: nearly equal queries were looked for among 20 of 20 queries of test and 50 of 60 of earlier splits",
+        "prepare: near-duplicates were looked for among 90 of 96 passages; "
+        "of the others those with the same letters were found",
+        "prepare: lengths in tokens are of 85 of 96 passages",
+    ]
 
 
 def test_columns_that_nobody_uses_are_told(faq):
