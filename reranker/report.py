@@ -18,6 +18,13 @@ from reranker.tables import comparison_rows, count, headline, result_rows
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 SHOWN_ORIGINS = 3
 """Dropped rows that are named for each reason."""
+SHOWN_LEAKS = 5
+"""Leaks of each kind and split that are shown."""
+CUT_TEXT = 120
+"""Characters of a dropped text that are shown."""
+CUT_QUERY = 300
+"""The same of a query in two splits: the words in which two differ may come late."""
+LEAK_COLUMNS = ("query", "split", "other", "other_split", "equal")
 
 
 class Numbers(NamedTuple):
@@ -29,7 +36,9 @@ class Numbers(NamedTuple):
     """evaluate.json."""
     prepare: Mapping[str, object]
     dropped: pd.DataFrame
-    """Some of the dropped rows; columns reason and origin."""
+    """Some of the dropped rows; columns reason, origin, query and passage."""
+    leaks: pd.DataFrame
+    """Some of the queries that stand in two splits; columns `LEAK_COLUMNS`."""
     mine: Mapping[str, object]
     train: Mapping[str, object]
 
@@ -46,8 +55,27 @@ class DropRow(NamedTuple):
 
     reason: str
     rows: str
+    text: str
+    """Of the first of them."""
     origins: str
     """The first few of them."""
+
+
+class LeakRow(NamedTuple):
+    """A query that stands in two splits in the same or nearly the same words."""
+
+    query: str
+    split: str
+    other: str
+    other_split: str
+    likeness: str
+
+
+class LanguageRow(NamedTuple):
+    """The commonest languages of one kind of text."""
+
+    label: str
+    shares: str
 
 
 class TokenRow(NamedTuple):
@@ -75,7 +103,7 @@ def page(numbers: Numbers, pictures: Mapping[str, Picture]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    shown_apart = re.compile("dropped_|refused_|(query|passage)_tokens_")
+    shown_apart = re.compile("dropped_|refused_|(query|passage)_(tokens|language)_")
     counts = {key: value for key, value in numbers.prepare.items() if not shown_apart.match(key)}
     mined = {key: value for key, value in numbers.mine.items() if not shown_apart.match(key)}
     return environment.get_template(TEMPLATE.name).render(
@@ -90,7 +118,9 @@ def page(numbers: Numbers, pictures: Mapping[str, Picture]) -> str:
         figures={name: _inline(picture, name) for name, picture in pictures.items()},
         counts=_facts(counts),
         dropped=_drop_rows(numbers.prepare, numbers.dropped),
+        leaks=_leak_rows(numbers.leaks),
         tokens=_token_rows(numbers.prepare),
+        languages=_language_rows(numbers.prepare),
         mined=_facts(mined),
         refused=_facts(numbers.mine, "refused_"),
         train=_facts(numbers.train),
@@ -116,10 +146,48 @@ def _facts(values: Mapping[str, object], prefix: str = "") -> list[Fact]:
 
 
 def _drop_rows(prepare: Mapping[str, object], dropped: pd.DataFrame) -> list[DropRow]:
-    origins = dropped.groupby("reason")["origin"]
-    first = {reason: ", ".join(of_reason.head(SHOWN_ORIGINS)) for reason, of_reason in origins}
+    groups = dropped.fillna({"query": "", "passage": ""}).groupby("reason")
+    first = {str(reason): (_example(rows), ", ".join(rows["origin"].head(SHOWN_ORIGINS))) for reason, rows in groups}
     reasons = {key.removeprefix("dropped_"): value for key, value in prepare.items() if key.startswith("dropped_")}
-    return [DropRow(_words(reason), _shown(value), first.get(reason, "")) for reason, value in reasons.items()]
+    return [DropRow(_words(reason), _shown(value), *first.get(reason, ("", ""))) for reason, value in reasons.items()]
+
+
+def _example(rows: pd.DataFrame) -> str:
+    """Of the first row the text that the reason names; the other one where that is empty."""
+    row = rows.iloc[0]
+    kinds = ("passage", "query") if row["reason"].startswith("passage") else ("query", "passage")
+    return next((text for kind in kinds if (text := _cut(row[kind], CUT_TEXT))), "")
+
+
+def _leak_rows(leaks: pd.DataFrame) -> list[LeakRow]:
+    shown = leaks.groupby(["split", "equal"], sort=False).head(SHOWN_LEAKS)
+    return [
+        LeakRow(
+            _cut(row["query"], CUT_QUERY),
+            row["split"],
+            _cut(row["other"], CUT_QUERY),
+            row["other_split"],
+            "equal" if row["equal"] else "near",
+        )
+        for row in shown.to_dict("records")
+    ]
+
+
+def _cut(text: str, size: int) -> str:
+    """A text in one line of so many characters at most."""
+    line = " ".join(text.split())
+    return line if len(line) <= size else f"{line[: size - 1].rstrip()}…"
+
+
+def _language_rows(prepare: Mapping[str, object]) -> list[LanguageRow]:
+    found = []
+    for kind, name in (("query", "Queries"), ("passage", "Passages")):
+        prefix = f"{kind}_language_"
+        shares = {key.removeprefix(prefix): float(str(prepare[key])) for key in prepare if key.startswith(prefix)}
+        first = sorted(shares.items(), key=lambda item: (-item[1], item[0]))
+        if first:
+            found.append(LanguageRow(name, ", ".join(f"{code} {share:.1%}" for code, share in first)))
+    return found
 
 
 def _token_rows(prepare: Mapping[str, object]) -> list[TokenRow]:

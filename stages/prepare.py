@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from tokenizers import Tokenizer
 
-from reranker import dataset, leaks
+from reranker import dataset, languages, leaks
 from reranker.cleaning import GIVEN, Cleaner, Limits
 from reranker.errors import UserError, printable
 from reranker.lengths import histogram, percentiles, token_lengths
@@ -25,6 +25,8 @@ from reranker.spool import Spool
 TEXTS = {"query": PATHS.queries, "passage": PATHS.passages}
 COUNTED = 30_000
 """Texts whose tokens are counted: those with the smallest ids, which are hashes."""
+GUESSED = 300
+"""Texts whose language is guessed, the same ones."""
 
 
 def main(arguments: Sequence[str]) -> str:
@@ -87,6 +89,7 @@ def main(arguments: Sequence[str]) -> str:
             "merged_queries": asked - len(plan.queries),
             "near_duplicates_looked_for": plan.compared,
             **tokens,
+            **_languages(),
         },
         PATHS.metrics / "prepare.json",
     )
@@ -151,6 +154,15 @@ def _token_counts(params: Params) -> tuple[dict[str, float], pd.DataFrame]:
         **percentiles(lengths["passage"], "passage_tokens"),
         **{f"passages_beyond_{key}": float((lengths["passage"] > limit).mean()) for key, limit in limits.items()},
     }, histogram(lengths)
+
+
+def _languages() -> dict[str, float]:
+    """Shares of the commonest languages of queries and passages."""
+    return {
+        f"{name}_language_{code}": share
+        for name, path in TEXTS.items()
+        for code, share in languages.commonest(first_texts(path, GUESSED)).items()
+    }
 
 
 if __name__ == "__main__":

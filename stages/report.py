@@ -33,7 +33,8 @@ def main(arguments: Sequence[str]) -> str:
         systems=systems,
         evaluation=evaluation,
         prepare=read_json(PATHS.metrics / "prepare.json"),
-        dropped=read_table(PATHS.dropped, ["reason", "origin"]),
+        dropped=read_table(PATHS.dropped, ["reason", "origin", "query", "passage"]),
+        leaks=read_table(PATHS.leaks, report.LEAK_COLUMNS),
         mine=read_json(PATHS.metrics / "mine.json"),
         train=read_json(PATHS.metrics / "train.json"),
     )

@@ -45,6 +45,9 @@ PREPARE = {
     "dropped_query_short": 17,
     "dropped_passage_empty": 0,
     **{f"{kind}_tokens_{key}": 9 for kind in ("query", "passage") for key in ("p50", "p90", "p99", "max")},
+    "passage_language_de": 0.0266,
+    "passage_language_en": 0.97,
+    "passage_language_zh": 0.0034,
 }
 MINE = {"ndcg@10": 0.5, "negatives": 100, "refused_near_duplicate": 23}
 TRAIN = {"steps": 600, "precision": "float32", "weight_bm25": 0.00004}
@@ -59,8 +62,12 @@ PER_QUERY = pd.DataFrame(
     {"query_id": ["q1", "q2", "q3", "q4"], "retriever": [0.5, 0.3, 1.0, 0.0], "reranker": [1.0, 0.1 + 0.2, 0.5, 1.0]}
 )
 ORIGINS = ["a.csv: row 1", "a.csv: row 8", f"{HOSTILE}: row 9", "a.csv: row 12"]
-DROPPED = pd.DataFrame({"reason": "query_short", "origin": ORIGINS})
-NUMBERS = report.Numbers(SYSTEMS, EVALUATION, PREPARE, DROPPED, MINE, TRAIN)
+DROPPED = pd.DataFrame({"reason": "query_short", "origin": ORIGINS, "query": "sort", "passage": "Sorts."})
+LEAKS = pd.DataFrame(
+    [(f"sort it {number}", "test", HOSTILE, "train", number > 2) for number in range(9)],
+    columns=list(report.LEAK_COLUMNS),
+)
+NUMBERS = report.Numbers(SYSTEMS, EVALUATION, PREPARE, DROPPED, LEAKS, MINE, TRAIN)
 
 
 class Reader(HTMLParser):
@@ -103,8 +110,13 @@ def pictures() -> dict[str, figures.Picture]:
 
 
 @pytest.fixture(scope="module")
-def html() -> str:
-    return report.page(NUMBERS, pictures())
+def drawn() -> dict[str, figures.Picture]:
+    return pictures()
+
+
+@pytest.fixture(scope="module")
+def html(drawn: dict[str, figures.Picture]) -> str:
+    return report.page(NUMBERS, drawn)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +144,8 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, values in {"evaluate": EVALUATION, "prepare": PREPARE, "mine": MINE, "train": TRAIN}.items():
         (folder / f"{name}.json").write_text(json.dumps(values), encoding="utf-8")
     (tmp_path / "data" / "prepared").mkdir(parents=True)
-    DROPPED.to_parquet(tmp_path / "data" / "prepared" / "dropped.parquet")
+    for name, table in {"dropped": DROPPED, "leaks": LEAKS}.items():
+        table.to_parquet(tmp_path / "data" / "prepared" / f"{name}.parquet")
     return folder
 
 
@@ -152,8 +165,9 @@ def test_page_shows_every_figure_of_prepare_mine_and_train(read: Reader) -> None
         ["Queries of faq", "1,000"],
         ["NDCG@10 retriever of faq", "0.510"],
         ["Rows", "48,211"],
-        ["Query short", "17", ", ".join(ORIGINS[:3])],
-        ["Passage empty", "0", ""],
+        ["Query short", "17", "sort", ", ".join(ORIGINS[:3])],
+        ["Passage empty", "0", "", ""],
+        ["Passages", "en 97.0%, de 2.7%, zh 0.3%"],
         ["Queries", "9", "9", "9", "9"],
         ["NDCG@10", "0.500"],
         ["Near duplicate", "23"],
@@ -162,6 +176,59 @@ def test_page_shows_every_figure_of_prepare_mine_and_train(read: Reader) -> None
         ["Weight bm25", "4e-05"],
     ]
     assert [row for row in expected if row not in read.rows] == []
+
+
+def dropped_texts(drawn: dict[str, figures.Picture], *rows: tuple[str, str | None, str | None]) -> dict[str, str]:
+    """What the page shows of dropped rows of a reason, a query and a passage, by the reason."""
+    dropped = pd.DataFrame(rows, columns=["reason", "query", "passage"]).assign(origin="a.csv: row 1")
+    counts = {f"dropped_{reason}": 1 for reason, _, _ in rows}
+    reader = Reader()
+    reader.feed(report.page(NUMBERS._replace(dropped=dropped, prepare=counts), drawn))
+    assert "script" not in reader.tags
+    found = {reason: reason.replace("_", " ").capitalize() for reason, _, _ in rows}
+    return {reason: row[2] for reason, words in found.items() for row in reader.rows if row[0] == words}
+
+
+def test_first_dropped_row_of_a_reason_is_shown_as_text_with_what_the_reason_names(
+    drawn: dict[str, figures.Picture],
+) -> None:
+    hostile = "<script>alert(1)</script>"
+    rows = [
+        ("passage_short", "how to?", hostile),
+        ("passage_short", "how to?", "the second one"),
+        ("query_short", hostile, "a passage"),
+        ("query_empty", "", "its passage"),
+        ("passage_empty", "its query", " "),
+        ("not_unicode", None, "of the corpus"),
+    ]
+    assert dropped_texts(drawn, *rows) == {
+        "passage_short": hostile,
+        "query_short": hostile,
+        "query_empty": "its passage",
+        "passage_empty": "its query",
+        "not_unicode": "of the corpus",
+    }
+
+
+def test_long_example_is_one_line_and_ends_with_an_ellipsis(drawn: dict[str, figures.Picture]) -> None:
+    found = dropped_texts(drawn, ("query_long", "sort  it\n" * 99, "a"), ("query_short", "x" * report.CUT_TEXT, "a"))
+    assert len(found["query_long"]) <= report.CUT_TEXT
+    assert found["query_long"].startswith("sort it sort it")
+    assert found["query_long"].endswith("…")
+    assert found["query_short"] == "x" * report.CUT_TEXT
+
+
+def test_first_leaks_of_each_kind_are_shown(read: Reader) -> None:
+    shown = [row for row in read.rows if row[1:3] == ["test", HOSTILE]]
+    near = [[f"sort it {number}", "test", HOSTILE, "train", "near"] for number in range(3)]
+    equal = [[f"sort it {number}", "test", HOSTILE, "train", "equal"] for number in range(3, 8)]
+    assert shown == near + equal
+
+
+def test_page_without_leaks_and_languages_has_no_such_tables(html: str, drawn: dict[str, figures.Picture]) -> None:
+    bare = report.page(NUMBERS._replace(leaks=LEAKS[:0], prepare={}), drawn)
+    assert bare.count("<table") == html.count("<table") - 4  # nor counts and lengths
+    assert "leaks.parquet" not in bare
 
 
 def test_names_are_escaped_in_tables_figures_and_alternative_texts(html: str, read: Reader) -> None:
@@ -270,6 +337,7 @@ def test_stage_writes_the_page_and_four_pictures_and_ends_with_the_table(tmp_pat
     ("name", "stage"),
     [
         ("../data/prepared/dropped.parquet", "prepare"),
+        ("../data/prepared/leaks.parquet", "prepare"),
         ("systems.csv", "evaluate"),
         ("per_query.csv", "evaluate"),
         ("evaluate.json", "evaluate"),
