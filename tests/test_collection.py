@@ -4,9 +4,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from damage import FUZZED, damaged
 from prepared import clean, tables
 from reranker.errors import UserError
 from reranker.params import BeirSource, CollectionSource
@@ -245,15 +246,12 @@ def test_folder_whose_name_is_too_long_is_refused(folder: Path):
         examples(BeirSource(beir=f"data/raw/{'x' * 300}"))
 
 
-@settings(max_examples=300, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(["corpus.jsonl", "queries.jsonl", "qrels/train.tsv", "qrels/test.tsv"]), st.data())
+@pytest.mark.parametrize("name", ["corpus.jsonl", "queries.jsonl", "qrels/train.tsv", "qrels/test.tsv"])
+@FUZZED
+@given(data=st.data())
 def test_damage_anywhere_ends_in_rows_or_one_line(folder: Path, name: str, data: st.DataObject):
     whole = (folder / name).read_bytes()
-    content = bytearray(whole)
-    for _ in range(data.draw(st.integers(1, 3))):
-        at = data.draw(st.integers(0, len(content) - 1))
-        content[at : at + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=4))
-    (folder / name).write_bytes(bytes(content))
+    (folder / name).write_bytes(data.draw(damaged(whole)))
     with suppress(UserError):
         found = examples(SMALL)
         if len(clean(found).rows):

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from damage import FUZZED
 from reranker.errors import UserError
 from reranker.params import Columns, FileSource
 from reranker.records import Example
@@ -107,6 +110,43 @@ def test_score_in_place_of_a_label_is_told(cell, told):
     with pytest.raises(UserError) as caught:
         examples(table({"question": "How?", "answer": ["So."], "good": [cell]}), LABELLED)
     assert str(caught.value).endswith("; a score is no relevance") == told
+
+
+def test_cell_that_is_nested_too_deeply_to_be_shown_is_named():
+    cell: list[object] = []
+    for _ in range(10_000):
+        cell = [cell]
+    with pytest.raises(UserError, match=r"row 1: column 'answer' holds \[\[\[.*; a text is wanted"):
+        examples(table({"question": "How?", "answer": cell}), PAIR)
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
+CELLS = SCALARS | st.recursive(SCALARS, lambda cells: st.lists(cells) | st.dictionaries(st.text(), cells), max_leaves=9)
+ROWS = st.fixed_dictionaries(
+    {},
+    optional={
+        "question": st.text() | CELLS,
+        "answer": st.text() | st.lists(st.text(), max_size=2) | CELLS,
+        "good": st.integers(-1, 3) | st.lists(st.integers(0, 3), max_size=2) | CELLS,
+        "wrong": st.text() | st.lists(st.text(), max_size=2) | CELLS,
+    },
+)
+
+
+@FUZZED
+@given(st.lists(ROWS, min_size=1, max_size=3), st.booleans())
+def test_any_damage_of_cells_ends_in_examples_or_one_line(rows, labelled):
+    found = Table("a.csv", ["question", "answer", "good", "wrong"], iter(rows), lambda: 0.0)
+    named = Columns(query="question", passage="answer", label="good" if labelled else None, negatives=["wrong"])
+    kept: list[Example] = []
+    message = "a.csv: row 1"
+    try:
+        kept = examples(found, named)
+    except UserError as error:
+        message = str(error)
+    assert message.startswith("a.csv: row ")
+    assert all(isinstance(example.query, str) and isinstance(example.passage, str) for example in kept)
+    assert all(type(example.relevance) is int and example.relevance >= 0 for example in kept)
 
 
 def test_lists_of_two_lengths_are_named():

@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from damage import FUZZED, damaged
 from reranker.errors import UserError
 from reranker.sources import columnar, files, streams
 
@@ -62,6 +63,7 @@ CONTENT = {
     "file.arrow": arrow(ROWS, pa.ipc.new_file),
     "stream.arrow": arrow(ROWS, pa.ipc.new_stream),
 }
+TREC = b"301 0 FR940202-2-00150 1\n301\t0\tFR940405-1-00029 -2\r\n302 Q0 LA0101-90 0\n"
 CONTENT |= {"a.ndjson": CONTENT["a.jsonl"], "lines.json": CONTENT["a.jsonl"]}
 TEXTS = [name for name, content in CONTENT.items() if not name.endswith(("parquet", "arrow"))]
 CONTENT |= {f"{name}.gz": gzip.compress(CONTENT[name]) for name in TEXTS}
@@ -322,6 +324,14 @@ def test_folder_that_datasets_did_not_save_is_named(tmp_path):
 
 
 @pytest.fixture
+def splits(tmp_path: Path) -> Path:
+    """The folder of two splits."""
+    both = {"train": datasets.Dataset.from_list(ROWS[:2]), "test": datasets.Dataset.from_list(ROWS[2:])}
+    datasets.DatasetDict(both).save_to_disk(tmp_path / "both")
+    return tmp_path / "both"
+
+
+@pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """The folder of a data set in two files."""
     datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved", num_shards=2)
@@ -371,16 +381,26 @@ def test_saved_file_that_is_a_link_to_elsewhere_is_refused(saved, tmp_path):
     assert "data-00000-of-00002.arrow: leads out of" in problem(saved)
 
 
-@settings(max_examples=300, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(sorted(CONTENT)), st.data())
+@pytest.mark.parametrize("name", [*CONTENT, "a.qrels"])
+@FUZZED
+@given(data=st.data())
 def test_damage_anywhere_ends_in_rows_or_one_line(write, name, data):
-    content = bytearray(CONTENT[name])
-    for _ in range(data.draw(st.integers(1, 3))):
-        at = data.draw(st.integers(0, len(content) - 1))
-        content[at : at + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=4))
-    path = write(name, bytes(content))
+    content = TREC if name == "a.qrels" else CONTENT[name]
+    path = write(name, data.draw(damaged(content)))
     with suppress(UserError):
         assert all(isinstance(row, dict) for row in files.read(path, WANTED).rows)
+
+
+@pytest.mark.parametrize("name", ["state.json", "dataset_dict.json", "data-00000-of-00001.arrow"])
+@FUZZED
+@given(data=st.data())
+def test_damage_of_a_saved_folder_ends_in_rows_or_one_line(splits, name, data):
+    file = splits / (name if name == "dataset_dict.json" else f"train/{name}")
+    whole = file.read_bytes()
+    file.write_bytes(data.draw(damaged(whole)))
+    with suppress(UserError):
+        assert all(isinstance(row, dict) for row in files.read(splits, WANTED).rows)
+    file.write_bytes(whole)
 
 
 @pytest.fixture

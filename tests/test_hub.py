@@ -1,9 +1,14 @@
 import json
 import logging
+from contextlib import suppress
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from damage import FUZZED, damaged
 from reranker.errors import UserError
 from reranker.params import HubSource
 from reranker.records import UNSPLIT, Example
@@ -178,3 +183,30 @@ def test_folder_elsewhere_is_refused(folder: Path):
     folder.rename("tools")
     with pytest.raises(UserError, match="'tools' is not in data/raw/; move it there"):
         examples(hub="tools")
+
+
+@pytest.fixture
+def kinds(folder: Path) -> dict[str, bytes]:
+    """What the folder's files hold, by name; a file of rows in each of the formats."""
+    frame = pd.read_json(folder / "train.jsonl", lines=True)
+    return {
+        "README.md": (folder / "README.md").read_bytes(),
+        "train.jsonl": (folder / "train.jsonl").read_bytes(),
+        "train.json": frame.to_json(orient="records").encode(),
+        "train.csv": frame.to_csv(index=False).encode(),
+        "train.parquet": frame.to_parquet(),
+    }
+
+
+@pytest.mark.parametrize("name", ["README.md", "train.jsonl", "train.json", "train.csv", "train.parquet"])
+@FUZZED
+@given(data=st.data())
+def test_damage_anywhere_ends_in_rows_or_one_line(
+    folder: Path, kinds: dict[str, bytes], name: str, data: st.DataObject
+):
+    (folder / name).write_bytes(data.draw(damaged(kinds[name])))
+    if name != "README.md":
+        readme = kinds["README.md"].replace(b"train.jsonl", name.encode())
+        (folder / "README.md").write_bytes(readme)
+    with suppress(UserError):
+        assert all(isinstance(example, Example) for example in examples())

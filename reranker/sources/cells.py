@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import reprlib
 from collections.abc import Sequence
 
 from reranker.errors import UserError
@@ -91,5 +92,5 @@ def number(cell: object, where: str, column: str, lowest: float, highest: float,
 
 
 def _short(cell: object) -> str:
-    shown = repr(cell)
+    shown = reprlib.repr(cell)  # JSON may be nested deeper than `repr` can follow
     return shown if len(shown) <= 40 else f"{shown[:37]}..."

@@ -7,9 +7,26 @@ from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 
+import pyarrow as pa
+import yaml
+
 from reranker.errors import UserError
 from reranker.progress import quiet_libraries
 from reranker.sources import files
+
+FAILURES = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    NotImplementedError,
+    MemoryError,
+    RecursionError,
+    pa.ArrowException,
+    yaml.YAMLError,
+)
+"""What `datasets` ends with where a file, or what its README.md says of the files, is damaged; it checks neither."""
 
 
 def read(
@@ -45,13 +62,14 @@ def read(
     quiet_libraries()
     import datasets  # takes a second, which other sources need not wait for
 
-    datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs of a damaged file is in the error too
+    for library in ("datasets", "huggingface_hub"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # what they log of a damaged file is in the error too
 
     @contextmanager
     def failing() -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        except (*FAILURES, datasets.exceptions.DatasetsError) as error:
             hint = "" if here else "; set HF_HUB_OFFLINE=0 to reach the Hub"
             raise UserError(f"{name}: could not be read: {' '.join(str(error).split())}{hint}") from None
         except StopIteration:
