@@ -73,6 +73,14 @@ def test_parts_say_how_far_the_corpus_is_read_and_which_columns_nobody_uses(fold
     assert parts[0].unused == ["metadata"]
 
 
+def test_unused_columns_of_queries_and_judgments_are_told_once_each(folder: Path):
+    (folder / "queries.jsonl").write_bytes(lines([row | {"metadata": {}, "asked": 1} for row in QUERIES]))
+    for name, row in (("train", "q1\t1\t2\tme"), ("test", "q2\t2\t1\tme")):
+        (folder / f"qrels/{name}.tsv").write_text(f"query-id\tcorpus-id\tscore\tjudge\n{row}\n")
+    [part] = reading.read(SMALL)
+    assert part.unused == ["metadata", "asked", "judge"]
+
+
 @pytest.mark.parametrize("missing", [{0, 1, 2}, {0}, {2}])
 def test_passage_may_lack_its_title(folder: Path, monkeypatch: pytest.MonkeyPatch, missing: set[int]):
     monkeypatch.setattr(streams, "ROWS", 2)

@@ -1,11 +1,15 @@
+from collections import Counter
 from collections.abc import Iterator
 from operator import length_hint
 from pathlib import Path
 
+import datasets
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import mine_hard_negatives
 
 from damage import FUZZED
 from reranker.errors import UserError
@@ -229,6 +233,50 @@ def test_quotation_marks_are_text_where_the_source_says_so(tmp_path, monkeypatch
     source = FileSource(files=["data/raw/a.tsv"], columns=PAIR, header=["question", "answer"], quoted=False)
     [part] = reading.read(source)
     assert part.examples == [Example("data/raw/a.tsv: row 1", '"How" so?', '"So.')]
+
+
+MINED = {
+    "triplet": {"negatives": ["negative"]},
+    "n-tuple": {"negatives": ["negative_1", "negative_2"]},
+    "labeled-pair": {"label": "label"},
+    "labeled-list": {"label": "labels"},
+}
+ASKED = {
+    "sort the list": "order numbers",
+    "read csv": "read the csv file",
+    "write a table": "write to a file",
+    "shortest path": "find the path in a graph",
+    "green apples": "red and green apples",
+}
+
+
+def mined(biencoder: str, output_format: str, **options: object) -> datasets.Dataset:
+    """What `mine_hard_negatives` makes of five pairs."""
+    pairs = datasets.Dataset.from_dict({"anchor": list(ASKED), "positive": list(ASKED.values())})
+    return mine_hard_negatives(
+        pairs, SentenceTransformer(biencoder), num_negatives=2, output_format=output_format, verbose=False, **options
+    )
+
+
+@pytest.mark.parametrize("output_format", MINED)
+def test_mined_negatives_are_read_in_each_format(tmp_path, monkeypatch, biencoder, output_format):
+    monkeypatch.chdir(tmp_path)
+    mined(biencoder, output_format).save_to_disk("data/raw/mined")
+    named = Columns.model_validate({"query": "anchor", "passage": "positive", **MINED[output_format]})
+    [part] = reading.read(FileSource(files={"unsplit": ["data/raw/mined"]}, columns=named))
+    assert not part.unused
+    judged = {(example.query, example.passage): example.relevance for example in part.examples}
+    assert {pair for pair, relevance in judged.items() if relevance == 1} == set(ASKED.items())
+    wrong = [(query, passage) for (query, passage), relevance in judged.items() if relevance == 0]
+    assert Counter(query for query, _ in wrong) == dict.fromkeys(ASKED, 2)
+    assert {passage for _, passage in wrong} <= set(ASKED.values())
+
+
+@pytest.mark.parametrize(("output_format", "label"), [("labeled-pair", "score"), ("labeled-list", "scores")])
+def test_scores_of_mined_negatives_are_no_labels(biencoder, output_format, label):
+    found = mined(biencoder, output_format, output_scores=True)
+    with pytest.raises(UserError, match=rf"row 1: column '{label}' holds 0\.\d+; a whole .*; a score is no relevance$"):
+        examples(table(*found.to_list()), Columns(query="anchor", passage="positive", label=label))
 
 
 def test_several_files_are_read_one_after_the_other(tmp_path, monkeypatch):

@@ -69,14 +69,15 @@ def read(source: CollectionSource | BeirSource) -> Iterator[Part]:
     optional = ["title"] if isinstance(source, BeirSource) else []
     if isinstance(source, BeirSource):
         source = beir(source.beir)
-    queries = _queries(source.queries)
-    judged = _judgments(source.judgments, queries)
+    queries, unused = _queries(source.queries)
+    judged, also_unused = _judgments(source.judgments, queries)
+    unused += also_unused
     seen: set[str] = set()
     paths = files.find(source.corpus.files)
     columns = source.corpus.columns
     for number, path in enumerate(paths):
         table = files.read(path, columns.names(), source.corpus.header, source.corpus.quoted)
-        unused = cells.require(table, columns.names(), optional)
+        unused += cells.require(table, columns.names(), optional)
         done = 0
         for some in together(table.rows):
             examples: list[Example] = []
@@ -88,31 +89,35 @@ def read(source: CollectionSource | BeirSource) -> Iterator[Part]:
                 for one in judged.pop(identifier, []):
                     examples.append(Example(one.where, one.query, passage, one.relevance, one.split))
             done += len(some)
-            yield Part(examples, (number + table.share()) / len(paths), unused)
+            yield Part(examples, (number + table.share()) / len(paths), list(dict.fromkeys(unused)))
     for identifier, [first, *_] in judged.items():
         raise UserError(f"{first.where}: the corpus has no passage with the id '{identifier}'")
 
 
-def _queries(source: Queries) -> dict[str, str]:
+def _queries(source: Queries) -> tuple[dict[str, str], list[str]]:
+    """The queries by their ids, and the columns that nothing is read from."""
     found: dict[str, str] = {}
     seen: set[str] = set()
+    unused: list[str] = []
     for path in files.find(source.files):
         table = files.read(path, source.columns.names(), source.header, source.quoted)
-        cells.require(table, source.columns.names())
+        unused += cells.require(table, source.columns.names())
         for line, row in enumerate(table.rows, start=1):
             where = f"{path}: row {line}"
             identifier = _new_id(row, where, source.columns.id, seen)
             found[identifier] = cells.text(row.get(source.columns.text), where, source.columns.text)
-    return found
+    return found, unused
 
 
-def _judgments(source: Judgments, queries: Mapping[str, str]) -> dict[str, list[Judged]]:
+def _judgments(source: Judgments, queries: Mapping[str, str]) -> tuple[dict[str, list[Judged]], list[str]]:
+    """What was said of each passage, by its id, and the columns that nothing is read from."""
     found: dict[str, list[Judged]] = defaultdict(list)
+    unused: list[str] = []
     columns = source.columns
     for split, named in source.files.items():
         for path in files.find(named):
             table = files.read(path, columns.names(), source.header, source.quoted)
-            cells.require(table, columns.names())
+            unused += cells.require(table, columns.names())
             for line, row in enumerate(table.rows, start=1):
                 where = f"{path}: row {line}"
                 query = cells.identifier(row.get(columns.query), where, columns.query)
@@ -123,7 +128,7 @@ def _judgments(source: Judgments, queries: Mapping[str, str]) -> dict[str, list[
                 if columns.label is not None:
                     relevance = cells.relevance(row.get(columns.label), where, columns.label, negative=True)
                 found[passage].append(Judged(where, queries[query], relevance, split))
-    return found
+    return found, unused
 
 
 def _new_id(row: files.Row, where: str, column: str, seen: set[str]) -> str:
