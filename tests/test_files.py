@@ -196,6 +196,8 @@ def test_key_that_comes_later_is_no_column(write):
         ("a.parquet", CONTENT["a.parquet"][:-20], "could not be read ("),
         ("a.arrow", CONTENT["file.arrow"][:40], "could not be read ("),
         ("a.arrow", b"no arrow at all", "could not be read ("),
+        ("a.arrow", CONTENT["stream.arrow"].replace(b"answer", b"\x80nswer"), "could not be read ("),
+        ("a.arrow", CONTENT["file.arrow"].replace(b"answer", b"\x80nswer"), "could not be read ("),
         ("a.csv.gz", gzip.compress(CONTENT["a.csv"] * 99)[:-20], "could not be read ("),
         ("a.csv.gz", CONTENT["a.csv"], "begins like text, not like gzip; rename it to what it is"),
         ("a.csv", CONTENT["a.parquet"], "begins like Parquet, not like text; rename it to what it is"),

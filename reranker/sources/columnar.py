@@ -35,6 +35,7 @@ def parquet(path: Path, wanted: Sequence[str]) -> Table:
         texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
         # slower, but what is there once is in memory once
         coded = pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20, read_dictionary=texts)
+        names = plain.schema_arrow.names
         columns = _columns(path, plain.schema_arrow, wanted)
 
     def batches() -> Iterator[tuple[Path, Any, float]]:
@@ -46,7 +47,7 @@ def parquet(path: Path, wanted: Sequence[str]) -> Table:
                 done += batch.num_rows
                 yield path, batch, done / max(plain.metadata.num_rows, 1)
 
-    return _table(path, plain.schema_arrow.names, batches(), columns)
+    return _table(path, names, batches(), columns)
 
 
 def _may_be_long(column: Any) -> bool:
@@ -70,13 +71,15 @@ def arrow(path: Path, wanted: Sequence[str], parts: Sequence[Path] = ()) -> Tabl
     """
     parts = parts or [path]
     schema, _ = _opened(parts[0])
+    with failing(path):
+        names, columns = schema.names, _columns(path, schema, wanted)
 
     def batches() -> Iterator[tuple[Path, Any, float]]:
         for number, part in enumerate(parts):
             for batch, share in _opened(part)[1]:
                 yield part, batch, (number + share) / len(parts)
 
-    return _table(path, schema.names, batches(), _columns(path, schema, wanted))
+    return _table(path, names, batches(), columns)
 
 
 def _opened(path: Path) -> tuple[Any, Iterator[tuple[Any, float]]]:
