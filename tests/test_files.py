@@ -457,7 +457,7 @@ def test_link_is_followed_inside_the_watched_folder_and_into_the_cache_of_dvc(ra
 def test_link_that_leads_elsewhere_is_refused(raw, tmp_path, target):
     (tmp_path / "secret.csv").touch()
     (raw / "loop.tsv").symlink_to(target)
-    with pytest.raises(UserError, match=r"^data/raw/loop\.tsv: leads out of data/raw/, to .*; move the file there"):
+    with pytest.raises(UserError, match=r"^data/raw/loop\.tsv: leads out of data/raw/, to .*; move that file into it"):
         files.find(["data/raw/*.tsv"])
 
 

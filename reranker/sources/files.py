@@ -62,7 +62,7 @@ def inside(path: Path, folder: Path = RAW) -> Path:
             return path
     except (OSError, RuntimeError, ValueError):  # a link to itself, a name that cannot be one
         target = path
-    raise UserError(f"{path}: leads out of {folder}/, to {target}; move the file there, where DVC sees its changes")
+    raise UserError(f"{path}: leads out of {folder}/, to {target}; move that file into it, where DVC sees changes")
 
 
 def find(named: Sequence[str]) -> list[Path]:
