@@ -33,18 +33,19 @@ def near_duplicates(texts: Sequence[str], threshold: float) -> NDArray[np.int64]
     Returns:
         Places in `texts`; shape (pairs, 2).
     """
-    runs = [_runs(text) for text in texts]
+    sets = [runs(text) for text in texts]
     index = MinHashLSH(threshold=threshold - MARGIN, num_perm=128, weights=(0.1, 0.9))  # a miss is worse than a look
     found = []
-    signatures = MinHash.generator((own.tolist() for own in runs), num_perm=128, hashfunc=int)
+    signatures = MinHash.generator((own.tolist() for own in sets), num_perm=128, hashfunc=int)
     for place, signature in track(enumerate(signatures), "prepare: near-duplicates", "passages", len(texts)):
         others = sorted(index.query(signature))[:LOOKS]
-        found += [(other, place) for other in others if _likeness(runs[other], runs[place]) >= threshold]
+        found += [(other, place) for other in others if _likeness(sets[other], sets[place]) >= threshold]
         index.insert(place, signature, check_duplication=False)
     return np.array(sorted(found), np.int64).reshape(-1, 2)
 
 
-def _runs(text: str) -> NDArray[np.uint32]:
+def runs(text: str) -> NDArray[np.uint32]:
+    """Hashes of the distinct runs of `WORDS` words of a text, letter case aside; one at least, sorted."""
     words = re.findall(r"\w+", text.casefold()) or [text]
     starts = range(max(len(words) - WORDS + 1, 1))
     return np.unique(

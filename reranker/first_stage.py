@@ -224,7 +224,8 @@ def _by_query(queries: Places) -> list[tuple[int, Places]]:
     """Each distinct query with the rows that have it."""
     order = np.argsort(queries, kind="stable")
     distinct, starts = np.unique(queries[order], return_index=True)
-    return list(zip(distinct.tolist(), np.split(order, starts[1:]), strict=True))
+    parts = np.split(order, starts[1:])[: len(distinct)]  # of no queries it makes one part
+    return list(zip(distinct.tolist(), parts, strict=True))
 
 
 def _check_finite(vectors: Vectors, what: str) -> None:

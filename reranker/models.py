@@ -57,7 +57,7 @@ def resolve(name: str) -> str:
         if is_static(weights):
             raise UserError(
                 f"params.yaml: model '{name}' is a static embedding, which is no transformer to fine-tune; "
-                "it can be the retriever_model and the static_model"
+                "it can be the retriever and the static_model"
             )
         return str(weights.parent)
     if Path(name).is_dir():

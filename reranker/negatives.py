@@ -1,20 +1,37 @@
-"""Which candidates become hard negatives, and the guards against false ones.
+"""Which candidates become hard negatives.
 
-The filters have the names of `sentence_transformers.util.mine_hard_negatives` and its meaning but for two
-points: a margin is kept from the best-ranked right passage instead of the lowest one, and the range counts
-the candidates that a guard refuses. Beyond them, a candidate is refused as a probably unlabelled right answer
-when it answers another query of the same group, or is nearly the same text as a right passage.
+The filters have the names of `sentence_transformers.util.mine_hard_negatives` and its meaning: margins are kept from
+the lowest score of a right passage, and the range counts the candidates that nothing refuses. Beyond them, the guards
+of `reranker.guards` refuse what is probably an unlabelled right answer.
+
+Queries and passages are known by their places in the tables here; nothing is held for each query but its candidates.
 """
 
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from reranker.records import Tables
+from reranker.guards import GUARDS, Guards
+from reranker.judged import Judged, Places, contains, entries
+from reranker.progress import progress
+from reranker.retrieval import FirstStage
 
-GUARDS = ("group_positive", "near_duplicate", "absolute_margin", "relative_margin", "max_score", "min_score")
+Scores = NDArray[np.float32]
+ScorePairs = Callable[[Places, Places], NDArray[np.floating]]
+"""Of the queries' and the passages' places, shape (pairs,) each."""
+
+FILTERS = ("absolute_margin", "relative_margin", "max_score", "min_score")
+REASONS = (*GUARDS, *FILTERS)
+"""Why a candidate is refused; the first that applies counts."""
+TAKEN, KEPT = -1, 0
+"""In the place of a reason: no candidate, for it is judged or there is none; not refused."""
+BLOCK = 1024
+"""Queries that are looked at together."""
+TRIES = 4
+"""Random passages that are drawn for each that is wanted: a draw may hit one that must not be taken."""
 
 
 class Filters(NamedTuple):
@@ -23,233 +40,287 @@ class Filters(NamedTuple):
     num_negatives: int
     """Hard negatives per query."""
     range_min: int
-    """First rank, counted from 0 after the judged passages are taken out."""
+    """Rank, from 0, of the first candidate that is taken, of those that nothing refuses."""
     range_max: int
     """Rank before which to stop."""
     sampling: str
-    """`top` takes the first that pass, `random` any."""
-    absolute_margin: float | None
-    """Lowest distance below the score of the best right passage."""
-    relative_margin: float | None
+    """`top` takes the first of the range, `random` any, `buckets` one of each of `num_negatives` equal parts."""
+    absolute_margin: float | None = None
+    """Lowest distance below the lowest score of a right passage."""
+    relative_margin: float | None = None
     """The same as a share of that score's magnitude."""
-    max_score: float | None
-    min_score: float | None
+    max_score: float | None = None
+    min_score: float | None = None
 
 
-def refusals(
-    pool: pd.DataFrame,
-    filters: Filters,
-    *,
-    positive_scores: pd.Series,
-    group_positives: pd.MultiIndex,
-    near_duplicates: NDArray[np.bool_],
-) -> pd.Series:
-    """Why each candidate may not be a negative; an empty string where it may.
+class Pool(NamedTuple):
+    """Queries and their candidates, best first; padded with position -1 and score -inf."""
 
-    Args:
-        pool: candidates of training queries without their judged passages; columns query_id, passage_id, score.
-        filters: see `Filters`.
-        positive_scores: highest score of a right passage by query_id.
-        group_positives: pairs (query_id, passage_id) that are right for a query of the same group.
-        near_duplicates: for each row of `pool`, whether it is nearly the same text as a right passage.
-
-    Returns:
-        The first guard that applies, a name of `GUARDS`, with the index of `pool`.
-
-    Raises:
-        ValueError: a query of `pool` has no positive score.
-    """
-    positive = pool["query_id"].map(positive_scores)
-    if positive.isna().any():
-        raise ValueError("a query has no score of a right passage, so no margin can be kept from it")
-    pairs = pd.MultiIndex.from_frame(pool[["query_id", "passage_id"]])
-    never = pd.Series(False, index=pool.index)
-    refused = {
-        "group_positive": pairs.isin(group_positives),
-        "near_duplicate": near_duplicates,
-        "absolute_margin": never
-        if filters.absolute_margin is None
-        else pool["score"] > positive - filters.absolute_margin,
-        "relative_margin": never
-        if filters.relative_margin is None
-        else pool["score"] > positive - positive.abs() * filters.relative_margin,
-        "max_score": never if filters.max_score is None else pool["score"] > filters.max_score,
-        "min_score": never if filters.min_score is None else pool["score"] < filters.min_score,
-    }
-    reasons = np.select([np.asarray(refused[guard]) for guard in GUARDS], GUARDS, default="")
-    return pd.Series(reasons, index=pool.index, dtype="str")
-
-
-def choose(pool: pd.DataFrame, filters: Filters, *, seed: int) -> pd.DataFrame:
-    """The hard negatives of each query from the candidates that no guard refused.
-
-    Args:
-        pool: candidates sorted by query_id and rank; columns query_id, passage_id, score, position (rank
-            from 0 with the judged passages taken out), reason.
-        filters: see `Filters`.
-        seed: of random sampling; sampling does not depend on the other queries.
-
-    Returns:
-        Columns query_id, passage_id, score; sorted by query_id and the order of preference.
-    """
-    usable = pool[(pool["reason"] == "") & pool["position"].between(filters.range_min, filters.range_max - 1)]
-    if filters.sampling == "random":
-        lot = pd.util.hash_pandas_object(
-            usable["query_id"] + usable["passage_id"], index=False, hash_key=f"{seed:016d}"
-        )
-        usable = usable.assign(lot=lot.to_numpy()).sort_values(["query_id", "lot"], kind="stable")
-    chosen = usable[usable.groupby("query_id").cumcount() < filters.num_negatives]
-    return chosen[["query_id", "passage_id", "score"]].reset_index(drop=True)
-
-
-def choose_random(
-    query_ids: pd.Series, passage_ids: pd.Series, forbidden: pd.MultiIndex, number: int, *, seed: int
-) -> pd.DataFrame:
-    """Passages from anywhere in the corpus, so that the reranker also sees easy ones.
-
-    Args:
-        query_ids: the training queries.
-        passage_ids: the corpus.
-        forbidden: pairs (query_id, passage_id) that must not be drawn; a draw that hits one is left out.
-        number: draws per query.
-        seed: of the draws.
-
-    Returns:
-        Columns query_id, passage_id.
-    """
-    generator = np.random.default_rng(seed)
-    drawn = pd.DataFrame(
-        {
-            "query_id": np.repeat(query_ids.to_numpy(), number),
-            "passage_id": passage_ids.to_numpy()[generator.integers(0, len(passage_ids), size=len(query_ids) * number)],
-        }
-    ).drop_duplicates()
-    return drawn[~pd.MultiIndex.from_frame(drawn).isin(forbidden)].reset_index(drop=True)
-
-
-def near_duplicate_pairs(
-    pool: pd.DataFrame, judgments: pd.DataFrame, passages: pd.DataFrame, vectors: NDArray[np.float32], similarity: float
-) -> NDArray[np.bool_]:
-    """Whether each candidate is nearly the same text as a right passage of its query.
-
-    Nearly the same is a passage of one group, or a cosine of at least `similarity` between the passages' own
-    vectors.
-
-    Args:
-        pool: columns query_id, passage_id.
-        judgments: columns query_id, passage_id of right passages.
-        passages: columns passage_id, group.
-        vectors: one normalised vector per passage, in the order of `passages`; shape (passages, dimensions).
-        similarity: cosine from which two passages count as the same.
-    """
-    position = pd.Series(np.arange(len(passages)), index=passages["passage_id"])
-    groups = pd.factorize(passages["group"])[0]
-    pairs = pool[["query_id", "passage_id"]].reset_index(drop=True).reset_index(names="row")
-    pairs = pairs.merge(judgments[["query_id", "passage_id"]], on="query_id", suffixes=("", "_right"))
-    here, right = (position[pairs[column]].to_numpy() for column in ("passage_id", "passage_id_right"))
-    same = groups[here] == groups[right]
-    for start in range(0, len(pairs), 100_000):
-        part = slice(start, start + 100_000)
-        same[part] |= np.einsum("ij,ij->i", vectors[here[part]], vectors[right[part]]) >= similarity
-    found = np.zeros(len(pool), dtype=bool)
-    np.logical_or.at(found, pairs["row"].to_numpy(), same)
-    return found
+    queries: Places
+    """Shape (queries,)."""
+    positions: Places
+    """Of passages; shape (queries, candidates)."""
+    scores: Scores
+    """The same shape."""
 
 
 class Mined(NamedTuple):
-    """What mining gives to training."""
+    """What mining gives to training, and what there was to choose from."""
 
     rows: pd.DataFrame
-    """Columns query_id, passage_id, score, kind (positive, judged, hard or random); by query_id, the positive first."""
-    refused: dict[str, int]
-    """Number of candidates that each guard refused."""
+    """Columns query, passage (places), score, kind (positive, judged, hard or random); by query as in the pool, the
+    positive first."""
+    pool: Pool
+    reasons: NDArray[np.int8]
+    """Of each candidate of the pool: `TAKEN`, `KEPT`, or its reason's place in `REASONS` from 1."""
+    positive_scores: NDArray[np.float64]
+    """Highest score of a right passage of each query of the pool."""
+
+    def refused(self) -> dict[str, int]:
+        """Number of candidates by the reason for which they are refused."""
+        counts = np.bincount(self.reasons[self.reasons > 0], minlength=len(REASONS) + 1)
+        return {reason: int(count) for reason, count in zip(REASONS, counts[1:], strict=True)}
+
+
+def retrieve(first_stage: FirstStage, queries: Places, known: Judged, filters: Filters, number: int) -> Pool:
+    """Candidates of the first queries whose right passage is retrieved, or that bring wrong passages of their own.
+
+    Of another query, whose right passage the retriever misses, the group would teach that the passage that looks unlike
+    the query is the right one, and at test every candidate comes from the retriever.
+
+    Args:
+        first_stage: ranks the corpus.
+        queries: in the order in which they are taken.
+        known: see `Judged`.
+        filters: see `Filters`.
+        number: of queries that are wanted.
+    """
+    most = int(np.diff(known.right.indptr).max(initial=0))
+    depth = filters.range_max + most
+    parts: list[Pool] = []
+    left = min(number, len(queries))
+    for block in _blocks(queries, max(BLOCK, min(number, 16 * BLOCK))):
+        found = first_stage.search(block, depth, label="mine: training queries")
+        is_right = contains(known.right, block, found.positions[:, : filters.range_max]).any(axis=1)
+        brings = np.diff(known.wrong.indptr)[block] > 0
+        has_right = np.diff(known.right.indptr)[block] > 0
+        taken = np.flatnonzero(has_right & (is_right | brings))[:left]
+        parts.append(Pool(block[taken], found.positions[taken], found.scores[taken]))
+        left -= len(taken)
+        if not left:
+            break
+    if not parts:
+        return Pool(np.empty(0, np.int64), np.empty((0, depth), np.int64), np.empty((0, depth), np.float32))
+    return Pool(
+        np.concatenate([part.queries for part in parts]),
+        np.concatenate([part.positions for part in parts]),
+        np.concatenate([part.scores for part in parts]),
+    )
+
+
+def rescore(pool: Pool, score: ScorePairs) -> Pool:
+    """The candidates by the scores of another model, in their order.
+
+    Args:
+        pool: see `Pool`.
+        score: gets all pairs at once, so that it can sort them by length.
+    """
+    there = pool.positions >= 0
+    scores = np.full(pool.scores.shape, -np.inf, np.float32)
+    scores[there] = score(np.repeat(pool.queries, there.sum(axis=1)), pool.positions[there])
+    order = np.argsort(-scores, axis=1, kind="stable")
+    return Pool(
+        pool.queries, np.take_along_axis(pool.positions, order, axis=1), np.take_along_axis(scores, order, axis=1)
+    )
 
 
 def mine(
-    ranked: pd.DataFrame,
-    query_ids: pd.Series,
-    tables: Tables,
-    vectors: NDArray[np.float32],
-    query_vectors: NDArray[np.float32],
+    pool: Pool,
+    score: ScorePairs,
+    known: Judged,
     filters: Filters,
+    guards: Guards,
     *,
-    number: int,
-    random_negatives: int,
-    duplicate_similarity: float,
+    random_share: float,
+    lots: tuple[NDArray[np.uint64], NDArray[np.uint64]],
     seed: int,
 ) -> Mined:
-    """Training groups of the first queries whose right passage is retrieved too.
+    """The training group of each query of the pool: a right passage and its negatives.
 
-    A query whose right passage the retriever misses is left out: its group would teach that the passage
-    that looks unlike the query is the right one, and at test every candidate comes from the retriever.
-
-    A passage that is judged to be wrong is a negative whatever the guards say, and comes before the mined ones.
+    The right passage is the most relevant one, and of several the one with the highest score. A passage that is judged
+    to be wrong is a negative whatever the guards say, and comes before the mined ones. A query for which every
+    candidate is refused gets random negatives in their place.
 
     Args:
-        ranked: the retriever's ranking of these queries; columns query_id, passage_id, rank (from 1), score.
-        query_ids: training queries in the order in which they are taken.
-        tables: the data set.
-        vectors: the retriever's vector of each passage, in the order of `tables.passages`.
-        query_vectors: the same of each query, in the order of `tables.queries`.
+        pool: see `retrieve`.
+        score: of right and judged passages, on the scale of the pool's scores.
+        known: see `Judged`.
         filters: see `Filters`.
-        number: of queries.
-        random_negatives: passages from anywhere in the corpus per query.
-        duplicate_similarity: see `near_duplicate_pairs`.
-        seed: of every random choice.
+        guards: see `Guards`.
+        random_share: share of the negatives that are passages from anywhere in the corpus.
+        lots: a random number for each query and each passage that stays the same when others are added.
+        seed: of every random choice, which does not depend on the other queries.
     """
-    passages, queries, judgments = tables
-    right = judgments[judgments["relevance"] > 0]
-    marked = ranked.merge(judgments, on=["query_id", "passage_id"], how="left")
-    positives = marked[(marked["relevance"] > 0) & (marked["rank"] <= filters.range_max)]
-    retrieved = set(positives["query_id"])
-    taken = [query for query in query_ids if query in retrieved][:number]
-    # the best-ranked right passage: the others are neither negatives nor needed
-    positives = positives[positives["query_id"].isin(taken)].drop_duplicates("query_id")
-    wrong = judgments.loc[(judgments["relevance"] == 0) & judgments["query_id"].isin(taken), ["query_id", "passage_id"]]
-    wrong = wrong.assign(score=_scores(wrong, tables, vectors, query_vectors), kind="judged")
-    wrong = wrong.sort_values(["query_id", "score"], ascending=[True, False], kind="stable")
+    number = len(pool.queries)
+    right_of, right = entries(known.right, pool.queries)
+    right_scores = np.asarray(score(pool.queries[right_of], right), float)
+    highest, lowest = np.full(number, -np.inf), np.full(number, np.inf)
+    np.maximum.at(highest, right_of, right_scores)
+    np.minimum.at(lowest, right_of, right_scores)
+    relevance = np.asarray(known.right[pool.queries[right_of], right]).ravel()
+    best = np.lexsort((-right_scores, -relevance, right_of))
+    best = best[np.unique(right_of[best], return_index=True)[1]]
 
-    pool = marked[marked["query_id"].isin(taken) & marked["relevance"].isna()].reset_index(drop=True)
-    pool["position"] = pool.groupby("query_id").cumcount()
-    pool = pool[pool["position"] < filters.range_max].reset_index(drop=True)
-    same_group = group_positives(queries, judgments)
-    pool["reason"] = refusals(
-        pool,
-        filters,
-        positive_scores=positives.set_index("query_id")["score"],
-        group_positives=same_group,
-        near_duplicates=near_duplicate_pairs(pool, right, passages, vectors, duplicate_similarity),
+    wrong_of, wrong = entries(known.wrong, pool.queries)
+    wrong_scores = np.asarray(score(pool.queries[wrong_of], wrong), float)
+    order = np.lexsort((-wrong_scores, wrong_of))
+    wrong_of, wrong, wrong_scores = wrong_of[order], wrong[order], wrong_scores[order]
+
+    reasons = np.zeros(pool.positions.shape, np.int8)
+    chosen = np.zeros(pool.positions.shape, np.bool_)
+    with progress("mine: negatives", number, "queries") as shown:
+        for rows in _blocks(np.arange(number), BLOCK):
+            part = Pool(pool.queries[rows], pool.positions[rows], pool.scores[rows])
+            reasons[rows] = _refuse(part, lowest[rows], known, filters, guards)
+            drawn = _mixed(lots[0][part.queries][:, None], lots[1][part.positions], seed)
+            chosen[rows] = choose(reasons[rows] == KEPT, filters, drawn)
+            shown.advance(len(rows))
+    hard_of, column = np.nonzero(chosen)
+    hard, hard_scores = pool.positions[hard_of, column], pool.scores[hard_of, column].astype(float)
+
+    mined = pd.concat(
+        [
+            _rows(right_of[best], right[best], right_scores[best], "positive"),
+            _rows(wrong_of, wrong, wrong_scores, "judged"),
+            _rows(hard_of, hard, hard_scores, "hard"),
+        ]
     )
-    hard = pd.concat([wrong, choose(pool, filters, seed=seed).assign(kind="hard")])
-    hard = hard[hard.groupby("query_id").cumcount() < filters.num_negatives]
-    forbidden = pd.MultiIndex.from_frame(
-        pd.concat([same_group.to_frame(index=False), hard[["query_id", "passage_id"]]])
-    )
-    easy = choose_random(pd.Series(taken), passages["passage_id"], forbidden, random_negatives, seed=seed)
-    easy = easy[~near_duplicate_pairs(easy, right, passages, vectors, duplicate_similarity)]
-    rows = pd.concat([positives.assign(kind="positive"), hard, easy.assign(kind="random")])
-    rows = rows[["query_id", "passage_id", "score", "kind"]]
-    rows = rows.sort_values("kind", key=lambda kind: kind != "positive", kind="stable").sort_values(
-        "query_id", kind="stable"
-    )
+    wanted = round(filters.num_negatives * random_share)
+    negative = mined["kind"] != "positive"
+    places = mined.groupby(["row", negative]).cumcount()
+    mined = mined[~negative | (places < filters.num_negatives - wanted)]
+    empty = np.bincount(mined["row"], minlength=number) < 2
+    easy = _draw(pool.queries, mined, known, guards, np.where(empty, filters.num_negatives, wanted), lots, seed)
+    easy["score"] = np.asarray(score(pool.queries[easy["row"]], easy["passage"].to_numpy()), float)
+    mined = pd.concat([mined, easy]).sort_values("row", kind="stable", ignore_index=True)
+    mined.insert(0, "query", pool.queries[mined.pop("row")])
     # a query with nothing but its right passage has nothing to teach
-    rows = rows[rows.groupby("query_id")["kind"].transform("size") > 1].reset_index(drop=True)
-    counts = pool["reason"].value_counts()
-    return Mined(rows, {guard: int(counts.get(guard, 0)) for guard in GUARDS})
+    mined = mined[mined.groupby("query")["kind"].transform("size") > 1].reset_index(drop=True)
+    return Mined(mined, pool, reasons, highest)
 
 
-def _scores(
-    pairs: pd.DataFrame, tables: Tables, vectors: NDArray[np.float32], query_vectors: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    of = pd.Index(tables.queries["query_id"]).get_indexer(pairs["query_id"])
-    at = pd.Index(tables.passages["passage_id"]).get_indexer(pairs["passage_id"])
-    scores: NDArray[np.float32] = np.einsum("ij,ij->i", query_vectors[of], vectors[at])
-    return scores
+def _blocks(values: Places, size: int) -> Iterator[Places]:
+    for start in range(0, len(values), size):
+        yield values[start : start + size]
 
 
-def group_positives(queries: pd.DataFrame, judgments: pd.DataFrame) -> pd.MultiIndex:
-    """Pairs (query_id, passage_id) in which the passage is right for the query or for another one of its group."""
-    group = queries.set_index("query_id")["group"]
-    right = judgments[judgments["relevance"] > 0].assign(group=lambda table: table["query_id"].map(group))
-    members = group.reset_index().merge(right[["group", "passage_id"]].drop_duplicates(), on="group")
-    return pd.MultiIndex.from_frame(members[["query_id", "passage_id"]])
+def _rows(of: Places, passages: Places, scores: NDArray[np.float64], kind: str) -> pd.DataFrame:
+    return pd.DataFrame({"row": of, "passage": passages, "score": scores, "kind": kind})
+
+
+def _refuse(
+    pool: Pool, positive: NDArray[np.float64], known: Judged, filters: Filters, guards: Guards
+) -> NDArray[np.int8]:
+    """See `Mined.reasons`.
+
+    Args:
+        pool: some queries of it.
+        positive: lowest score of a right passage of each.
+        known: see `Judged`.
+        filters: see `Filters`.
+        guards: see `Guards`.
+    """
+    queries, positions, scores = pool
+    taken = (positions < 0) | contains(known.right, queries, positions) | contains(known.wrong, queries, positions)
+    right_of, right = entries(known.right, queries)
+    limits = np.full((len(FILTERS), len(queries)), np.inf)
+    if filters.absolute_margin is not None:
+        limits[0] = positive - filters.absolute_margin
+    if filters.relative_margin is not None:
+        limits[1] = positive - np.abs(positive) * filters.relative_margin
+    if filters.max_score is not None:
+        limits[2] = filters.max_score
+    refused = [scores > limit[:, None] for limit in limits[:3]]
+    lowest = -np.inf if filters.min_score is None else filters.min_score
+    related = contains(known.related, known.group[queries], positions)
+    found = [*guards.refusals(positions, ~taken, related, right_of, right), *refused, scores < lowest]
+    reasons = np.select(found, [np.int8(place) for place in range(1, len(found) + 1)], default=np.int8(KEPT))
+    reasons[taken] = TAKEN
+    return reasons.astype(np.int8)
+
+
+def choose(usable: NDArray[np.bool_], filters: Filters, lots: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which candidates are taken.
+
+    Args:
+        usable: whether nothing refuses it; shape (queries, candidates), best first.
+        filters: see `Filters`.
+        lots: a random number from 0 to 1 for each, same shape.
+    """
+    rank = np.cumsum(usable, axis=1) - 1
+    inside = usable & (rank >= filters.range_min) & (rank < filters.range_max)
+    rank -= filters.range_min
+    if filters.sampling == "top":
+        return np.asarray(inside & (rank < filters.num_negatives))
+    key = np.where(inside, lots, np.inf)
+    if filters.sampling == "buckets":
+        # the parts are of what there is, so that a query with few candidates has its negatives from all of them
+        size = inside.sum(axis=1, keepdims=True)
+        bucket = rank * filters.num_negatives // np.maximum(size, 1)
+        order = np.argsort(np.where(inside, bucket + lots, np.inf), axis=1, kind="stable")
+        sorted_bucket = np.take_along_axis(np.where(inside, bucket, -1), order, axis=1)
+        first = np.diff(sorted_bucket, axis=1, prepend=-1) != 0
+        firsts = np.zeros_like(inside)
+        np.put_along_axis(firsts, order, first, axis=1)
+        return np.asarray(firsts & inside)
+    order = np.argsort(key, axis=1, kind="stable")[:, : filters.num_negatives]
+    chosen = np.zeros_like(inside)
+    np.put_along_axis(chosen, order, True, axis=1)
+    return np.asarray(chosen & inside)
+
+
+def lots(ids: pd.Series) -> NDArray[np.uint64]:
+    """A random number for each id that depends on the id alone."""
+    return pd.util.hash_array(ids.to_numpy(dtype=object)).astype(np.uint64)
+
+
+def _mixed(first: NDArray[np.uint64], second: NDArray[np.uint64], seed: int) -> NDArray[np.float64]:
+    """A number from 0 to 1 for each pair, by the mixing of splitmix64 (Steele, Lea and Flood, OOPSLA 2014)."""
+    salt = np.uint64(seed * 0xD1B54A32D192ED03 % 2**64)
+    mixed = first * np.uint64(0x9E3779B97F4A7C15) + second + salt
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    mixed ^= mixed >> np.uint64(31)
+    return (mixed >> np.uint64(11)).astype(np.float64) / 2**53
+
+
+def _draw(
+    queries: Places,
+    mined: pd.DataFrame,
+    known: Judged,
+    guards: Guards,
+    wanted: Places,
+    lots: tuple[NDArray[np.uint64], NDArray[np.uint64]],
+    seed: int,
+) -> pd.DataFrame:
+    """Random passages that are neither judged nor mined nor refused by a guard; fewer where draws hit such ones."""
+    tries = int(wanted.max(initial=0)) * TRIES
+    size = known.right.shape[1]
+    place = _mixed(lots[0][queries][:, None], np.arange(tries, dtype=np.uint64)[None, :], seed)
+    positions = (place * size).astype(np.int64)
+    row = np.repeat(np.arange(len(queries)), tries)
+    table = pd.DataFrame({"row": row, "passage": positions.ravel()})
+    taken = (
+        table.duplicated().to_numpy()
+        | table.merge(mined[["row", "passage"]], how="left", indicator=True)["_merge"].eq("both").to_numpy()
+    )
+    taken = taken.reshape(positions.shape)
+    for rows in _blocks(np.arange(len(queries)), BLOCK):
+        part, of = positions[rows], queries[rows]
+        judged_here = contains(known.right, of, part) | contains(known.wrong, of, part)
+        related = contains(known.related, known.group[of], part)
+        refused = guards.refusals(part, ~judged_here, related, *entries(known.right, of))
+        taken[rows] |= judged_here | np.any(refused, axis=0)
+    drawn = ~taken & (np.cumsum(~taken, axis=1) <= wanted[:, None])
+    of, column = np.nonzero(drawn)
+    return _rows(of, positions[of, column], np.zeros(len(of)), "random")

@@ -18,6 +18,7 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Name = Annotated[str, Field(min_length=1)]
 
+IndexName = Literal["auto", "flat", "hnsw", "ivf_flat", "ivf_pq"]
 LossName = Literal["group_softmax", "binary_cross_entropy", "lambda", "list_net", "list_mle", "plist_mle", "rank_net"]
 
 
@@ -44,6 +45,8 @@ OneOrMore = BeforeValidator(lambda value: [value] if isinstance(value, str) else
 Names = Annotated[list[Name], OneOrMore]
 Files = Annotated[Names, Field(min_length=1)]
 """Paths or patterns; one may stand alone."""
+Retriever = Annotated[Names, Field(min_length=1)]
+"""`bm25` or models; one may stand alone."""
 
 
 class ColumnNames(Section):
@@ -194,7 +197,11 @@ class Params(Section):
     near_duplicates: Annotated[float, Field(ge=0.5, le=1)] | None
 
     base_model: Name
-    retriever_model: Name
+    retriever: Retriever
+    query_prompt: str | None
+    passage_prompt: str | None
+    index: IndexName
+    index_recall: Annotated[float, Field(ge=0, le=1)]
     max_length: Annotated[int, Field(ge=8, le=8192)]
     biencoder_max_length: Annotated[int, Field(ge=8, le=8192)]
     precision: Literal["auto", "float32", "bfloat16"]
@@ -222,15 +229,18 @@ class Params(Section):
     top_k: Count
     train_queries: Count
     num_negatives: Count
-    random_negatives: CountOrZero
+    random_share: Annotated[float, Field(ge=0, le=1)]
     range_min: CountOrZero
     range_max: Count
-    sampling: Literal["top", "random"]
+    sampling: Literal["top", "random", "buckets"]
+    rescorer: Name | None
     absolute_margin: float | None
     relative_margin: Annotated[float, Field(ge=0, le=1)] | None
     max_score: float | None
     min_score: float | None
-    duplicate_similarity: Annotated[float, Field(gt=0, le=1)]
+    group_guard: bool
+    duplicate_similarity: Annotated[float, Field(gt=0, le=1)] | None
+    containment: Annotated[float, Field(gt=0, le=1)] | None
     mining_seed: Seed
 
     lr: Rate

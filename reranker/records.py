@@ -34,6 +34,9 @@ class Paths:
     spool: Path = Path(".prepare.part")
     candidates: Path = Path("data/mined/candidates.parquet")
     negatives: Path = Path("data/mined/negatives.parquet")
+    audit: Path = Path("data/mined/audit.csv")
+    marked: Path = Path("data/marked.csv")
+    vectors: Path = Path(".vectors")
     scored: Path = Path("data/scored")
     biencoder: Path = Path("models/biencoder")
     static: Path = Path("models/static")
@@ -107,6 +110,7 @@ PRODUCER = {
     PATHS.leaks: "prepare",
     PATHS.candidates: "mine",
     PATHS.negatives: "mine",
+    PATHS.audit: "mine",
     PATHS.biencoder: "warm",
     PATHS.static: "static",
     PATHS.control: "control",
@@ -125,6 +129,8 @@ PRODUCER = {
 
 def missing(path: Path, stage: str = "") -> UserError:
     """The error for an input that no stage has written yet; the stage need be given only for a moved file."""
+    if path == PATHS.marked:
+        return UserError(f"{path} does not exist; restore it with `git checkout {path}`")
     stage = stage or PRODUCER.get(path, path.stem)
     return UserError(
         f"{path} does not exist: run the stage that makes it with `dvc repro {stage}`, or all with `dvc repro`"
@@ -287,15 +293,21 @@ def folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(earlier, ignore_errors=True)
 
 
-def read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+def read_csv(path: Path, columns: Sequence[str], *, as_text: bool = False) -> pd.DataFrame:
     """A CSV table with exactly the columns asked for; only an empty cell is a missing value.
+
+    Args:
+        path: of the file.
+        columns: their names.
+        as_text: leave every cell as it is written: an id may look like a number.
 
     Raises:
         UserError: the file is missing, is not CSV or lacks a column.
     """
     require(path)
     try:
-        table = pd.read_csv(path, usecols=list(columns), keep_default_na=False, na_values=[""])
+        kind = str if as_text else None
+        table = pd.read_csv(path, usecols=list(columns), dtype=kind, keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         stage = PRODUCER.get(path, path.stem)

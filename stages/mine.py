@@ -11,14 +11,17 @@ from reranker.progress import quiet_libraries, run_stage
 
 quiet_libraries()
 
+import numpy as np
 import pandas as pd
 
-from reranker import lexical, metrics, negatives, retrieval
+from reranker import audit, lexical, metrics, mining, negatives, retrieval
 from reranker.errors import UserError
+from reranker.judged import Places, by_place
 from reranker.params import load_params
-from reranker.records import PATHS, read_tables, record_time, require, write_json, write_table
+from reranker.records import PATHS, read_csv, read_tables, record_time, require, write_csv, write_json, write_table
 from reranker.rows import training_order
-from reranker.scoring import choose_precision, embed, load_biencoder, load_retriever, load_static, pair_cosines
+from reranker.scoring import choose_precision, load_biencoder, load_static, pair_cosines
+from reranker.vectors import Cache
 
 DEPTH = 100
 """Ranks kept for the recall figures."""
@@ -30,29 +33,33 @@ def main(arguments: Sequence[str]) -> str:
     tables = read_tables()
     require(PATHS.biencoder)
     require(PATHS.static)
+    marks = read_csv(PATHS.marked, ["query_id", "passage_id", "mark"], as_text=True)
+    marked = audit.apply_marks(marks, tables, str(PATHS.marked))
+    if marked.unknown:
+        print(f"mine: {PATHS.marked}: {marked.unknown:,} marks are of no training query or no passage: not used")
+    judgments = marked.judgments
+    query_text, passage_text = tables.queries["text"], tables.passages["text"]
     split = tables.queries.set_index("query_id")["split"]
-    query_text = tables.queries.set_index("query_id")["text"]
-    passage_text = tables.passages.set_index("passage_id")["text"]
+    cache = Cache(PATHS.vectors)
 
-    retriever = load_retriever(params.retriever_model)
-    passages = embed(retriever, tables.passages["text"].tolist(), label="mine: passages")
-    queries = embed(retriever, tables.queries["text"].tolist(), label="mine: queries")
-
-    def ranking(wanted: pd.Series, depth: int) -> pd.DataFrame:
-        found = retrieval.search(passages, queries[wanted.to_numpy()], depth)
-        return retrieval.candidates(found, tables.queries.loc[wanted, "query_id"], tables.passages["passage_id"])
-
-    in_train = tables.queries["split"] == "train"
-    held_out = ranking(~in_train, max(DEPTH, params.top_k))
-    judged = tables.judgments.assign(split=tables.judgments["query_id"].map(split))
-    top = held_out[held_out["rank"] <= params.top_k]
-    missed = retrieval.missed_positives(
-        top,
-        judged[judged["split"] != "train"],
-        passages,
-        queries,
-        tables.queries["query_id"],
+    first_stage, indexes = mining.retriever(
+        params.retriever,
+        tables,
+        cache,
+        query_prompt=params.query_prompt,
+        passage_prompt=params.passage_prompt,
+        index_name=params.index,
+    )
+    held_out = np.flatnonzero(tables.queries["split"] != "train")
+    found = retrieval.candidates(
+        first_stage.search(held_out, max(DEPTH, params.top_k), label="mine: dev and test"),
+        tables.queries["query_id"].iloc[held_out],
         tables.passages["passage_id"],
+    )
+    judged = judgments.assign(split=judgments["query_id"].map(split))
+    top = found[found["rank"] <= params.top_k]
+    missed = retrieval.missed_positives(
+        top, judged[judged["split"] != "train"], first_stage, tables.queries["query_id"], tables.passages["passage_id"]
     )
     candidates = pd.concat([top, missed]).sort_values(["query_id", "rank", "passage_id"], ignore_index=True)
     candidates["split"] = candidates["query_id"].map(split)
@@ -60,7 +67,8 @@ def main(arguments: Sequence[str]) -> str:
     # the teachers have learned their own queries by heart: their scores of others teach more, so those come first
     train = training_order(tables.queries, params.sources, salt=params.warm_seed)
     seen = max(params.warm_queries, params.static_queries)
-    train = pd.concat([train[seen:], train[:seen]])
+    order = pd.Index(tables.queries["query_id"]).get_indexer(pd.concat([train[seen:], train[:seen]]))
+    known = by_place(tables._replace(judgments=judgments))
     filters = negatives.Filters(
         num_negatives=params.num_negatives,
         range_min=params.range_min,
@@ -71,61 +79,78 @@ def main(arguments: Sequence[str]) -> str:
         max_score=params.max_score,
         min_score=params.min_score,
     )
+    pool = negatives.retrieve(first_stage, order, known, filters, params.train_queries)
+    biencoder = load_biencoder(str(PATHS.biencoder), params.biencoder_max_length)
+    precision = choose_precision(params.precision)
+
+    def teacher(of: Places, at: Places) -> mining.Scores:
+        texts = query_text.iloc[of].tolist(), passage_text.iloc[at].tolist()
+        return pair_cosines(biencoder, *texts, label="mine: teacher", precision=precision, cache=cache)
+
+    score: negatives.ScorePairs = first_stage.scores
+    if params.rescorer:
+        of_name = mining.cross_encoder
+        score = teacher if params.rescorer == "biencoder" else of_name(params.rescorer, params.precision, tables)
+        pool = negatives.rescore(pool, score)
     mined = negatives.mine(
-        # the range counts passages that are not judged, so as many more are needed
-        ranking(in_train, params.range_max + int(judged.groupby("query_id").size().max())),
-        train,
-        tables,
-        passages,
-        queries,
+        pool,
+        score,
+        known,
         filters,
-        number=params.train_queries,
-        random_negatives=params.random_negatives,
-        duplicate_similarity=params.duplicate_similarity,
+        mining.guards(
+            tables.passages,
+            cache,
+            by_group=params.group_guard,
+            similarity=params.duplicate_similarity,
+            model_name=params.static_model,
+            containment=params.containment,
+        ),
+        random_share=params.random_share,
+        lots=(negatives.lots(tables.queries["query_id"]), negatives.lots(tables.passages["passage_id"])),
         seed=params.mining_seed,
     )
-
-    found = int((mined.rows["kind"] != "positive").sum())
-    if not found:
+    number = mined.rows["query"].nunique()
+    if not number:
         raise UserError(
-            "params.yaml: no hard negative is left; widen range_min to range_max or loosen the margins and scores"
+            "params.yaml: no negative is left; widen range_min to range_max or loosen the margins and scores"
         )
 
-    counted = lexical.statistics(tables.passages["text"])
-    both = pd.concat([candidates, mined.rows])
-    texts = both["query_id"].map(query_text).tolist(), both["passage_id"].map(passage_text).tolist()
-    both["bm25"] = lexical.bm25(counted, *texts)
-    both["static_score"] = pair_cosines(load_static(str(PATHS.static)), *texts, label="mine: static")
-    both["teacher_score"] = pair_cosines(
-        load_biencoder(str(PATHS.biencoder), params.biencoder_max_length),
-        *texts,
-        label="mine: teacher",
-        precision=choose_precision(params.precision),
+    rows = mined.rows.assign(
+        query_id=tables.queries["query_id"].to_numpy()[mined.rows["query"]],
+        passage_id=tables.passages["passage_id"].to_numpy()[mined.rows["passage"]],
     )
-    write_table(both[: len(candidates)].drop(columns="kind"), PATHS.candidates)
-    write_table(both[len(candidates) :].drop(columns=["rank", "split"]), PATHS.negatives)
+    both = pd.concat([candidates, rows])
+    places = (
+        pd.Index(table[name]).get_indexer(both[name])
+        for table, name in ((tables.queries, "query_id"), (tables.passages, "passage_id"))
+    )
+    of, at = places
+    texts = query_text.iloc[of].tolist(), passage_text.iloc[at].tolist()
+    both["bm25"] = lexical.bm25(lexical.statistics(passage_text), *texts)
+    both["static_score"] = pair_cosines(load_static(str(PATHS.static)), *texts, label="mine: static")
+    both["teacher_score"] = teacher(of, at)
+    write_table(both[: len(candidates)].drop(columns=["kind", "query", "passage"]), PATHS.candidates)
+    write_table(both[len(candidates) :].drop(columns=["rank", "split", "query", "passage"]), PATHS.negatives)
+    write_csv(audit.table(mined, tables, teacher), PATHS.audit)
 
     dev = metrics.per_query(
         judged.loc[judged["split"] == "dev", ["query_id", "passage_id", "relevance"]],
-        held_out[held_out["query_id"].map(split) == "dev"],
+        found[found["query_id"].map(split) == "dev"],
         ["nDCG@10", "R@10", "R@30", "R@100"],
     ).mean()
-    number = mined.rows["query_id"].nunique()
     write_json(
         {
             "retriever_dev_ndcg@10": dev["nDCG@10"],
             **{f"retriever_dev_recall@{k}": dev[f"R@{k}"] for k in (10, 30, 100)},
-            "mined_queries": number,
-            "negatives": found,
-            "judged_negatives": int((mined.rows["kind"] == "judged").sum()),
-            "negatives_per_query": found / max(number, 1),
-            **{f"refused_{guard}": count for guard, count in mined.refused.items()},
+            **mining.figures(mined),
+            **mining.index_figures(indexes, held_out, depth=params.top_k, wanted=params.index_recall),
+            "marked": marked.used,
         },
         PATHS.metrics / "mine.json",
     )
     record_time("mine", time.monotonic() - started)
     return (
-        f"mine: {found:,} negatives for {number:,} queries, {len(candidates):,} candidates; "
+        f"mine: {len(mined.rows) - number:,} negatives for {number:,} queries, {len(candidates):,} candidates; "
         f"retriever on dev: NDCG@10 {dev['nDCG@10']:.3f}, recall@30 {dev['R@30']:.3f} -> {PATHS.candidates.parent}"
     )
 

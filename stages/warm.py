@@ -44,8 +44,8 @@ def main(arguments: Sequence[str]) -> str:
         wanted = wanted[: params.warm_queries]
     rows = right_pairs(wanted, tables, seed=params.warm_seed)
 
-    retriever = load_retriever(params.retriever_model)
-    vectors = embed(retriever, rows["query"].tolist() + rows["passage"].tolist(), label=f"{label}: batches")
+    static = load_retriever(params.static_model)
+    vectors = embed(static, rows["query"].tolist() + rows["passage"].tolist(), label=f"{label}: batches")
     vectors = vectors[: len(rows)] + vectors[len(rows) :]
     rows = rows.iloc[similar_batches(vectors, params.warm_batch_size, seed=params.warm_seed)]
 

@@ -48,3 +48,14 @@ def biencoder(encoder: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     model = SentenceTransformer(modules=[transformer, Pooling(transformer.get_embedding_dimension())])
     model.save_pretrained(path, create_model_card=False)
     return path
+
+
+@pytest.fixture(scope="session")
+def cross_encoder(encoder: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a cross-encoder on these weights."""
+    from reranker.training import build_cross_encoder, seed_everything
+
+    path = str(tmp_path_factory.mktemp("cross_encoder"))
+    seed_everything(0)
+    build_cross_encoder(encoder, 32).save_pretrained(path, create_model_card=False)
+    return path

@@ -36,7 +36,7 @@ def test_bundled_transformer_is_the_folder_of_its_weights():
 
 
 def test_bundled_static_embedding_is_no_transformer_to_fine_tune():
-    with pytest.raises(UserError, match=r"'bundled/static-256' is a static embedding, .*retriever_model"):
+    with pytest.raises(UserError, match=r"'bundled/static-256' is a static embedding, .*retriever"):
         resolve(STATIC)
 
 

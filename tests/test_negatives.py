@@ -1,341 +1,362 @@
 import numpy as np
 import pandas as pd
 import pytest
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from scipy.sparse import csr_array
 
+from reranker import index
+from reranker.first_stage import Dense
+from reranker.guards import Guards
+from reranker.judged import by_place, contains, entries
 from reranker.negatives import (
-    GUARDS,
+    REASONS,
     Filters,
     Mined,
+    Pool,
     choose,
-    choose_random,
-    group_positives,
+    lots,
     mine,
-    near_duplicate_pairs,
-    refusals,
+    rescore,
+    retrieve,
 )
 from reranker.records import Tables
+from reranker.sources import pydocs
 
-OPEN = Filters(2, 0, 100, "top", None, None, None, None)
-
-
-def pairs(*rows: tuple[str, str]) -> pd.MultiIndex:
-    return pd.MultiIndex.from_tuples(rows, names=["query_id", "passage_id"])
+OPEN = Filters(2, 0, 100, "top")
+OFF = {"by_group": False, "similarity": None, "containment": None}
 
 
-def reason(score: float, positive: float = 0.8, **filters: float | None) -> str:
-    """Why a candidate with this score is refused."""
-    pool = pd.DataFrame({"query_id": ["q"], "passage_id": ["p"], "score": [score]}, index=[7])
-    refused = refusals(
-        pool,
-        OPEN._replace(**filters),
-        positive_scores=pd.Series({"q": positive, "other": 99.0}),
-        group_positives=pairs(("other", "p")),
-        near_duplicates=np.array([False]),
+def tables(right: dict[str, dict[str, int] | list[str]], passages: int, groups: dict[str, str] | None = None) -> Tables:
+    """Queries with their judged passages, grouped by the first that they share; each passage is three letters."""
+    names = [f"p{at}" for at in range(passages)]
+    found = {query: dict.fromkeys(told, 1) if isinstance(told, list) else told for query, told in right.items()}
+    judgments = pd.DataFrame(
+        [(query, passage, relevance) for query, told in found.items() for passage, relevance in told.items()],
+        columns=["query_id", "passage_id", "relevance"],
     )
-    assert refused.index.tolist() == [7]
-    return refused.item()
+    group = [next(other for other in found if {*found[other]} & {*told}) for told in found.values()]
+    return Tables(
+        pd.DataFrame({"passage_id": names, "text": [chr(97 + at) * 3 for at in range(passages)], "group": names}),
+        pd.DataFrame({"query_id": list(found), "text": list(found), "group": group, "split": "train"}),
+        judgments,
+    )
 
 
-def pool(queries: int = 1, depth: int = 6) -> pd.DataFrame:
-    """Candidates p0, p1, … of each query, best first, none of them refused."""
-    rows = [(f"q{query}", f"p{at}", 1 - at / 10, at, "") for query in range(queries) for at in range(depth)]
-    return pd.DataFrame(rows, columns=["query_id", "passage_id", "score", "position", "reason"])
+class Listed:
+    """A first stage whose score of a pair is given: 1 less a tenth for each rank."""
+
+    def __init__(self, data: Tables, ranked: dict[str, list[str]]) -> None:
+        place = {name: at for at, name in enumerate(data.passages["passage_id"])}
+        self._ranked = [[place[name] for name in ranked.get(query, [])] for query in data.queries["query_id"]]
+
+    def search(self, queries: np.ndarray, depth: int, *, label: str) -> Pool:
+        positions = np.full((len(queries), depth), -1, np.int64)
+        for row, query in enumerate(queries):
+            found = self._ranked[query][:depth]
+            positions[row, : len(found)] = found
+        scores = np.where(positions < 0, -np.inf, 1 - (np.arange(depth) + 1) / 10).astype(np.float32)
+        return type("Found", (), {"positions": positions, "scores": scores})
+
+    def scores(self, queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
+        pairs = zip(queries, passages, strict=True)
+        ranks = [(self._ranked[q].index(p) if p in self._ranked[q] else 19) + 1 for q, p in pairs]
+        return 1 - np.array(ranks, float) / 10
+
+
+def guards(data: Tables, **on: object) -> Guards:
+    vectors = np.eye(len(data.passages), dtype=np.float32)
+    groups = pd.factorize(data.passages["group"])[0].astype(np.int64)
+    return Guards(groups, vectors, data.passages["text"].tolist(), **(OFF | on))
+
+
+def mined(
+    right: dict[str, dict[str, int] | list[str]],
+    ranked: dict[str, list[str]],
+    filters: Filters = OPEN,
+    *,
+    passages: int = 8,
+    number: int = 9,
+    random_share: float = 0.0,
+    seed: int = 1,
+    **on: object,
+) -> Mined:
+    data = tables(right, passages)
+    stage, known = Listed(data, ranked), by_place(data)
+    pool = retrieve(stage, np.arange(len(right)), known, filters, number)
+    ids = lots(data.queries["query_id"]), lots(data.passages["passage_id"])
+    return mine(
+        pool,
+        stage.scores,
+        known,
+        filters,
+        guards(data, **on),
+        random_share=random_share,
+        lots=ids,
+        seed=seed,
+    )
+
+
+def listed(result: Mined, query: int = 0) -> list[tuple[str, str]]:
+    rows = result.rows[result.rows["query"] == query]
+    return [(f"p{place}", kind) for place, kind in zip(rows["passage"], rows["kind"], strict=True)]
+
+
+def hard(result: Mined) -> list[str]:
+    return [passage for passage, kind in listed(result) if kind == "hard"]
 
 
 @pytest.mark.parametrize(
-    ("filters", "highest_allowed", "refused"),
+    ("filters", "kept"),
     [
-        ({"absolute_margin": 0.25}, 0.5, 0.51),
-        ({"absolute_margin": 0.0}, 0.75, 0.76),
-        ({"absolute_margin": -0.25}, 1.0, 1.01),
-        ({"relative_margin": 0.5}, 0.375, 0.38),
-        ({"relative_margin": 0.0}, 0.75, 0.76),
-        ({"relative_margin": 1.0}, 0.0, 0.01),
-        ({"max_score": 0.5}, 0.5, 0.51),
-        ({"min_score": 0.5}, 0.5, 0.49),
+        ({"absolute_margin": 0.15}, ["p4", "p5"]),  # the right passage has 0.7
+        ({"absolute_margin": 0.0}, ["p3", "p4", "p5"]),
+        ({"absolute_margin": -0.15}, ["p1", "p3", "p4", "p5"]),
+        ({"relative_margin": 0.2}, ["p4", "p5"]),
+        ({"relative_margin": 0.0}, ["p3", "p4", "p5"]),
+        ({"max_score": 0.65}, ["p3", "p4", "p5"]),
+        ({"min_score": 0.55}, ["p0", "p1", "p3"]),
     ],
+    ids=str,
 )
-def test_filter_allows_up_to_its_limit_and_refuses_beyond(filters, highest_allowed, refused):
-    [guard] = filters
-    assert reason(highest_allowed, positive=0.75, **filters) == ""
-    assert reason(refused, positive=0.75, **filters) == guard
+def test_filter_refuses_beyond_its_limit_and_is_counted(filters, kept):
+    ranked = {"q": ["p0", "p1", "p2", "p3", "p4", "p5"]}
+    result = mined({"q": ["p2"]}, ranked, OPEN._replace(num_negatives=9, **filters))
+    assert hard(result) == kept
+    [name] = filters
+    assert result.refused() == dict.fromkeys(REASONS, 0) | {name: 5 - len(kept)}
 
 
-def test_relative_margin_is_below_a_negative_score_too():
-    assert reason(-1.5, positive=-1.0, relative_margin=0.5) == ""
-    assert reason(-1.25, positive=-1.0, relative_margin=0.5) == "relative_margin"
-    assert reason(-0.75, positive=-1.0, relative_margin=0.5) == "relative_margin"
+def test_candidate_above_its_right_passage_is_taken_without_filters():
+    assert hard(mined({"q": ["p1"]}, {"q": ["p0", "p1", "p2"]})) == ["p0", "p2"]
 
 
-def test_candidate_above_its_right_passage_is_allowed_without_filters():
-    assert reason(5.0) == ""
+def test_margin_is_kept_from_the_lowest_score_of_a_right_passage():
+    ranked = {"q": ["p0", "p1", "p2", "p3", "p4"]}
+    assert hard(mined({"q": ["p0", "p3"]}, ranked, OPEN._replace(absolute_margin=0.0))) == ["p4"]
 
 
-def test_each_guard_refuses_its_own_candidate_and_the_first_guard_gives_the_reason():
-    candidates = pd.DataFrame(
-        {"query_id": ["q"] * 4 + ["r"], "passage_id": list("abcda"), "score": [0.9, 0.9, 0.9, 0.1, 0.1]}
-    )
-    refused = refusals(
-        candidates,
-        OPEN._replace(absolute_margin=0.2, max_score=0.5),
-        positive_scores=pd.Series({"r": 0.2, "q": 0.8}),
-        group_positives=pairs(("q", "a")),
-        near_duplicates=np.array([True, True, False, False, False]),
-    )
-    assert refused.tolist() == ["group_positive", "near_duplicate", "absolute_margin", "", "absolute_margin"]
-    assert set(refused) <= {*GUARDS, ""}
+def test_each_guard_refuses_its_own_candidate_and_the_first_reason_counts():
+    right = {"q": ["p0"], "r": ["p0", "p1"]}
+    data = tables(right, 6)
+    data.passages.loc[2, "group"] = "p0"
+    texts = ["one two three four five", "", "", "", "see one two three four", "something else entirely here now"]
+    known = by_place(data)
+    ranked = {"q": ["p0", "p1", "p2", "p3", "p4", "p5"], "r": []}
+    stage = Listed(data, ranked)
+    vectors = np.eye(6, dtype=np.float32)
+    vectors[3] = vectors[0]
+    on = Guards(pd.factorize(data.passages["group"])[0].astype(np.int64), vectors, texts, True, 0.95, 0.6)
+    pool = retrieve(stage, np.array([0]), known, OPEN, 1)
+    filters = OPEN._replace(max_score=0.45)
+    ids = np.zeros(2, np.uint64), np.zeros(6, np.uint64)
+    result = mine(pool, stage.scores, known, filters, on, random_share=0.0, lots=ids, seed=1)
+    assert hard(result) == ["p5"]
+    expected = {"group_positive": 1, "near_duplicate": 1, "similar": 1, "contained": 1}
+    assert result.refused() == dict.fromkeys(REASONS, 0) | expected
+    off = on._replace(**OFF)
+    assert hard(mine(pool, stage.scores, known, OPEN, off, random_share=0.0, lots=ids, seed=1)) == ["p1", "p2"]
 
 
-def test_top_takes_the_first_that_no_guard_refused():
-    table = pool(queries=2)
-    table.loc[[0, 2, 7], "reason"] = "max_score"
-    chosen = choose(table, OPEN, seed=1)
-    assert chosen.columns.tolist() == ["query_id", "passage_id", "score"]
-    assert chosen["passage_id"].tolist() == ["p1", "p3", "p0", "p2"]
-    assert chosen["query_id"].tolist() == ["q0", "q0", "q1", "q1"]
+def chosen(usable: list[int], filters: Filters, queries: int = 1, seed: int = 0) -> list[list[int]]:
+    """Columns that are taken of each row."""
+    matrix = np.tile(np.array(usable, bool), (queries, 1))
+    drawn = np.random.default_rng(seed).random(matrix.shape)
+    return [np.flatnonzero(row).tolist() for row in choose(matrix, filters, drawn)]
 
 
-@pytest.mark.parametrize("sampling", ["top", "random"])
-def test_range_counts_from_zero_and_stops_before_its_end(sampling):
-    chosen = choose(pool(), OPEN._replace(num_negatives=9, range_min=2, range_max=5, sampling=sampling), seed=1)
-    assert sorted(chosen["passage_id"]) == ["p2", "p3", "p4"]
+@pytest.mark.parametrize("sampling", ["top", "random", "buckets"])
+def test_range_counts_what_nothing_refuses(sampling):
+    filters = OPEN._replace(num_negatives=3, range_min=1, range_max=4, sampling=sampling)
+    assert chosen([0, 1, 0, 1, 1, 1, 1], filters) == [[3, 4, 5]]
 
 
-def test_range_counts_refused_candidates_too():
-    table = pool()
-    table.loc[0, "reason"] = "max_score"
-    assert choose(table, OPEN._replace(range_min=1, range_max=3), seed=1)["passage_id"].tolist() == ["p1", "p2"]
+def test_top_takes_the_first():
+    assert chosen([0, 1, 0, 1, 1, 1], OPEN) == [[1, 3]]
 
 
-@pytest.mark.parametrize("sampling", ["top", "random"])
+@pytest.mark.parametrize("sampling", ["top", "random", "buckets"])
 def test_query_without_enough_candidates_gets_those_there_are(sampling):
-    table = pool(queries=2, depth=3)
-    table.loc[:4, "reason"] = "near_duplicate"
-    chosen = choose(table, OPEN._replace(sampling=sampling), seed=1)
-    assert chosen[["query_id", "passage_id"]].to_numpy().tolist() == [["q1", "p2"]]
-    assert choose(table.head(3), OPEN._replace(sampling=sampling), seed=1).empty
-
-
-def test_random_choice_repeats_with_its_seed_and_changes_with_it():
-    filters = OPEN._replace(sampling="random", num_negatives=3)
-    table = pool(queries=5, depth=20)
-    pd.testing.assert_frame_equal(choose(table, filters, seed=3), choose(table, filters, seed=3))
-    assert not choose(table, filters, seed=3).equals(choose(table, filters, seed=4))
-
-
-def test_random_choice_for_a_query_does_not_depend_on_the_others():
-    filters = OPEN._replace(sampling="random", num_negatives=3)
-    table = pool(queries=5, depth=20)
-    together = choose(table, filters, seed=3)
-    alone = choose(table[table["query_id"] == "q3"], filters, seed=3)
-    pd.testing.assert_frame_equal(together[together["query_id"] == "q3"].reset_index(drop=True), alone)
+    assert chosen([0, 0, 1], OPEN._replace(sampling=sampling, num_negatives=2)) == [[2]]
+    assert chosen([0, 0, 0], OPEN._replace(sampling=sampling, num_negatives=2)) == [[]]
 
 
 def test_random_choice_reaches_every_candidate_about_equally():
     filters = OPEN._replace(sampling="random")
-    table = pool(queries=100, depth=5)
-    counts = pd.concat([choose(table, filters, seed=seed) for seed in range(5)])["passage_id"].value_counts()
+    counts = np.bincount(np.concatenate(chosen([1] * 5, filters, queries=500)))
     assert counts.sum() == 1000
-    assert counts.between(150, 250).all()
-    assert len(counts) == 5
+    assert ((counts > 150) & (counts < 250)).all()
 
 
-def test_random_negatives_never_hit_a_forbidden_pair():
-    queries, passages = pd.Series(["q1", "q2"]), pd.Series(list("abcd"))
-    forbidden = pairs(("q1", "a"), ("q1", "b"), ("q2", "c"))
-    for seed in range(20):
-        drawn = choose_random(queries, passages, forbidden, 5, seed=seed)
-        assert not pd.MultiIndex.from_frame(drawn).isin(forbidden).any()
-        assert not drawn.duplicated().any()
-        assert (drawn["query_id"].value_counts() <= 5).all()
+def test_buckets_give_one_of_each_part_of_the_range():
+    filters = OPEN._replace(sampling="buckets", num_negatives=3, range_min=1, range_max=10)
+    for row in chosen([1] * 20, filters, queries=50):
+        first, second, third = row
+        assert 1 <= first <= 3 < second <= 6 < third <= 9
+    seen = {place for row in chosen([1] * 20, filters, queries=200) for place in row}
+    assert seen == set(range(1, 10))
 
 
-def test_random_negatives_repeat_with_their_seed():
-    queries, passages = pd.Series([f"q{number}" for number in range(9)]), pd.Series(list("abcdefgh"))
-    first, again, other = (choose_random(queries, passages, pairs(("q1", "a")), 3, seed=seed) for seed in (1, 1, 2))
+RANKED = {f"q{at}": [f"p{(at + step) % 8}" for step in range(8)] for at in range(8)}
+RIGHT = {f"q{at}": [f"p{at}"] for at in range(8)}
+RANDOM = OPEN._replace(sampling="random", num_negatives=3)
+
+
+def test_random_choice_repeats_with_its_seed_and_changes_with_it():
+    first, again, other = (mined(RIGHT, RANKED, RANDOM, seed=seed).rows for seed in (1, 1, 2))
     pd.testing.assert_frame_equal(first, again)
     assert not first.equals(other)
 
 
-def test_no_random_negatives_are_drawn_when_none_are_asked_for():
-    assert choose_random(pd.Series(["q"]), pd.Series(["a"]), pairs(("q", "z")), 0, seed=1).empty
+@pytest.mark.parametrize("random_share", [0.0, 0.4, 1.0])
+def test_choice_for_a_query_does_not_depend_on_the_others(random_share):
+    together = mined(RIGHT, RANKED, RANDOM, random_share=random_share)
+    alone = mined({"q3": RIGHT["q3"]}, RANKED, RANDOM, random_share=random_share)
+    assert listed(together, 3) == listed(alone)
 
 
-def test_near_duplicates_of_a_right_passage_are_found_by_group_or_by_vector():
-    names = ["right", "same", "close", "far", "other"]
-    passages = pd.DataFrame({"passage_id": names, "group": ["right", "right", *names[2:]]})
-    vectors = np.array([[1, 0], [0, 1], [0.96, 0.28], [0.6, 0.8], [0, 1]], dtype="float32")
-    judgments = pd.DataFrame({"query_id": ["q", "r"], "passage_id": ["right", "other"]})
-    candidates = pd.DataFrame(
-        [("q", "far"), ("q", "close"), ("q", "same"), ("r", "close"), ("r", "same"), ("q", "other")],
-        columns=["query_id", "passage_id"],
-        index=range(5, 11),
-    )
-    found = near_duplicate_pairs(candidates, judgments, passages, vectors, 0.95)
-    assert found.tolist() == [False, True, True, False, True, False]
-    assert near_duplicate_pairs(candidates, judgments, passages, vectors, 0.6).tolist()[0]
+def test_random_negatives_take_their_share_and_hit_neither_right_nor_hard_ones():
+    filters = OPEN._replace(num_negatives=4)
+    result = mined(RIGHT, RANKED, filters, random_share=0.5, passages=30)
+    for query in range(8):
+        kinds = [kind for _, kind in listed(result, query)]
+        assert kinds == ["positive", "hard", "hard", "random", "random"]
+    assert not result.rows.duplicated(["query", "passage"]).any()
+    only = mined(RIGHT, RANKED, filters, random_share=1.0, passages=30)
+    assert set(only.rows["kind"]) == {"positive", "random"}
 
 
-def test_near_duplicate_of_any_right_passage_counts():
-    passages = pd.DataFrame({"passage_id": ["a", "b", "c"], "group": ["a", "b", "b"]})
-    judgments = pd.DataFrame({"query_id": ["q", "q"], "passage_id": ["a", "b"]})
-    candidates = pd.DataFrame({"query_id": ["q"], "passage_id": ["c"]})
-    vectors = np.eye(3, dtype="float32")
-    assert near_duplicate_pairs(candidates, judgments, passages, vectors, 0.9).tolist() == [True]
-    assert near_duplicate_pairs(candidates.head(0), judgments, passages, vectors, 0.9).tolist() == []
+def test_random_negatives_are_guarded_too():
+    right = {"q": ["p0"], "r": ["p0", *[f"p{at}" for at in range(1, 7)]]}
+    result = mined(right, {"q": ["p0"]}, OPEN._replace(num_negatives=8), random_share=1.0, by_group=True)
+    assert {passage for passage, kind in listed(result) if kind == "random"} <= {"p7"}
 
 
-def tables(right: dict[str, list[str]], passages: int) -> Tables:
-    """Queries with their right passages, grouped by the first they share; passages that are not alike."""
-    names = [f"p{at}" for at in range(passages)]
-    letters = [chr(ord("a") + at) * 3 for at in range(passages)]
-    judged = pd.DataFrame(
-        [(q, p, 1) for q, found in right.items() for p in found], columns=["query_id", "passage_id", "relevance"]
-    )
-    groups = [next(other for other in right if {*right[other]} & {*found}) for found in right.values()]
-    queries = pd.DataFrame(
-        {"query_id": list(right), "text": [f"ask {q}" for q in right], "group": groups, "split": "train"}
-    )
-    return Tables(pd.DataFrame({"passage_id": names, "text": letters, "group": names}), queries, judged)
-
-
-def mined(
-    right: dict[str, list[str]],
-    ranked: dict[str, list[str]],
-    filters: Filters = OPEN,
-    wrong: dict[str, list[str]] | None = None,
-    **other: object,
-) -> Mined:
-    """Negatives of queries whose vectors are nearest to p7, then p6, …"""
-    rows = [(q, p, rank, 1 - rank / 10) for q, found in ranked.items() for rank, p in enumerate(found, 1)]
-    options = {"number": 9, "random_negatives": 0, "duplicate_similarity": 0.99, "seed": 1} | other
-    data = tables(right, 8)
-    judged = pd.DataFrame(
-        [(q, p, 0) for q, found in (wrong or {}).items() for p in found],
-        columns=["query_id", "passage_id", "relevance"],
-    )
-    return mine(
-        pd.DataFrame(rows, columns=["query_id", "passage_id", "rank", "score"]),
-        pd.Series(list(right)),
-        data._replace(judgments=pd.concat([data.judgments, judged], ignore_index=True)),
-        np.eye(8, dtype="float32"),
-        np.tile(np.arange(8, dtype="float32") / 8, (len(right), 1)),
-        filters,
-        **options,
-    )
-
-
-def test_right_passages_of_a_group_are_those_of_all_its_queries():
-    found = group_positives(*tables({"q": ["p0", "p1"], "r": ["p1", "p2"], "s": ["p3"]}, 4)[1:])
-    assert sorted(found) == [(q, p) for q in "qr" for p in ("p0", "p1", "p2")] + [("s", "p3")]
-
-
-def test_group_has_the_first_right_passage_retrieved_and_its_hard_negatives():
-    result = mined({"q": ["p1", "p3"]}, {"q": ["p0", "p1", "p2", "p3", "p4"]})
-    assert result.rows[["passage_id", "kind"]].to_numpy().tolist() == [
-        ["p1", "positive"],
-        ["p0", "hard"],
-        ["p2", "hard"],
-    ]
-    assert result.refused == dict.fromkeys(GUARDS, 0)
-
-
-def test_right_passage_of_a_query_of_the_same_group_is_refused_and_counted():
-    result = mined({"q": ["p1"], "r": ["p1", "p2"]}, {"q": ["p1", "p2", "p3"]})
-    assert result.rows["passage_id"].tolist() == ["p1", "p3"]
-    assert result.refused["group_positive"] == 1
+def test_query_whose_candidates_are_all_refused_gets_random_ones():
+    result = mined({"q": ["p0"]}, {"q": ["p0", "p1", "p2"]}, OPEN._replace(max_score=0.1))
+    assert [kind for _, kind in listed(result)] == ["positive", "random", "random"]
 
 
 def test_query_whose_right_passage_was_not_retrieved_is_left_out_and_the_next_one_taken():
     ranked = {"q": ["p1", "p2"], "r": ["p0", "p3"], "s": ["p4", "p0"]}
     result = mined({"q": ["p0"], "r": ["p3"], "s": ["p4"]}, ranked, number=1)
-    assert result.rows["query_id"].unique().tolist() == ["r"]
+    assert result.rows["query"].unique().tolist() == [1]
 
 
-def test_query_with_nothing_but_its_right_passage_is_left_out():
-    assert mined({"q": ["p0"]}, {"q": ["p0", "p1"]}, OPEN._replace(max_score=0.1)).rows.empty
+def test_right_passage_behind_the_range_counts_as_not_retrieved():
+    ranked = {"q": ["p1", "p2", "p0"], "r": ["p1", "p3"]}
+    result = mined({"q": ["p0"], "r": ["p3"]}, ranked, OPEN._replace(num_negatives=1, range_max=2))
+    assert result.rows["query"].unique().tolist() == [1]
+
+
+def test_query_that_brings_wrong_passages_is_taken_wherever_its_right_one_is():
+    result = mined({"q": {"p0": 1, "p6": 0}}, {"q": ["p1", "p2"]})
+    assert listed(result) == [("p0", "positive"), ("p6", "judged"), ("p1", "hard")]
+
+
+def test_query_without_a_right_passage_is_left_out():
+    assert mined({"q": {"p1": 0}, "r": ["p2"]}, {"q": ["p1"], "r": ["p2", "p3"]}).rows["query"].unique().tolist() == [1]
+
+
+def test_right_passage_is_the_most_relevant_and_then_the_one_with_the_highest_score():
+    ranked = {"q": ["p0", "p1", "p2", "p3", "p4"]}
+    assert listed(mined({"q": {"p1": 1, "p2": 2, "p3": 2}}, ranked))[0] == ("p2", "positive")
 
 
 def test_passages_judged_to_be_wrong_come_first_whatever_their_rank_and_the_guards():
-    ranked = {"q": ["p0", "p1", "p2", "p3"]}
-    result = mined({"q": ["p0"], "r": ["p7"]}, ranked, OPEN._replace(num_negatives=3), wrong={"q": ["p3", "p6", "p7"]})
-    assert result.rows[["passage_id", "kind"]].to_numpy().tolist() == [
-        ["p0", "positive"],
-        ["p7", "judged"],
-        ["p6", "judged"],
-        ["p3", "judged"],
-    ]
-    assert result.rows["score"].tolist() == pytest.approx([0.9, 7 / 8, 6 / 8, 3 / 8])
+    right = {"q": {"p0": 1, "p3": 0, "p6": 0, "p1": 0}}
+    result = mined(right, {"q": ["p0", "p1", "p2", "p3"]}, OPEN._replace(num_negatives=4, max_score=0.0))
+    assert listed(result) == [("p0", "positive"), ("p1", "judged"), ("p3", "judged"), ("p6", "judged")]
 
 
-def test_mined_negatives_fill_up_what_was_judged():
-    ranked = {"q": ["p0", "p1", "p2", "p3"]}
-    result = mined({"q": ["p0"]}, ranked, OPEN._replace(num_negatives=2, range_max=2), wrong={"q": ["p1"]})
-    assert result.rows[["passage_id", "kind"]].to_numpy().tolist() == [
-        ["p0", "positive"],
-        ["p1", "judged"],
-        ["p2", "hard"],
-    ]
-    assert mined({"q": ["p0"]}, ranked, OPEN._replace(num_negatives=1), wrong={"q": ["p1", "p2"]}).rows[
-        "passage_id"
-    ].tolist() == ["p0", "p2"]
+def test_contains_and_entries_agree_with_the_dense_matrix():
+    generator = np.random.default_rng(3)
+    dense = generator.random((20, 30)) < 0.1
+    matrix = csr_array(dense.astype(np.int32))
+    rows = generator.integers(0, 20, 50)
+    columns = generator.integers(-1, 30, (50, 7))
+    expected = dense[rows[:, None], columns] & (columns >= 0)
+    assert (contains(matrix, rows, columns) == expected).all()
+    of, at = entries(matrix, rows)
+    assert list(zip(of, at, strict=True)) == list(zip(*np.nonzero(dense[rows]), strict=True))
+    empty = csr_array((20, 30), dtype=np.int32)
+    assert not contains(empty, rows, columns).any()
 
 
-def test_random_negatives_are_neither_right_nor_hard_negatives():
-    right = {"q": ["p0", "p1"], "r": ["p1", "p2"]}
-    result = mined(right, {"q": ["p0", "p3"], "r": ["p2", "p4"]}, random_negatives=30)
-    easy = result.rows[result.rows["kind"] == "random"].groupby("query_id")["passage_id"].agg(sorted)
-    assert easy.to_dict() == {"q": ["p4", "p5", "p6", "p7"], "r": ["p3", "p5", "p6", "p7"]}
-    assert not result.rows.duplicated(["query_id", "passage_id"]).any()
-
-
-NAMES = [f"p{at:02}" for at in range(30)] + [f"q{at}" for at in range(8)]
-RIGHT = {f"q{at}": f"p{at:02}" for at in range(8)}
+def test_new_scores_put_the_candidates_into_another_order():
+    pool = Pool(np.array([4, 5]), np.array([[0, 1, 2], [2, 1, -1]]), np.array([[3, 2, 1], [3, 2, -np.inf]], "f4"))
+    new = rescore(pool, lambda of, at: of * 10.0 + at)
+    assert new.positions.tolist() == [[2, 1, 0], [2, 1, -1]]
+    assert new.scores.tolist() == [[42, 41, 40], [52, 51, -np.inf]]
 
 
 @pytest.fixture(scope="module")
-def vectors() -> np.ndarray:
-    """One vector per name."""
-    vectors = np.random.default_rng(5).normal(size=(len(NAMES), 4)).astype("float32") + 0.5
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+def docstrings() -> tuple[Tables, np.ndarray, np.ndarray]:
+    """Real queries, some of them with several right passages, and their vectors."""
+    from reranker.scoring import load_retriever
 
-
-def mined_by_sentence_transformers(vectors: np.ndarray, **filters: float) -> list[tuple[str, str]]:
-    from datasets import Dataset
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-    from sentence_transformers.util import mine_hard_negatives
-
-    words = Tokenizer(WordLevel({name: at for at, name in enumerate(NAMES)}))
-    model = SentenceTransformer(modules=[StaticEmbedding(words, embedding_weights=vectors)], device="cpu")
-    pairs = Dataset.from_dict({"query": list(RIGHT), "answer": list(RIGHT.values())})
-    found = mine_hard_negatives(pairs, model, corpus=NAMES[:30], output_format="labeled-pair", verbose=False, **filters)
-    return [(row["query"], row["answer"]) for row in found if row["label"] == 0]
+    examples = [example for part in pydocs.read(["networkx"]) for example in part.examples][:400]
+    texts = sorted({example.passage for example in examples})
+    asked = sorted({example.query for example in examples})[:300]
+    names = {text: f"p{at:03}" for at, text in enumerate(texts)}
+    pairs = sorted({(e.query, names[e.passage]) for e in examples if e.query in asked})
+    judgments = pd.DataFrame(pairs, columns=["query_id", "passage_id"]).assign(relevance=1)
+    more = judgments[:100].assign(passage_id=judgments["passage_id"][100:200].to_numpy())
+    judgments = pd.concat([judgments, more]).drop_duplicates(["query_id", "passage_id"], ignore_index=True)
+    data = Tables(
+        pd.DataFrame({"passage_id": list(names.values()), "text": texts, "group": list(names.values())}),
+        pd.DataFrame({"query_id": asked, "text": asked, "group": asked, "split": "train"}),
+        judgments,
+    )
+    model = load_retriever("bundled/static-256")
+    return data, *(model.encode(part, normalize_embeddings=True, show_progress_bar=False) for part in (texts, asked))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "filters",
-    [{}, {"absolute_margin": 0.1}, {"relative_margin": 0.2}, {"max_score": 0.6}, {"min_score": 0.7}, {"range_max": 4}],
+    [
+        {},
+        {"absolute_margin": 0.05},
+        {"relative_margin": 0.1},
+        {"max_score": 0.6},
+        {"min_score": 0.5},
+        {"range_min": 3, "range_max": 9},
+        {"range_min": 2, "absolute_margin": 0.0, "max_score": 0.7, "min_score": 0.3},
+    ],
     ids=str,
 )
-def test_filters_choose_what_mine_hard_negatives_chooses_for_one_right_passage(vectors, filters):
+def test_negatives_are_those_of_mine_hard_negatives_row_for_row(docstrings, filters):
+    from datasets import Dataset
+    from sentence_transformers.util import mine_hard_negatives
+
+    from reranker.scoring import load_retriever
+
+    data, passages, queries = docstrings
     filters = {"num_negatives": 3, "range_max": 20} | filters
-    products = vectors[30:] @ vectors[:30].T
-    rows = [(f"q{query}", NAMES[at], products[query, at]) for query in range(8) for at in np.argsort(-products[query])]
-    ranked = pd.DataFrame(rows, columns=["query_id", "passage_id", "score"])
-    is_right = ranked["passage_id"] == ranked["query_id"].map(RIGHT)
-    table = ranked[~is_right].reset_index(drop=True)
-    table["position"] = table.groupby("query_id").cumcount()
-    table["reason"] = refusals(
-        table,
-        OPEN._replace(**filters),
-        positive_scores=ranked[is_right].set_index("query_id")["score"],
-        group_positives=pairs(("", "")),
-        near_duplicates=np.zeros(len(table), dtype=bool),
+    names = data.passages.set_index("passage_id")["text"]
+    pairs = Dataset.from_dict(
+        {"query": data.judgments["query_id"].tolist(), "answer": data.judgments["passage_id"].map(names).tolist()}
     )
-    chosen = choose(table, OPEN._replace(**filters), seed=1)
-    expected = mined_by_sentence_transformers(vectors, **filters)
-    assert list(zip(chosen["query_id"], chosen["passage_id"], strict=True)) == expected
+    found = mine_hard_negatives(
+        pairs,
+        load_retriever("bundled/static-256"),
+        corpus=names.tolist(),
+        output_format="labeled-pair",
+        use_faiss=True,
+        verbose=False,
+        **filters,
+    )
+    expected = {(row["query"], row["answer"]) for row in found if row["label"] == 0}
+
+    stage = Dense(passages, queries, index.build("flat", passages, queries=len(queries)))
+    known = by_place(data)
+    wanted = OPEN._replace(**filters)
+    most = int(np.diff(known.right.indptr).max())
+    everything = np.arange(len(queries))
+    ranking = stage.search(everything, wanted.range_max + most, label="")
+    pool = Pool(everything, ranking.positions, ranking.scores)
+    ids = lots(data.queries["query_id"]), lots(data.passages["passage_id"])
+    result = mine(pool, stage.scores, known, wanted, guards(data), random_share=0.0, lots=ids, seed=1)
+    ours = result.rows[result.rows["kind"] == "hard"]
+    texts, asked = data.passages["text"], data.queries["text"]
+    assert {(asked[q], texts[p]) for q, p in zip(ours["query"], ours["passage"], strict=True)} == expected
+    assert len(expected) > 100

@@ -87,7 +87,7 @@ def test_missing_key_is_named(tmp_path: Path):
         ("absolute_margin", "none", "a valid number"),
         ("near_duplicates", 0.4, "greater than or equal to 0.5"),
         ("near_duplicates", 90, "less than or equal to 1"),
-        ("sampling", "best", "'top' or 'random'"),
+        ("sampling", "best", "'top', 'random' or 'buckets'"),
         ("loss", "mse", "'group_softmax'"),
         ("base_model", "", "at least 1 character"),
         ("sources", {}, "at least 1 item"),

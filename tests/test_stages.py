@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from sentence_transformers import CrossEncoder
 
 from reranker import duplicates, leaks
 from reranker.scoring import load_biencoder, load_static, pair_cosines
@@ -42,6 +43,8 @@ class Place:
         self.path = path
         self.packages = ROOT
         shutil.copy(ROOT / "params.yaml", path)
+        (path / "data").mkdir()
+        shutil.copy(ROOT / "data" / "marked.csv", path / "data")
 
     def set(self, old: str, new: str) -> None:
         text = (self.path / "params.yaml").read_text(encoding="utf-8")
@@ -436,9 +439,57 @@ def test_mine_takes_the_text_of_the_passage_where_a_query_has_the_same_id(modell
 
 
 @pytest.mark.slow
-def test_guards_that_leave_no_hard_negative_are_named(modelled):
+def test_query_whose_candidates_are_all_refused_gets_random_negatives(modelled):
     modelled.set("max_score: null ", "max_score: -1 ")
-    assert modelled.error("mine").startswith("params.yaml: no hard negative is left; widen range_min to range_max")
+    modelled.run("mine")
+    mined = pd.read_parquet(modelled.path / "data/mined/negatives.parquet")
+    assert set(mined["kind"]) == {"positive", "random"}
+    figures = json.loads((modelled.path / "metrics/mine.json").read_text())
+    assert figures["queries_without_hard_negatives"] == figures["mined_queries"] == mined["query_id"].nunique()
+
+
+@pytest.mark.slow
+def test_marked_pair_is_a_judgment_from_then_on(modelled):
+    modelled.set("precision: auto ", "precision: float32 ")
+    modelled.run("mine")
+    audit = pd.read_csv(modelled.path / "data/mined/audit.csv", dtype=str, keep_default_na=False)
+    drawn = audit[audit["verdict"] == "hard negative"]
+    right, wrong = drawn.iloc[0], drawn[drawn["query_id"] != drawn["query_id"].iloc[0]].iloc[0]
+    marked = pd.DataFrame([right, wrong]).assign(mark=["right", "wrong"])
+    marked.to_csv(modelled.path / "data/marked.csv", index=False)
+    modelled.run("mine")
+    mined = pd.read_parquet(modelled.path / "data/mined/negatives.parquet").set_index(["query_id", "passage_id"])[
+        "kind"
+    ]
+    assert mined.get((right["query_id"], right["passage_id"])) in (None, "positive")
+    assert mined[wrong["query_id"], wrong["passage_id"]] == "judged"
+    assert json.loads((modelled.path / "metrics/mine.json").read_text())["marked"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("retriever", ["bm25", "[bm25, bundled/static-256]"])
+def test_retriever_by_words_or_fused_ranks_the_candidates(modelled, retriever):
+    modelled.set("retriever: bundled/static-256 ", f"retriever: {retriever} ")
+    modelled.run("mine")
+    candidates = pd.read_parquet(modelled.path / "data/mined/candidates.parquet")
+    first = candidates[candidates["rank"] == 1]
+    assert (first["query_id"] == first["passage_id"]).all()
+    assert candidates.groupby("query_id")["score"].is_monotonic_decreasing.all()
+
+
+@pytest.mark.slow
+def test_cross_encoder_scores_the_candidates_anew(modelled, cross_encoder):
+    modelled.set("rescorer: null ", f"rescorer: {cross_encoder} ")
+    modelled.set("precision: auto ", "precision: float32 ")
+    modelled.run("mine")
+    mined = pd.read_parquet(modelled.path / "data/mined/negatives.parquet")
+    queries, passages = (
+        pd.read_parquet(modelled.path / f"data/prepared/{file}.parquet").set_index(key)["text"]
+        for file, key in (("queries", "query_id"), ("passages", "passage_id"))
+    )
+    pairs = zip(mined["query_id"].map(queries), mined["passage_id"].map(passages), strict=True)
+    expected = CrossEncoder(cross_encoder).predict(list(pairs), show_progress_bar=False)
+    np.testing.assert_allclose(mined["score"], expected, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -489,6 +540,7 @@ def test_damaged_table_is_named(place, stage):
 def test_stage_can_be_imported_without_running(place, stage):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-c", f"import stages.{stage.split()[0]}"]
+    before = place.files()
     done = subprocess.run(command, cwd=place.path, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert place.files() == ["params.yaml"]
+    assert place.files() == before

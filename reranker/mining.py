@@ -1,0 +1,163 @@
+"""The parts of mining by their names: retriever, guards, the cross-encoder that scores anew; and its figures."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sentence_transformers import CrossEncoder, SentenceTransformer
+
+from reranker import index
+from reranker.first_stage import Dense, Fused, Lexical
+from reranker.guards import Guards
+from reranker.index import Index
+from reranker.judged import Places
+from reranker.models import loading, resolve
+from reranker.negatives import Mined
+from reranker.records import Tables
+from reranker.retrieval import FirstStage, Vectors
+from reranker.scoring import choose_precision, load_retriever, score_pairs
+from reranker.vectors import Cache
+
+Scores = NDArray[np.float64]
+
+BM25 = "bm25"
+SAMPLE = 500
+"""Queries on which an approximate index is compared with exact search."""
+
+
+class Indexed(NamedTuple):
+    """An index, and what it is over."""
+
+    lookup: Index
+    passages: Vectors
+    queries: Vectors
+
+
+class Retriever(NamedTuple):
+    """The first stage."""
+
+    stage: FirstStage
+    indexes: list[Indexed]
+    """Those that it searches; none where it goes by words alone."""
+
+
+def retriever(
+    names: Sequence[str],
+    tables: Tables,
+    cache: Cache,
+    *,
+    query_prompt: str | None,
+    passage_prompt: str | None,
+    index_name: str,
+) -> Retriever:
+    """A retriever over the passages and queries of a data set; several are fused by rank.
+
+    Args:
+        names: `bm25`, or embedding models.
+        tables: the data set.
+        cache: where vectors are kept.
+        query_prompt: put before each query for a model; None: what the model brings.
+        passage_prompt: the same before each passage.
+        index_name: see `index.build`.
+
+    Raises:
+        UserError: there is no usable model of a name.
+    """
+    parts: list[FirstStage] = []
+    indexes = []
+    for name in names:
+        if name == BM25:
+            parts.append(Lexical(tables.passages["text"].tolist(), tables.queries["text"].tolist()))
+        else:
+            model = load_retriever(name)
+            prompts = _prompt(passage_prompt, model, "document", "passage"), _prompt(query_prompt, model, "query")
+            passages, queries = (
+                cache.embed(model, table["text"].tolist(), label=f"mine: {kind}", prompt=prompt)
+                for table, kind, prompt in zip(tables[:2], ("passages", "queries"), prompts, strict=True)
+            )
+            indexes.append(Indexed(index.build(index_name, passages, queries=len(queries)), passages, queries))
+            parts.append(Dense(passages, queries, indexes[-1].lookup))
+    return Retriever(Fused(parts) if len(parts) > 1 else parts[0], indexes)
+
+
+def _prompt(given: str | None, model: SentenceTransformer, *names: str) -> str:
+    if given is not None:
+        return given
+    return next((str(model.prompts[name]) for name in names if model.prompts.get(name)), "")
+
+
+def index_figures(indexes: Sequence[Indexed], queries: Places, *, depth: int, wanted: float) -> dict[str, float]:
+    """The share of the exact top that approximate indexes find, on a sample of these queries.
+
+    A line is printed where one finds less than is wanted.
+    """
+    figures: dict[str, float] = {}
+    key = f"index_recall@{depth}"
+    for lookup, passages, vectors in indexes:
+        if lookup.name == "flat":
+            continue
+        recall = index.measured_recall(lookup, passages, vectors[queries], depth, sample=SAMPLE)
+        figures[key] = min(recall, figures.get(key, 1.0))
+        if recall < wanted:
+            print(
+                f"mine: the index {lookup.name} finds {recall:.3f} of the exact top {depth}, which is below "
+                f"index_recall {wanted}: choose another index, or flat"
+            )
+    return figures
+
+
+def guards(
+    passages: pd.DataFrame,
+    cache: Cache,
+    *,
+    by_group: bool,
+    similarity: float | None,
+    model_name: str,
+    containment: float | None,
+) -> Guards:
+    """Guards over the passages of a data set, see `Guards`; the model's vectors tell which are alike."""
+    texts = passages["text"].tolist()
+    vectors = np.empty((len(texts), 0), np.float32)
+    if similarity is not None:
+        vectors = cache.embed(load_retriever(model_name), texts, label="mine: guards")
+    groups = pd.factorize(passages["group"])[0].astype(np.int64)
+    return Guards(groups, vectors, texts, by_group, similarity, containment)
+
+
+def cross_encoder(name: str, precision: str, tables: Tables) -> Callable[[Places, Places], Scores]:
+    """Scores of pairs of places by a cross-encoder.
+
+    Raises:
+        UserError: there is no usable model of that name.
+    """
+    path = resolve(name)
+    with loading(name):
+        model = CrossEncoder(path)
+    queries, passages = (table["text"] for table in tables[:2][::-1])
+    computed_in = choose_precision(precision)
+
+    def score(of: Places, at: Places) -> Scores:
+        texts = queries.iloc[of].tolist(), passages.iloc[at].tolist()
+        return score_pairs(model, *texts, label="mine: rescoring", precision=computed_in)
+
+    return score
+
+
+def figures(mined: Mined) -> dict[str, float]:
+    """Counts of what was mined, for mine.json."""
+    rows = mined.rows
+    kinds = rows["kind"].value_counts()
+    number = rows["query"].nunique()
+    negatives = len(rows) - number
+    of_query = rows.assign(hard=rows["kind"].isin(["hard", "judged"])).groupby("query")["hard"].any()
+    return {
+        "mined_queries": number,
+        "negatives": negatives,
+        "judged_negatives": int(kinds.get("judged", 0)),
+        "random_negatives": int(kinds.get("random", 0)),
+        "negatives_per_query": negatives / max(number, 1),
+        "queries_without_hard_negatives": int((~of_query).sum()),
+        **{f"refused_{reason}": count for reason, count in mined.refused().items()},
+    }
