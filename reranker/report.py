@@ -22,9 +22,12 @@ SHOWN_LEAKS = 5
 """Leaks of each kind and split that are shown."""
 CUT_TEXT = 120
 """Characters of a dropped text that are shown."""
+CUT_PASSAGE = 200
+"""The same of a candidate, and of the right passage beside it."""
 CUT_QUERY = 300
 """The same of a query in two splits: the words in which two differ may come late."""
 LEAK_COLUMNS = ("query", "split", "other", "other_split", "equal")
+AUDIT_COLUMNS = ("verdict", "teacher_score", "teacher_score_of_right", "query", "passage", "right_passage")
 
 
 class Numbers(NamedTuple):
@@ -40,6 +43,8 @@ class Numbers(NamedTuple):
     leaks: pd.DataFrame
     """Some of the queries that stand in two splits; columns `LEAK_COLUMNS`."""
     mine: Mapping[str, object]
+    audit: pd.DataFrame
+    """The most suspicious candidates of mining, the most suspicious first; columns `AUDIT_COLUMNS`, as text."""
     train: Mapping[str, object]
 
 
@@ -69,6 +74,18 @@ class LeakRow(NamedTuple):
     other: str
     other_split: str
     likeness: str
+
+
+class AuditRow(NamedTuple):
+    """A candidate that may be a right answer which nobody has labelled."""
+
+    query: str
+    passage: str
+    right: str
+    """The right passage."""
+    scores: str
+    """The teacher's of the candidate and of the right passage."""
+    verdict: str
 
 
 class LanguageRow(NamedTuple):
@@ -123,6 +140,7 @@ def page(numbers: Numbers, pictures: Mapping[str, Picture]) -> str:
         languages=_language_rows(numbers.prepare),
         mined=_facts(mined),
         refused=_facts(numbers.mine, "refused_"),
+        audit=_audit_rows(numbers.audit),
         train=_facts(numbers.train),
     )
 
@@ -170,6 +188,19 @@ def _leak_rows(leaks: pd.DataFrame) -> list[LeakRow]:
             "equal" if row["equal"] else "near",
         )
         for row in shown.to_dict("records")
+    ]
+
+
+def _audit_rows(audit: pd.DataFrame) -> list[AuditRow]:
+    return [
+        AuditRow(
+            _cut(row["query"], CUT_QUERY),
+            _cut(row["passage"], CUT_PASSAGE),
+            _cut(row["right_passage"], CUT_PASSAGE),
+            f"{float(row['teacher_score']):.3f} / {float(row['teacher_score_of_right']):.3f}",
+            row["verdict"].replace("_", " "),
+        )
+        for row in audit.to_dict("records")
     ]
 
 

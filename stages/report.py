@@ -36,6 +36,7 @@ def main(arguments: Sequence[str]) -> str:
         dropped=read_table(PATHS.dropped, ["reason", "origin", "query", "passage"]),
         leaks=read_table(PATHS.leaks, report.LEAK_COLUMNS),
         mine=read_json(PATHS.metrics / "mine.json"),
+        audit=read_csv(PATHS.audit, report.AUDIT_COLUMNS, as_text=True),
         train=read_json(PATHS.metrics / "train.json"),
     )
     try:

@@ -67,7 +67,11 @@ LEAKS = pd.DataFrame(
     [(f"sort it {number}", "test", HOSTILE, "train", number > 2) for number in range(9)],
     columns=list(report.LEAK_COLUMNS),
 )
-NUMBERS = report.Numbers(SYSTEMS, EVALUATION, PREPARE, DROPPED, LEAKS, MINE, TRAIN)
+AUDIT = pd.DataFrame(
+    [("refused: near_duplicate", "0.91249", "0.5", "how to sort", HOSTILE, "Sorts. " * 99)],
+    columns=list(report.AUDIT_COLUMNS),
+)
+NUMBERS = report.Numbers(SYSTEMS, EVALUATION, PREPARE, DROPPED, LEAKS, MINE, AUDIT, TRAIN)
 
 
 class Reader(HTMLParser):
@@ -146,6 +150,8 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "data" / "prepared").mkdir(parents=True)
     for name, table in {"dropped": DROPPED, "leaks": LEAKS}.items():
         table.to_parquet(tmp_path / "data" / "prepared" / f"{name}.parquet")
+    (tmp_path / "data" / "mined").mkdir()
+    AUDIT.to_csv(tmp_path / "data" / "mined" / "audit.csv", index=False)
     return folder
 
 
@@ -225,10 +231,20 @@ def test_first_leaks_of_each_kind_are_shown(read: Reader) -> None:
     assert shown == near + equal
 
 
+def test_suspicious_candidates_are_shown_cut_and_as_text(read: Reader) -> None:
+    [row] = [row for row in read.rows if row[-1] == "refused: near duplicate"]
+    query, candidate, right, scores, _ = row
+    assert (query, candidate, scores) == ("how to sort", HOSTILE, "0.912 / 0.500")
+    assert right.startswith("Sorts. Sorts. ")
+    assert right.endswith("…")
+    assert len(right) == report.CUT_PASSAGE
+
+
 def test_page_without_leaks_and_languages_has_no_such_tables(html: str, drawn: dict[str, figures.Picture]) -> None:
-    bare = report.page(NUMBERS._replace(leaks=LEAKS[:0], prepare={}), drawn)
-    assert bare.count("<table") == html.count("<table") - 4  # nor counts and lengths
+    bare = report.page(NUMBERS._replace(leaks=LEAKS[:0], audit=AUDIT[:0], prepare={}), drawn)
+    assert bare.count("<table") == html.count("<table") - 5  # nor counts and lengths
     assert "leaks.parquet" not in bare
+    assert "audit.csv" not in bare
 
 
 def test_names_are_escaped_in_tables_figures_and_alternative_texts(html: str, read: Reader) -> None:
@@ -338,6 +354,7 @@ def test_stage_writes_the_page_and_four_pictures_and_ends_with_the_table(tmp_pat
     [
         ("../data/prepared/dropped.parquet", "prepare"),
         ("../data/prepared/leaks.parquet", "prepare"),
+        ("../data/mined/audit.csv", "mine"),
         ("systems.csv", "evaluate"),
         ("per_query.csv", "evaluate"),
         ("evaluate.json", "evaluate"),
