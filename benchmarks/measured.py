@@ -1,0 +1,37 @@
+"""What both sides of `benchmarks.mining` are asked for, and how they say how long it took."""
+
+import json
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+DEPTH, NEGATIVES = 100, 5
+TABLES = ("passages", "queries", "judgments")
+SAMPLE = 500
+"""Queries whose candidates are kept, for the recall of an index."""
+
+
+class Moment(NamedTuple):
+    """When something happened."""
+
+    clock: float
+    """Seconds on the clock."""
+    cpu: float
+    """Seconds that the processors have spent on this process."""
+
+
+def now() -> Moment:
+    """This moment."""
+    return Moment(time.monotonic(), time.process_time())
+
+
+def note(out: Path, loaded: Moment) -> None:
+    """Write beside a result the seconds since `loaded`, the moment when all was imported."""
+    done = now()
+    seconds = {"seconds": done.clock - loaded.clock, "cpu": done.cpu - loaded.cpu}
+    out.with_suffix(".json").write_text(json.dumps(seconds), encoding="utf-8")
+
+
+def sample(queries: int) -> slice:
+    """Queries over the whole range."""
+    return slice(None, None, max(1, queries // SAMPLE))

@@ -1,0 +1,86 @@
+"""Hard negatives of a folder of tables and vectors as the mine stage chooses them, without guards.
+
+With a cross-encoder, all candidates and right passages are scored and written, so that the scores can be compared.
+
+    python -m benchmarks.our_mining FOLDER OUT.parquet [--index auto] [--rescorer CROSS_ENCODER]
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sentence_transformers import CrossEncoder
+
+from benchmarks.measured import DEPTH, NEGATIVES, TABLES, note, now, sample
+from reranker import index, negatives
+from reranker.first_stage import Dense
+from reranker.guards import Guards
+from reranker.judged import Judged, by_place
+from reranker.records import Tables, write_table
+from reranker.scoring import score_pairs
+
+LOADED = now()
+
+
+def main() -> None:
+    """Read, mine, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--index", default="auto")
+    parser.add_argument("--rescorer", type=Path)
+    options = parser.parse_args()
+    tables = Tables(*(pd.read_parquet(options.folder / f"{name}.parquet") for name in TABLES))
+    passages, queries = (np.load(options.folder / f"{name}.npy", mmap_mode="r") for name in ("passages", "queries"))
+    first_stage = Dense(passages, queries, index.build(options.index, passages, queries=len(queries)))
+    known = by_place(tables)
+    places = np.arange(len(queries))
+    # as many candidates as the range has, and room for the right passages among them
+    found = first_stage.search(places, DEPTH + int(np.diff(known.right.indptr).max()), label="search")
+    pool = negatives.Pool(places, found.positions, found.scores)
+    mined = (
+        rescored(pool, known, tables, options.rescorer) if options.rescorer else mine(pool, first_stage, known, tables)
+    )
+    write_table(
+        pd.DataFrame(
+            {
+                "query_id": tables.queries["query_id"].to_numpy()[mined["query"]],
+                "passage_id": tables.passages["passage_id"].to_numpy()[mined["passage"]],
+                "score": mined["score"],
+                "kind": mined["kind"],
+            }
+        ),
+        options.out,
+    )
+    note(options.out, LOADED)
+    np.save(options.out.with_suffix(".npy"), found.positions[sample(len(places)), :DEPTH])
+
+
+def mine(pool: negatives.Pool, first_stage: Dense, known: Judged, tables: Tables) -> pd.DataFrame:
+    """Columns query, passage (places), score, kind."""
+    number = len(tables.passages)
+    return negatives.mine(
+        pool,
+        first_stage.scores,
+        known,
+        negatives.Filters(num_negatives=NEGATIVES, range_min=0, range_max=DEPTH, sampling="top"),
+        Guards(np.arange(number), np.empty((number, 0), np.float32), [], by_group=False),
+        random_share=0.0,
+        lots=(negatives.lots(tables.queries["query_id"]), negatives.lots(tables.passages["passage_id"])),
+        seed=1,
+    ).rows
+
+
+def rescored(pool: negatives.Pool, known: Judged, tables: Tables, path: Path) -> pd.DataFrame:
+    """Columns query, passage (places), score, kind: every candidate and every right passage."""
+    right = known.right.tocoo()
+    of = np.concatenate([np.repeat(pool.queries, pool.positions.shape[1]), right.row])
+    at = np.concatenate([pool.positions.ravel(), right.col])
+    texts = tables.queries["text"].iloc[of].tolist(), tables.passages["text"].iloc[at].tolist()
+    scores = score_pairs(CrossEncoder(str(path)), *texts, label="rescoring")
+    return pd.DataFrame({"query": of, "passage": at, "score": scores, "kind": "scored"})
+
+
+if __name__ == "__main__":
+    main()
