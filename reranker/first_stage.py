@@ -8,16 +8,19 @@ from numpy.typing import NDArray
 from scipy.sparse import csc_array
 
 from reranker.errors import UserError
-from reranker.index import Index, inner_products
+from reranker.exact import inner_products
+from reranker.index import Index, check_finite
 from reranker.lexical import K1, B, words
 from reranker.progress import progress
 from reranker.retrieval import FirstStage, Ranking, Vectors
 
 Places = NDArray[np.int64]
 
-CELLS = 16_000_000
-"""Scores that are held at once: 64 MB."""
-QUERIES = 1024
+CELLS = 4_194_304
+"""Scores that are held at once: 16 MB."""
+WIDTH = 32_768
+"""Passages that are looked at together for ranks."""
+QUERIES = 4096
 """Queries per block: what progress shows."""
 FUSION_DEPTH = 1000
 """Passages of each retriever that are fused."""
@@ -34,18 +37,19 @@ class Dense:
         index: of the passages. An approximate one misses some; scores and ranks are exact all the same.
 
     Raises:
-        UserError: the dimensions differ or a value is not finite.
+        UserError: the dimensions differ or a value of the queries is not finite.
     """
 
     def __init__(self, passages: Vectors, queries: Vectors, index: Index) -> None:
         if passages.shape[1] != queries.shape[1]:
             raise UserError(
-                f"the passages' vectors have {passages.shape[1]} dimensions and the queries' {queries.shape[1]}; "
-                "embed both with the same model"
+                f"the vectors of the passages have {passages.shape[1]} dimensions and those of the queries "
+                f"{queries.shape[1]}; embed both with the same model"
             )
-        _check_finite(passages, "passages")
-        _check_finite(queries, "queries")
-        self._passages, self._queries, self._index = passages, queries, index
+        check_finite(queries, "queries")
+        self._passages = np.ascontiguousarray(passages, dtype=np.float32)
+        self._queries = np.ascontiguousarray(queries, dtype=np.float32)
+        self._index = index
 
     def search(self, queries: Places, depth: int, *, label: str) -> Ranking:
         """See `FirstStage`."""
@@ -54,21 +58,33 @@ class Dense:
 
     def scores(self, queries: Places, passages: Places) -> Vectors:
         """See `FirstStage`."""
-        scores = np.empty(len(queries), dtype=np.float32)
-        step = max(1, CELLS // max(1, self._passages.shape[1]))
-        for start in range(0, len(queries), step):
-            part = slice(start, start + step)
-            scores[part] = inner_products(self._queries[queries[part]], self._passages[passages[part]])
-        return scores
+        return inner_products(self._queries, queries, self._passages, passages)
 
     def ranks(self, queries: Places, passages: Places) -> Places:
         """See `FirstStage`."""
-        better = np.zeros(len(queries), dtype=np.int64)
         scores = self.scores(queries, passages)
-        for row, (query, score) in enumerate(zip(queries, scores, strict=True)):
-            vector = np.broadcast_to(self._queries[query], self._passages.shape)
-            better[row] = (inner_products(vector, self._passages) > score).sum()
+        better = np.zeros(len(queries), dtype=np.int64)
+        for start in range(0, len(self._passages), WIDTH):
+            part = self._passages[start : start + WIDTH]
+            longest = float(np.sqrt(np.einsum("ij,ij->i", part, part).max()))
+            for first in range(0, len(queries), CELLS // WIDTH):
+                pairs = slice(first, first + CELLS // WIDTH)
+                better[pairs] += self._better(queries[pairs], scores[pairs], start, part, longest)
         return better + 1
+
+    def _better(self, queries: Places, scores: Vectors, start: int, part: Vectors, longest: float) -> Places:
+        """How many passages of a part score higher, shape (pairs,).
+
+        A matrix product rounds differently from the score, so what is as near as rounding allows is scored again.
+        """
+        vectors = self._queries[queries]
+        products = vectors @ part.T
+        error = part.shape[1] * 2**-22 * longest * np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+        above = products > (scores + error)[:, None]
+        row, column = np.nonzero((products >= (scores - error)[:, None]) & ~above)
+        near = inner_products(self._queries, queries[row], self._passages, start + column)
+        better: Places = above.sum(axis=1) + np.bincount(row[near > scores[row]], minlength=len(queries))
+        return better
 
 
 class Lexical:
@@ -226,14 +242,3 @@ def _by_query(queries: Places) -> list[tuple[int, Places]]:
     distinct, starts = np.unique(queries[order], return_index=True)
     parts = np.split(order, starts[1:])[: len(distinct)]  # of no queries it makes one part
     return list(zip(distinct.tolist(), parts, strict=True))
-
-
-def _check_finite(vectors: Vectors, what: str) -> None:
-    for start in range(0, len(vectors), QUERIES * 16):
-        part = vectors[start : start + QUERIES * 16]
-        wrong = ~np.isfinite(part).all(axis=1)
-        if wrong.any():
-            raise UserError(
-                f"the vectors of the {what}: row {start + int(wrong.argmax())} has a value that is not a number; "
-                "use another model or remove this text"
-            )
