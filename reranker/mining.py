@@ -150,11 +150,12 @@ def figures(mined: Mined) -> dict[str, float]:
     rows = mined.rows
     kinds = rows["kind"].value_counts()
     number = rows["query"].nunique()
-    negatives = len(rows) - number
+    negatives = int((rows["relevance"] == 0).sum())
     of_query = rows.assign(hard=rows["kind"].isin(["hard", "judged"])).groupby("query")["hard"].any()
     return {
         "mined_queries": number,
         "negatives": negatives,
+        "graded_passages": int(kinds.get("graded", 0)),
         "judged_negatives": int(kinds.get("judged", 0)),
         "random_negatives": int(kinds.get("random", 0)),
         "negatives_per_query": negatives / max(number, 1),

@@ -68,8 +68,8 @@ class Mined(NamedTuple):
     """What mining gives to training, and what there was to choose from."""
 
     rows: pd.DataFrame
-    """Columns query, passage (places), score, kind (positive, judged, hard or random); by query as in the pool, the
-    positive first."""
+    """Columns query, passage (places), score, kind (positive, graded, judged, hard or random), relevance; by query as
+    in the pool, the positive first."""
     pool: Pool
     reasons: NDArray[np.int8]
     """Of each candidate of the pool: `TAKEN`, `KEPT`, or its reason's place in `REASONS` from 1."""
@@ -147,9 +147,10 @@ def mine(
 ) -> Mined:
     """The training group of each query of the pool: a right passage and its negatives.
 
-    The right passage is the most relevant one, and of several the one with the highest score. A passage that is judged
-    to be wrong is a negative whatever the guards say, and comes before the mined ones. A query for which every
-    candidate is refused gets random negatives in their place.
+    The right passage is the most relevant one, and of several the one with the highest score. Passages that are right
+    but less so come with it as `graded`, as many as negatives at most: losses of lists learn from their order. What
+    is judged to be wrong is a negative whatever the guards say, and comes before the mined ones. A query for which
+    every candidate is refused gets random negatives in their place.
 
     Args:
         pool: see `retrieve`.
@@ -169,7 +170,9 @@ def mine(
     np.minimum.at(lowest, right_of, right_scores)
     relevance = np.asarray(known.right[pool.queries[right_of], right]).ravel()
     best = np.lexsort((-right_scores, -relevance, right_of))
-    best = best[np.unique(right_of[best], return_index=True)[1]]
+    starts = np.unique(right_of[best], return_index=True)[1]
+    less = relevance[best] < np.repeat(relevance[best][starts], np.diff(np.append(starts, len(best))))
+    best, graded = best[starts], best[less]
 
     wrong_of, wrong = entries(known.wrong, pool.queries)
     wrong_scores = np.asarray(score(pool.queries[wrong_of], wrong), float)
@@ -190,22 +193,23 @@ def mine(
 
     mined = pd.concat(
         [
-            _rows(right_of[best], right[best], right_scores[best], "positive"),
+            _rows(right_of[best], right[best], right_scores[best], "positive", relevance[best]),
+            _rows(right_of[graded], right[graded], right_scores[graded], "graded", relevance[graded]),
             _rows(wrong_of, wrong, wrong_scores, "judged"),
             _rows(hard_of, hard, hard_scores, "hard"),
         ]
     )
     wanted = round(filters.num_negatives * random_share)
-    negative = mined["kind"] != "positive"
+    negative = mined["relevance"] == 0
     places = mined.groupby(["row", negative]).cumcount()
-    mined = mined[~negative | (places < filters.num_negatives - wanted)]
-    empty = np.bincount(mined["row"], minlength=number) < 2
+    mined = mined[places < np.where(negative, filters.num_negatives - wanted, filters.num_negatives + 1)]
+    empty = np.bincount(mined.loc[mined["relevance"] == 0, "row"], minlength=number) == 0
     easy = _draw(pool.queries, mined, known, guards, np.where(empty, filters.num_negatives, wanted), lots, seed)
     easy["score"] = np.asarray(score(pool.queries[easy["row"]], easy["passage"].to_numpy()), float)
     mined = pd.concat([mined, easy]).sort_values("row", kind="stable", ignore_index=True)
     mined.insert(0, "query", pool.queries[mined.pop("row")])
-    # a query with nothing but its right passage has nothing to teach
-    mined = mined[mined.groupby("query")["kind"].transform("size") > 1].reset_index(drop=True)
+    # a query with nothing but right passages has nothing to teach
+    mined = mined[mined.groupby("query")["relevance"].transform("min") == 0].reset_index(drop=True)
     return Mined(mined, pool, reasons, highest)
 
 
@@ -214,8 +218,10 @@ def _blocks(values: Places, size: int) -> Iterator[Places]:
         yield values[start : start + size]
 
 
-def _rows(of: Places, passages: Places, scores: NDArray[np.float64], kind: str) -> pd.DataFrame:
-    return pd.DataFrame({"row": of, "passage": passages, "score": scores, "kind": kind})
+def _rows(
+    of: Places, passages: Places, scores: NDArray[np.float64], kind: str, relevance: Places | int = 0
+) -> pd.DataFrame:
+    return pd.DataFrame({"row": of, "passage": passages, "score": scores, "kind": kind, "relevance": relevance})
 
 
 def _refuse(

@@ -61,23 +61,26 @@ def right_pairs(query_ids: pd.Series, tables: Tables, *, seed: int) -> pd.DataFr
     )
 
 
-def training_groups(negatives: pd.DataFrame) -> pd.DataFrame:
+def training_groups(negatives: pd.DataFrame, *, graded: bool) -> pd.DataFrame:
     """Each query with its passages, the right one first.
 
     A list-wise loss wants groups of one size: queries with fewer passages than the largest group are
     filled up by repeating their last one, which in a softmax only weighs that passage more.
 
     Args:
-        negatives: columns query_id, query, text (of the passage), kind (one `positive` per query, the others
-            negatives), teacher (a logit).
+        negatives: columns query_id, query, text (of the passage), kind (one `positive` per query, `graded` ones that
+            are right but less so, the others negatives), relevance, teacher (a logit).
+        graded: keep the less relevant ones, for a loss that takes more than right and wrong.
 
     Returns:
-        Columns query, passages, teacher; sorted by query_id.
+        Columns query, passages, relevance, teacher; sorted by query_id.
     """
-    table = negatives.assign(negative=negatives["kind"] != "positive")
-    table = table.sort_values(["query_id", "negative"], kind="stable")
-    groups = table.groupby("query_id").agg(query=("query", "first"), passages=("text", list), teacher=("teacher", list))
+    table = negatives if graded else negatives[negatives["kind"] != "graded"]
+    table = table.assign(negative=table["kind"] != "positive").sort_values(["query_id", "negative"], kind="stable")
+    groups = table.groupby("query_id").agg(
+        query=("query", "first"), passages=("text", list), relevance=("relevance", list), teacher=("teacher", list)
+    )
     size = int(groups["passages"].map(len).max())
-    for column in ("passages", "teacher"):
+    for column in ("passages", "relevance", "teacher"):
         groups[column] = [values + values[-1:] * (size - len(values)) for values in groups[column]]
     return groups.reset_index(drop=True)

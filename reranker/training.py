@@ -210,7 +210,8 @@ def group_rows(groups: pd.DataFrame, loss: str) -> Dataset:
     """Training data in the shape that a loss wants.
 
     Args:
-        groups: columns query, passages (a list, the right one first), teacher (a logit per passage).
+        groups: columns query, passages (a list, the right one first), relevance and teacher (a number, and a logit, per
+            passage).
         loss: a name of params.yaml.
 
     Returns:
@@ -225,12 +226,9 @@ def group_rows(groups: pd.DataFrame, loss: str) -> Dataset:
         ]
         return Dataset.from_pandas(pd.DataFrame(pairs, columns=["query", "passage", "label"]))
     # list_net takes a softmax of the labels: 10 and 0 make the right passage's target nearly 1
-    right = 10.0 if loss == "list_net" else 1.0
-    labels = (
-        [list(map(float, logits)) for logits in groups["teacher"]]
-        if loss == "group_softmax"
-        else [[right] + [0.0] * (len(passages) - 1) for passages in groups["passages"]]
-    )
+    factor = 10.0 if loss == "list_net" else 1.0
+    numbers = groups["teacher" if loss == "group_softmax" else "relevance"]
+    labels = [[factor * float(number) for number in of_group] for of_group in numbers]
     return Dataset.from_dict(
         {
             "query": list(groups["query"]),

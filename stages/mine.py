@@ -149,8 +149,9 @@ def main(arguments: Sequence[str]) -> str:
         PATHS.metrics / "mine.json",
     )
     record_time("mine", time.monotonic() - started)
+    negative = int((mined.rows["relevance"] == 0).sum())
     return (
-        f"mine: {len(mined.rows) - number:,} negatives for {number:,} queries, {len(candidates):,} candidates; "
+        f"mine: {negative:,} negatives for {number:,} queries, {len(candidates):,} candidates; "
         f"retriever on dev: NDCG@10 {dev['nDCG@10']:.3f}, recall@30 {dev['R@30']:.3f} -> {PATHS.candidates.parent}"
     )
 

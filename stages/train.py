@@ -25,6 +25,7 @@ from reranker.records import PATHS, folder, read_table, read_tables, record_time
 from reranker.rows import training_groups
 from reranker.scoring import choose_precision, score_pairs
 from reranker.training import (
+    LIST_LOSSES,
     Schedule,
     build_cross_encoder,
     group_rows,
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str]) -> str:
     params = load_params(PATHS.params)
     tables = read_tables()
     candidates = read_table(PATHS.candidates, ["query_id", "passage_id", "rank", "split", *FEATURES])
-    negatives = read_table(PATHS.negatives, ["query_id", "passage_id", "kind", *FEATURES])
+    negatives = read_table(PATHS.negatives, ["query_id", "passage_id", "kind", "relevance", *FEATURES])
     require(PATHS.biencoder)
     require(PATHS.static)
     query_text = tables.queries.set_index("query_id")["text"]
@@ -68,7 +69,8 @@ def main(arguments: Sequence[str]) -> str:
         table["query"] = table["query_id"].map(query_text)
         shown = table["query"].tolist(), table["passage_id"].map(passage_text).tolist()
         table["text"] = excerpts(model.tokenizer, params.max_length, counted, *shown)
-    groups = training_groups(negatives.assign(teacher=fusion.fuse(negatives, teacher)))
+    negatives["teacher"] = fusion.fuse(negatives, teacher)
+    groups = training_groups(negatives, graded=params.loss in LIST_LOSSES)
     groups = groups.sample(frac=1, random_state=params.seed)
 
     size = len(groups["passages"].iloc[0])

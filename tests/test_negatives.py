@@ -258,7 +258,9 @@ def test_query_without_a_right_passage_is_left_out():
 
 def test_right_passage_is_the_most_relevant_and_then_the_one_with_the_highest_score():
     ranked = {"q": ["p0", "p1", "p2", "p3", "p4"]}
-    assert listed(mined({"q": {"p1": 1, "p2": 2, "p3": 2}}, ranked))[0] == ("p2", "positive")
+    result = mined({"q": {"p1": 1, "p2": 2, "p3": 2}}, ranked)
+    assert listed(result) == [("p2", "positive"), ("p1", "graded"), ("p0", "hard"), ("p4", "hard")]
+    assert result.rows["relevance"].tolist() == [2, 1, 0, 0]
 
 
 def test_passages_judged_to_be_wrong_come_first_whatever_their_rank_and_the_guards():

@@ -126,28 +126,40 @@ def test_choice_between_several_right_passages_repeats_with_its_seed_and_reaches
 
 NEGATIVES = pd.DataFrame(
     [
-        ("q2", "second", "one", "hard", 0.4),
-        ("q1", "first", "three", "hard", 0.8),
-        ("q2", "second", "two", "positive", 0.2),
-        ("q1", "first", "four", "random", 0.6),
-        ("q1", "first", "one", "positive", 0.0),
+        ("q2", "second", "one", "hard", 0, 0.4),
+        ("q1", "first", "three", "hard", 0, 0.8),
+        ("q2", "second", "two", "positive", 1, 0.2),
+        ("q1", "first", "four", "random", 0, 0.6),
+        ("q1", "first", "one", "positive", 2, 0.0),
     ],
-    columns=["query_id", "query", "text", "kind", "teacher"],
+    columns=["query_id", "query", "text", "kind", "relevance", "teacher"],
     index=[4, 8, 2, 6, 0],
 )
 
 
 def test_groups_have_the_right_passage_first_and_one_size_and_are_sorted():
-    groups = training_groups(NEGATIVES)
+    groups = training_groups(NEGATIVES, graded=True)
     assert groups["query"].tolist() == ["first", "second"]
     assert groups["passages"].tolist() == [["one", "three", "four"], ["two", "one", "one"]]
 
 
 def test_teacher_stays_with_its_passage():
-    assert training_groups(NEGATIVES)["teacher"].tolist() == [[0.0, 0.8, 0.6], [0.2, 0.4, 0.4]]
+    assert training_groups(NEGATIVES, graded=True)["teacher"].tolist() == [[0.0, 0.8, 0.6], [0.2, 0.4, 0.4]]
 
 
 def test_negatives_stay_in_the_order_given_and_the_rows_are_not_changed():
     before = NEGATIVES.copy()
-    assert training_groups(NEGATIVES[::-1])["passages"].tolist() == [["one", "four", "three"], ["two", "one", "one"]]
+    assert training_groups(NEGATIVES[::-1], graded=True)["passages"].tolist() == [
+        ["one", "four", "three"],
+        ["two", "one", "one"],
+    ]
     pd.testing.assert_frame_equal(NEGATIVES, before)
+
+
+def test_less_relevant_passages_are_in_the_group_where_the_loss_takes_them():
+    graded = pd.DataFrame([("q2", "second", "six", "graded", 1, 0.3)], columns=NEGATIVES.columns)
+    table = pd.concat([NEGATIVES.assign(relevance=NEGATIVES["relevance"] * 2), graded])
+    groups = training_groups(table, graded=True)
+    assert groups["passages"].tolist() == [["one", "three", "four"], ["two", "one", "six"]]
+    assert groups["relevance"].tolist() == [[4, 0, 0], [2, 0, 1]]
+    assert training_groups(table, graded=False)["relevance"].tolist() == [[4, 0, 0], [2, 0, 0]]

@@ -104,7 +104,7 @@ class Place:
         pairs = {"query_id": ["q2", "q3"], "passage_id": ["p2", "p2"], "bm25": [0.1, 0.2]}
         pairs |= {"static_score": [0.2, 0.3], "teacher_score": [0.3, 0.4]}
         self.write("mined/candidates", **pairs, rank=[1, 1], score=[0.5, 0.6], split=["dev", "test"])
-        self.write("mined/negatives", **pairs, score=[0.5, 0.6], kind=["positive", "positive"])
+        self.write("mined/negatives", **pairs, score=[0.5, 0.6], kind=["positive", "positive"], relevance=[1, 1])
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ ABOUT = {
 GROUPS = pd.DataFrame(
     [(query, [right, *(other for other in ABOUT.values() if other != right)]) for query, right in ABOUT.items()] * 6,
     columns=["query", "passages"],
-).assign(teacher=[[2.0, 0.5, -0.5, -1.0]] * 24)
+).assign(teacher=[[2.0, 0.5, -0.5, -1.0]] * 24, relevance=[[1, 0, 0, 0]] * 24)
 
 
 @pytest.fixture
@@ -109,6 +109,13 @@ def test_rows_of_a_query_are_as_many_as_a_batch_counts_for_it(loss):
     rows = group_rows(GROUPS, loss)
     assert len(rows) == len(GROUPS) * rows_per_query(loss, 4)
     assert rows["query"][: rows_per_query(loss, 4)] == [GROUPS["query"][0]] * rows_per_query(loss, 4)
+
+
+@pytest.mark.parametrize("loss", sorted(LIST_LOSSES))
+def test_losses_of_lists_get_the_grades(loss):
+    graded = GROUPS.head(1).assign(relevance=[[3, 1, 0, 0]])
+    factor = 10 if loss == "list_net" else 1
+    assert group_rows(graded, loss)["label"][:] == [[3.0 * factor, 1.0 * factor, 0.0, 0.0]]
 
 
 def test_every_loss_of_the_parameters_can_be_made():
