@@ -453,6 +453,15 @@ def test_link_is_followed_inside_the_watched_folder_and_into_the_cache_of_dvc(ra
     assert files.find(["data/raw/*.tsv"]) == [files.RAW / "cached.tsv", files.RAW / "near.tsv"]
 
 
+def test_name_of_a_file_in_the_cache_of_dvc_is_no_link_of_dvc(saved, tmp_path):
+    cached = tmp_path / "cache/files/md5/c7/96c191140b5f9ce61892fab185f8d3"
+    cached.parent.mkdir(parents=True)
+    cached.touch()
+    (saved / "state.json").write_text(json.dumps({"_data_files": [{"filename": str(cached)}]}))
+    with pytest.raises(UserError, match="leads out of"):
+        files.read(saved, WANTED)
+
+
 @pytest.mark.parametrize("target", ["../../secret.csv", "/etc/passwd", "..", "loop.tsv"])
 def test_link_that_leads_elsewhere_is_refused(raw, tmp_path, target):
     (tmp_path / "secret.csv").touch()

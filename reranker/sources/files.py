@@ -57,8 +57,9 @@ def inside(path: Path, folder: Path = RAW) -> Path:
         UserError: it leads elsewhere.
     """
     try:
-        target = path.resolve()
-        if target.is_relative_to(folder.resolve()) or CACHED.search(target.as_posix()):
+        target, root = path.resolve(), folder.resolve()
+        of_dvc = path.is_symlink() and path.parent.resolve().is_relative_to(root) and CACHED.search(target.as_posix())
+        if of_dvc or target.is_relative_to(root):
             return path
     except (OSError, RuntimeError, ValueError):  # a link to itself, a name that cannot be one
         target = path
@@ -110,9 +111,9 @@ def _may_be_data(path: Path) -> bool:
 def read(path: Path, wanted: Sequence[str], header: Sequence[str] | None = None, quoted: bool = True) -> Table:
     """Open a file by its ending: .csv, .tsv, .qrels, .json, .jsonl, .ndjson (also with .gz or .zst), .parquet, .arrow.
 
-    A folder is one that `datasets.save_to_disk` wrote. CSV and TSV begin with a line of names; .json is a list of
-    objects, or one object a line. An object may lack a key. The
-    columns of .qrels, judgments as TREC has them, are `QRELS`, with white space between.
+    A folder is one that `datasets.save_to_disk` wrote. CSV and TSV begin with a line of names. The columns of .qrels,
+    judgments as TREC has them, are `QRELS`, with white space between. .json is a list of objects, or one object a
+    line; an object may lack a key.
 
     Args:
         path: of the file.
