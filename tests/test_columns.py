@@ -91,6 +91,7 @@ def test_list_of_labels_goes_with_the_list_of_passages():
     [
         ({"question": 3, "answer": "So."}, "column 'question' holds 3; a text is wanted"),
         ({"question": "How?", "answer": {"text": "x" * 99}}, "column 'answer' holds {'text': 'x"),
+        ({"question": "How?", "answer": b"y" * 999}, f"column 'answer' holds b'{'y' * 35}...; a text is wanted"),
         ({"question": "How?", "answer": ["So.", 1.5]}, "column 'answer' holds 1.5; a text is wanted"),
     ],
 )

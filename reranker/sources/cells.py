@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from reranker.errors import UserError
 from reranker.sources.streams import Table
 
+SHORT = reprlib.Repr()  # JSON may be nested deeper than `repr` can follow
+SHORT.maxstring = SHORT.maxother = 100  # more than is shown, which is the beginning
+
 
 def require(table: Table, names: Sequence[str], optional: Sequence[str] = ()) -> list[str]:
     """Check that the table has the columns; it may lack those that are optional.
@@ -92,5 +95,5 @@ def number(cell: object, where: str, column: str, lowest: float, highest: float,
 
 
 def _short(cell: object) -> str:
-    shown = reprlib.repr(cell)  # JSON may be nested deeper than `repr` can follow
+    shown = SHORT.repr(cell)
     return shown if len(shown) <= 40 else f"{shown[:37]}..."
