@@ -11,8 +11,8 @@ from reranker.errors import UserError
 from reranker.exact import inner_products
 from reranker.index import Index, check_finite
 from reranker.lexical import K1, B, words
-from reranker.progress import progress
-from reranker.retrieval import FirstStage, Ranking, Vectors
+from reranker.progress import progress, track
+from reranker.retrieval import FirstStage, Ranking, Vectors, best_first
 
 Places = NDArray[np.int64]
 
@@ -22,6 +22,12 @@ WIDTH = 32_768
 """Passages that are looked at together for ranks."""
 QUERIES = 4096
 """Queries per block: what progress shows."""
+FUSED = 1024
+"""Queries whose rankings are fused together."""
+GROUPS = 8
+"""Groups of passages per passage that is wanted, when the best are looked for."""
+SMALLEST = np.finfo(np.float32).tiny
+"""Below every score of a passage that shares a word."""
 FUSION_DEPTH = 1000
 """Passages of each retriever that are fused."""
 FUSION_K = 60
@@ -99,7 +105,10 @@ class Lexical:
 
     def __init__(self, passages: Sequence[str], queries: Sequence[str]) -> None:
         vocabulary: dict[str, int] = {}
-        ids = [[vocabulary.setdefault(word, len(vocabulary)) for word in words(text)] for text in passages]
+        ids = [
+            [vocabulary.setdefault(word, len(vocabulary)) for word in words(text)]
+            for text in track(passages, "bm25", "passages", len(passages))
+        ]
         self._passages = len(ids)
         self._queries = [
             np.array([vocabulary[word] for word in words(text) if word in vocabulary], dtype=np.int64)
@@ -109,28 +118,29 @@ class Lexical:
         if vocabulary:
             counted = bm25s.BM25(k1=K1, b=B, method="lucene", csc_backend="scipy")
             counted.index((ids, vocabulary), create_empty_token=False, show_progress=False)
-            self._starts, self._found = counted.scores["indptr"], counted.scores["indices"]
-            self._weights = counted.scores["data"]
-            self._matrix = csc_array(
-                (self._weights, self._found, self._starts), shape=(self._passages, len(vocabulary))
-            )
+            self._weights, self._found, self._starts = (counted.scores[key] for key in ("data", "indices", "indptr"))
+            shape = self._passages, len(vocabulary)
+            self._matrix = csc_array((self._weights, self._found, self._starts), shape=shape)
 
     def search(self, queries: Places, depth: int, *, label: str) -> Ranking:
         """See `FirstStage`."""
         depth = min(depth, self._passages)
-        return _in_blocks(lambda part: self.block(part, depth), queries, depth, label)
+        return _in_blocks(lambda part: self._search(part, depth), queries, depth, label)
 
-    def block(self, queries: Places, depth: int) -> Ranking:
-        """The same without progress."""
+    def _search(self, queries: Places, depth: int) -> Ranking:
         found = _nothing(len(queries), depth)
+        buffer = self._buffer()
+        members = max(1, self._passages // (GROUPS * max(1, depth)))
+        whole = self._passages // members * members
         for row, query in enumerate(queries):
-            scores = self._scores_of(query)
-            (some,) = np.nonzero(scores)
-            if len(some) > depth:
-                cut = np.partition(scores[some], len(some) - depth)[len(some) - depth]
-                some = some[scores[some] >= cut]
-            best = some[np.lexsort((-some, -scores[some]))][:depth]
-            found.positions[row, : len(best)], found.scores[row, : len(best)] = best, scores[best]
+            scores = self._scores_of(query, buffer)
+            # as many passages as are wanted reach the score of the last of the groups' best
+            best = scores[:whole].reshape(members, -1).max(axis=0)
+            cut = np.partition(best, len(best) - depth)[len(best) - depth] if depth else np.float32(0)
+            (some,) = np.nonzero(scores >= max(cut, SMALLEST))
+            ranked = best_first(some[None], scores[some][None], depth)
+            width = ranked.positions.shape[1]
+            found.positions[row, :width], found.scores[row, :width] = ranked.positions[0], ranked.scores[0]
         return found
 
     def scores(self, queries: Places, passages: Places) -> Vectors:
@@ -146,17 +156,21 @@ class Lexical:
     def ranks(self, queries: Places, passages: Places) -> Places:
         """See `FirstStage`."""
         better = np.zeros(len(queries), dtype=np.int64)
+        buffer = self._buffer()
         for query, pairs in _by_query(queries):
-            scores = self._scores_of(query)
-            better[pairs] = [(scores > score).sum() for score in scores[passages[pairs]]]
+            scores = self._scores_of(query, buffer)
+            better[pairs] = (scores > scores[passages[pairs]][:, None]).sum(axis=1)
         return better + 1
 
-    def _scores_of(self, query: int) -> Vectors:
-        scores = np.zeros(self._passages, dtype=np.float32)
+    def _buffer(self) -> Vectors:
+        return np.empty(self._passages, dtype=np.float32)
+
+    def _scores_of(self, query: int, buffer: Vectors) -> Vectors:
+        buffer.fill(0)
         for word in self._queries[query]:
             part = slice(self._starts[word], self._starts[word + 1])
-            scores[self._found[part]] += self._weights[part]
-        return scores
+            np.add.at(buffer, self._found[part], self._weights[part])
+        return buffer
 
 
 class Fused:
@@ -174,15 +188,9 @@ class Fused:
         self._parts, self._first = parts, first
 
     def search(self, queries: Places, depth: int, *, label: str) -> Ranking:
-        """See `FirstStage`."""
-        rankings = [part.search(queries, self._first, label=label) for part in self._parts]
-        depth = min(depth, sum(ranking.positions.shape[1] for ranking in rankings))
-        found = _nothing(len(queries), depth)
-        for start in range(0, len(queries), QUERIES):
-            part = slice(start, start + QUERIES)
-            fused = _fuse([ranking.positions[part] for ranking in rankings])
-            found.positions[part], found.scores[part] = fused.positions[:, :depth], fused.scores[:, :depth]
-        return found
+        """See `FirstStage`; no more passages than all retrievers give."""
+        depth = min(depth, self._first * len(self._parts))
+        return _in_blocks(lambda part: self._found(part, label), queries, depth, label)
 
     def scores(self, queries: Places, passages: Places) -> Vectors:
         """See `FirstStage`."""
@@ -194,32 +202,43 @@ class Fused:
 
     def _pairs(self, queries: Places, passages: Places) -> tuple[Vectors, Places]:
         scores, better = np.zeros(len(queries), dtype=np.float32), np.zeros(len(queries), dtype=np.int64)
-        distinct, of = np.unique(queries, return_inverse=True)
-        found = self.search(distinct, len(self._parts) * self._first, label="fusion")
-        for row, (place, passage) in enumerate(zip(of, passages, strict=True)):
-            here = found.positions[place] == passage
-            scores[row] = found.scores[place][here].sum()
-            better[row] = (found.scores[place] > scores[row]).sum()
+        by_query = _by_query(queries)
+        for start in range(0, len(by_query), FUSED):
+            block = by_query[start : start + FUSED]
+            found = self._found(np.array([query for query, _ in block]), "fusion")
+            pairs = np.concatenate([rows for _, rows in block])
+            of = np.repeat(np.arange(len(block)), [len(rows) for _, rows in block])
+            step = max(1, CELLS // found.positions.shape[1])
+            for at in range(0, len(pairs), step):
+                some, row = pairs[at : at + step], of[at : at + step]
+                here = found.positions[row] == passages[some][:, None]
+                scores[some] = np.where(here, found.scores[row], 0).sum(axis=1)
+                better[some] = (found.scores[row] > scores[some][:, None]).sum(axis=1)
         return scores, better + 1
+
+    def _found(self, queries: Places, label: str) -> Ranking:
+        """Every passage that a retriever finds, best first; shape (queries, passages of all retrievers)."""
+        rankings = [part.search(queries, self._first, label=label).positions for part in self._parts]
+        fused = [_fuse([each[at : at + FUSED] for each in rankings]) for at in range(0, len(queries), FUSED)]
+        fused = fused or [_fuse(rankings)]
+        return Ranking(
+            np.concatenate([block.positions for block in fused]), np.concatenate([block.scores for block in fused])
+        )
 
 
 def _fuse(rankings: Sequence[Places]) -> Ranking:
     """Fuse rankings of the same queries; shapes (queries, depth of each)."""
     positions = np.concatenate(rankings, axis=1)
-    shares = np.concatenate([np.arange(1, ranking.shape[1] + 1) for ranking in rankings])
-    scores = np.where(positions >= 0, 1 / (FUSION_K + shares), 0)
-    order = np.argsort(positions, axis=1, kind="stable")
-    positions, scores = np.take_along_axis(positions, order, axis=1), np.take_along_axis(scores, order, axis=1)
-    for ahead in range(1, len(rankings)):  # equal ones are neighbours: the first of them takes the others' shares
+    shares = 1 / (FUSION_K + np.concatenate([np.arange(1, each.shape[1] + 1) for each in rankings]))
+    # sorted by position, then by retriever: the sum does not depend on where the others rank the passage
+    keys = np.sort((positions << 32) | np.arange(len(shares)), axis=1)
+    positions, scores = keys >> 32, shares[keys & 0xFFFFFFFF]
+    first = np.ones(positions.shape, dtype=bool)
+    first[:, 1:] = positions[:, 1:] != positions[:, :-1]
+    for ahead in range(1, len(rankings)):  # the first of equal neighbours takes the others' shares
         same = positions[:, ahead:] == positions[:, :-ahead]
-        scores[:, :-ahead] += np.where(same, scores[:, ahead:], 0)
-    again = np.zeros(positions.shape, dtype=bool)
-    again[:, 1:] = positions[:, 1:] == positions[:, :-1]
-    nothing = again | (positions < 0)
-    positions = np.where(nothing, -1, positions)
-    scores = np.where(nothing, -np.inf, scores).astype(np.float32)
-    best = np.lexsort((-positions, -scores), axis=1)
-    return Ranking(np.take_along_axis(positions, best, axis=1), np.take_along_axis(scores, best, axis=1))
+        scores[:, :-ahead] += np.where(same & first[:, :-ahead], scores[:, ahead:], 0)
+    return best_first(np.where(first, positions, -1), scores.astype(np.float32), positions.shape[1])
 
 
 def _in_blocks(search: Callable[[Places], Ranking], queries: Places, depth: int, label: str) -> Ranking:
@@ -227,7 +246,10 @@ def _in_blocks(search: Callable[[Places], Ranking], queries: Places, depth: int,
     with progress(label, len(queries), "queries") as shown:
         for start in range(0, len(queries), QUERIES):
             part = slice(start, start + QUERIES)
-            found.positions[part], found.scores[part] = search(queries[part])
+            some = search(queries[part])
+            width = min(depth, some.positions.shape[1])
+            found.positions[part, :width] = some.positions[:, :width]
+            found.scores[part, :width] = some.scores[:, :width]
             shown.advance(len(queries[part]))
     return found
 

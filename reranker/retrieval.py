@@ -62,6 +62,29 @@ def search(passages: Vectors, queries: Vectors, depth: int) -> Ranking:
     return Ranking(positions.astype(np.int64), scores)
 
 
+def best_first(positions: NDArray[np.int64], scores: Vectors, depth: int) -> Ranking:
+    """The best of some passages; equal scores by position, from the last to the first.
+
+    Args:
+        positions: below 2^32; -1 where there is none; shape (queries, passages).
+        scores: of them, same shape.
+        depth: number of passages per query, at most.
+    """
+    # one number that sorts by score, then by position: sorting such takes a tenth of the time of lexsort
+    bits = (scores + np.float32(0)).view(np.int32)  # -0.0 + 0.0 is 0.0
+    keys = ((bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64) << 32) | positions
+    nothing = np.iinfo(np.int64).min
+    keys[positions < 0] = nothing
+    keys.sort(axis=1)
+    keys = keys[:, ::-1][:, :depth]
+    bits = (keys >> 32).astype(np.int32)
+    found = keys != nothing
+    return Ranking(
+        np.where(found, keys & 0xFFFFFFFF, -1),
+        np.where(found, (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(np.float32), np.float32(-np.inf)),
+    )
+
+
 def candidates(ranking: Ranking, query_ids: pd.Series, passage_ids: pd.Series) -> pd.DataFrame:
     """A ranking as a table, without the places where no passage was found.
 
@@ -77,12 +100,11 @@ def candidates(ranking: Ranking, query_ids: pd.Series, passage_ids: pd.Series) -
     """
     queries = np.argsort(query_ids.to_numpy(), kind="stable")
     positions, scores = ranking.positions[queries], ranking.scores[queries]
-    # sorting numbers row by row takes a tenth of the time that sorting millions of ids takes
-    by_id = np.argsort(np.argsort(passage_ids.to_numpy()))
-    best_first = np.lexsort((-by_id[positions], -scores), axis=1)
-    positions = np.take_along_axis(positions, best_first, axis=1)
-    scores = np.take_along_axis(scores, best_first, axis=1)
-    row, place = np.nonzero(positions >= 0)  # what was not found has the lowest score, so it is last
+    by_id = np.argsort(passage_ids.to_numpy())  # sorting numbers takes a tenth of the time that sorting ids takes
+    place_of = np.argsort(by_id)
+    places, scores = best_first(np.where(positions < 0, -1, place_of[positions]), scores, positions.shape[1])
+    positions = by_id[places]
+    row, place = np.nonzero(places >= 0)
     return pd.DataFrame(
         {
             "query_id": query_ids.to_numpy()[queries][row],
