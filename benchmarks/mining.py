@@ -218,6 +218,8 @@ def save_cross_encoder(path: Path) -> None:
         activation_fn=torch.nn.Identity(),
         model_kwargs={"dtype": torch.float32},
     )
+    # as a trained layer spreads them: of scores that hardly differ, a difference would not be seen
+    torch.nn.init.normal_(model[0].model.classifier.weight)
     model.save_pretrained(str(path))
 
 
