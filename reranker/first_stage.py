@@ -237,7 +237,7 @@ def _fuse(rankings: Sequence[Places]) -> Ranking:
     first[:, 1:] = positions[:, 1:] != positions[:, :-1]
     for ahead in range(1, len(rankings)):  # the first of equal neighbours takes the others' shares
         same = positions[:, ahead:] == positions[:, :-ahead]
-        scores[:, :-ahead] += np.where(same & first[:, :-ahead], scores[:, ahead:], 0)
+        scores[:, :-ahead] += np.where(same, scores[:, ahead:], 0)
     return best_first(np.where(first, positions, -1), scores.astype(np.float32), positions.shape[1])
 
 

@@ -40,8 +40,10 @@ LINKS = 32
 """Neighbours of a passage in the graph of `hnsw`; twice as many on its lowest layer."""
 EXPLORED = 40
 """Passages that are kept in sight while the neighbours of one are looked for."""
-EXPLORED_WHEN_SEARCHED = 3
+EXPLORED_PER_PASSAGE = 3
 """The same for a query, per passage that is wanted."""
+EXPLORED_AT_LEAST = 100
+"""The same for a query however few are wanted."""
 BLOCK = 65_536
 """Passages that are added at once."""
 GPU_DEPTH = 2048
@@ -77,9 +79,8 @@ def build(name: str, passages: Vectors, *, queries: int, label: str = "index") -
     - `ivf_pq`: the same lists, of product-quantised vectors (Jégou, Douze and Schmid, TPAMI 2011) with codes of 4 bits
       that stay in registers (André, Kermarrec and Le Scouarnec, VLDB 2015); four times as many passages as are wanted
       are scored exactly.
-    - `hnsw`: a graph of near neighbours (Malkov and Yashunin, TPAMI 2020). One thread builds it, as several would build
-      another one each time, so it pays only where far more queries than passages are searched, and few passages
-      of each are wanted.
+    - `hnsw`: a graph of near neighbours (Malkov and Yashunin, TPAMI 2020). It takes longest to build, so it pays only
+      where far more queries than passages are searched and a few passages of each are wanted.
     - `auto`: `flat`, or `ivf_pq` where the corpus has 200,000 passages and passages x queries x dimensions reach
       5e12.
 
@@ -233,17 +234,12 @@ class Graph:
         )
         self._index.hnsw.efConstruction = EXPLORED
         self._index.train(passages[:1])
-        threads = faiss.omp_get_max_threads()
-        faiss.omp_set_num_threads(1)
-        try:
-            _add(self._index, passages, label)
-        finally:
-            faiss.omp_set_num_threads(threads)
+        _add(self._index, passages, label)
 
     def search(self, queries: Vectors, depth: int) -> Ranking:
         """See `Index`."""
         queries = np.ascontiguousarray(queries)
-        self._index.hnsw.efSearch = EXPLORED_WHEN_SEARCHED * depth
+        self._index.hnsw.efSearch = max(EXPLORED_PER_PASSAGE * depth, EXPLORED_AT_LEAST)
         return rescored(self._index.search(queries, depth)[1], queries, self._passages, depth)
 
 

@@ -57,6 +57,7 @@ def test_search_scores_and_ranks_agree_to_the_bit(stage):
         row = np.nonzero(there)[0]
         np.testing.assert_array_equal(found.scores[there], scores[row, found.positions[there]])
         assert np.isneginf(found.scores[~there]).all()
+        np.testing.assert_array_equal(there.sum(axis=1), np.minimum(depth, (scores != 0).sum(axis=1)))
         # nothing that was left out is better than what was found
         left_out = scores.copy()
         left_out[row, found.positions[there]] = -np.inf

@@ -4,7 +4,7 @@ import pytest
 
 from reranker import index
 from reranker.first_stage import Dense
-from reranker.retrieval import Ranking, candidates, missed_positives, search
+from reranker.retrieval import Ranking, best_first, candidates, missed_positives, search
 
 
 @pytest.fixture
@@ -37,6 +37,15 @@ def test_first_passages_do_not_depend_on_the_depth(vectors):
     np.testing.assert_array_equal(
         search(passages, queries, 3).positions, search(passages, queries, 20).positions[:, :3]
     )
+
+
+def test_best_come_first_and_of_equal_ones_the_last():
+    positions = np.array([[7, 3, 5, -1, 4], [0, 1, 2, 3, 2**31]])
+    scores = np.array([[-2.5, 0.0, -0.0, 9.0, 1e-30], [-1, -3, -2, -2, np.inf]], dtype="float32")
+    ranking = best_first(positions, scores, 5)
+    assert ranking.positions.tolist() == [[4, 5, 3, 7, -1], [2**31, 0, 3, 2, 1]]
+    np.testing.assert_array_equal(ranking.scores[0], np.array([1e-30, 0, 0, -2.5, -np.inf], dtype="float32"))
+    assert best_first(positions, scores, 2).positions.tolist() == [[4, 5], [2**31, 0]]
 
 
 def test_candidates_are_sorted_by_query_and_rank_whatever_the_order_of_the_queries():
