@@ -20,7 +20,7 @@ CELLS = 8_000_000
 """Products, of 2 bytes, that one thread makes at once: about what the caches hold."""
 WIDTH = 32_768
 """Passages that queries are multiplied with at once; a multiple of MEMBERS."""
-ROWS = 512
+ROWS = 256
 """Queries that a thread takes at once."""
 MEMBERS = 32
 """Passages in a group, at most."""
@@ -37,8 +37,8 @@ class Exact:
 
     A product of rounded vectors differs from the true one by no more than the norms of the rounding errors allow
     (Cauchy-Schwarz). Every passage that may be among the first within that bound is kept, a few more than are
-    asked for, so the rounding loses nothing. Where the processor multiplies bfloat16, this takes a third of the time
-    of `faiss.IndexFlatIP`.
+    asked for, so the rounding loses nothing. Where the processor multiplies bfloat16, this takes less than half of the
+    time of `faiss.IndexFlatIP`.
 
     Args:
         passages: shape (passages, dimensions); kept, not copied if they are contiguous, beside a copy in bfloat16.
