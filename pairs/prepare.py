@@ -82,7 +82,7 @@ def _read(params: PairParams) -> Iterator[table.Pair]:
     columns = params.source.columns
     unused: dict[str, None] = {}
     for split, path in _find(params.source):
-        opened = files.read(path, columns.names(), params.source.header)
+        opened = files.read(path, columns.names(), params.source.header, params.source.quoted)
         yield from table.read(
             opened,
             columns,

@@ -7,7 +7,7 @@ Tables (ids are strings, rows are sorted by id):
     judgments  query_id, passage_id, relevance (integer, above 0 means right)
 
 A group is named after the smallest id in it. Passages of one group are the same text or nearly so; queries of one group
-must not be on two sides of a split.
+are on one side of the split but for those to which their source gives a split.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

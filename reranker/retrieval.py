@@ -5,7 +5,6 @@ The retrievers are in `first_stage`. Which candidates become negatives is decide
 
 from typing import NamedTuple, Protocol
 
-import faiss
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -46,20 +45,6 @@ class FirstStage(Protocol):
     def ranks(self, queries: NDArray[np.int64], passages: NDArray[np.int64]) -> NDArray[np.int64]:
         """True rank of each pair's passage in the whole corpus: the number of passages that score higher, plus 1."""
         ...
-
-
-def search(passages: Vectors, queries: Vectors, depth: int) -> Ranking:
-    """Exact search by inner product.
-
-    Args:
-        passages: shape (passages, dimensions).
-        queries: shape (queries, dimensions).
-        depth: number of passages per query; the whole corpus if it is smaller.
-    """
-    index = faiss.IndexFlatIP(passages.shape[1])
-    index.add(np.ascontiguousarray(passages))
-    scores, positions = index.search(np.ascontiguousarray(queries), min(depth, len(passages)))
-    return Ranking(positions.astype(np.int64), scores)
 
 
 def best_first(positions: NDArray[np.int64], scores: Vectors, depth: int) -> Ranking:

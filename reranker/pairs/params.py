@@ -25,6 +25,7 @@ class PairSource(Section):
     files: SplitFiles
     columns: PairColumns
     header: Header = None
+    quoted: bool = True
 
 
 class PairParams(Section):
