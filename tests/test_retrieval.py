@@ -4,7 +4,7 @@ import pytest
 
 from reranker import index
 from reranker.first_stage import Dense
-from reranker.retrieval import Ranking, best_first, candidates, missed_positives, search
+from reranker.retrieval import Ranking, best_first, candidates, missed_positives
 
 
 @pytest.fixture
@@ -15,6 +15,10 @@ def vectors() -> tuple[np.ndarray, np.ndarray]:
 
 def dense(passages: np.ndarray, queries: np.ndarray) -> Dense:
     return Dense(passages, queries, index.build("flat", passages, queries=len(queries)))
+
+
+def search(passages: np.ndarray, queries: np.ndarray, depth: int) -> Ranking:
+    return dense(passages, queries).search(np.arange(len(queries)), depth, label="")
 
 
 def test_search_finds_what_brute_force_finds(vectors):
