@@ -121,9 +121,8 @@ def compare(source: Path, folder: Path, indexes: Sequence[str], repeats: int) ->
 
 def measured(module: str, source: Path, out: Path, *arguments: str) -> Run:
     """Run a side."""
-    _, peak = run([sys.executable, "-m", f"benchmarks.{module}", str(source), str(out), *arguments], out.parent)
-    told = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
-    return Run(told["seconds"], told["cpu"], peak)
+    run([sys.executable, "-m", f"benchmarks.{module}", str(source), str(out), *arguments], out.parent)
+    return Run(**json.loads(out.with_suffix(".json").read_text(encoding="utf-8")))
 
 
 def show(label: str, taken: Run, plain: Run, *shares: float) -> None:
