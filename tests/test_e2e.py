@@ -135,6 +135,25 @@ def test_repro_ends_with_the_result_table_and_lets_no_library_chatter_through(re
         assert noise not in repo.output
 
 
+def test_no_output_that_dvc_keeps_is_in_git(repo: Repo) -> None:
+    stages = yaml.safe_load((repo.path / "dvc.yaml").read_text())["stages"].values()
+    outs = [out for stage in stages for out in stage.get("do", stage)["outs"] if isinstance(out, str)]
+    kept = [out.split("${")[0] for out in outs]
+    assert "data/prepared/leaks.parquet" in kept
+    tracked = repo.run("git", "ls-files").split()
+    assert [name for name in tracked if name.startswith(tuple(kept)) and not name.endswith(".gitignore")] == []
+
+
+def test_changed_byte_of_the_source_runs_prepare_again_and_the_same_bytes_do_not(repo: Repo) -> None:
+    path = repo.path / "data" / "raw" / "README.md"
+    before = path.read_bytes()
+    assert "Running stage" not in repo.run("dvc", "repro", "--dry")
+    path.write_bytes(before.swapcase())
+    assert "Running stage 'prepare'" in repo.run("dvc", "repro", "--dry")
+    path.write_bytes(before)
+    assert "Running stage" not in repo.run("dvc", "repro", "--dry")
+
+
 def test_every_promised_figure_is_in_the_metrics(repo: Repo) -> None:
     figures = repo.json("evaluate")
     wanted = {"queries", "ndcg@10", "mrr@10", "map", "recall@30", "ndcg@10_all_positives"}
