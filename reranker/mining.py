@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from reranker import index
+from reranker.compiled import use_backend
 from reranker.first_stage import Dense, Fused, Lexical
 from reranker.guards import Guards
 from reranker.index import Index
@@ -17,7 +18,7 @@ from reranker.models import loading, resolve
 from reranker.negatives import Mined
 from reranker.records import Tables
 from reranker.retrieval import FirstStage, Vectors
-from reranker.scoring import choose_precision, load_retriever, score_pairs
+from reranker.scoring import load_retriever, score_pairs
 from reranker.vectors import Cache
 
 Scores = NDArray[np.float64]
@@ -51,6 +52,7 @@ def retriever(
     query_prompt: str | None,
     passage_prompt: str | None,
     index_name: str,
+    backend: str,
 ) -> Retriever:
     """A retriever over the passages and queries of a data set; several are fused by rank.
 
@@ -61,6 +63,7 @@ def retriever(
         query_prompt: put before each query for a model; None: what the model brings.
         passage_prompt: the same before each passage.
         index_name: see `index.build`.
+        backend: see `use_backend`.
 
     Raises:
         UserError: there is no usable model of a name.
@@ -72,6 +75,7 @@ def retriever(
             parts.append(Lexical(tables.passages["text"].tolist(), tables.queries["text"].tolist()))
         else:
             model = load_retriever(name)
+            use_backend(model, backend, "float32")
             prompts = _prompt(passage_prompt, model, "document", "passage"), _prompt(query_prompt, model, "query")
             passages, queries = (
                 cache.embed(model, table["text"].tolist(), label=f"mine: {kind}", prompt=prompt)
@@ -126,8 +130,14 @@ def guards(
     return Guards(groups, vectors, texts, by_group, similarity, containment)
 
 
-def cross_encoder(name: str, precision: str, tables: Tables) -> Callable[[Places, Places], Scores]:
+def cross_encoder(name: str, precision: str, backend: str, tables: Tables) -> Callable[[Places, Places], Scores]:
     """Scores of pairs of places by a cross-encoder.
+
+    Args:
+        name: a local folder or a Hub id.
+        precision: float32 or bfloat16.
+        backend: see `use_backend`.
+        tables: the data set.
 
     Raises:
         UserError: there is no usable model of that name.
@@ -136,11 +146,11 @@ def cross_encoder(name: str, precision: str, tables: Tables) -> Callable[[Places
     with loading(name):
         model = CrossEncoder(path)
     queries, passages = (table["text"] for table in tables[:2][::-1])
-    computed_in = choose_precision(precision)
+    use_backend(model, backend, precision)
 
     def score(of: Places, at: Places) -> Scores:
         texts = queries.iloc[of].tolist(), passages.iloc[at].tolist()
-        return score_pairs(model, *texts, label="mine: rescoring", precision=computed_in)
+        return score_pairs(model, *texts, label="mine: rescoring", precision=precision)
 
     return score
 

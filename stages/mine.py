@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from reranker import audit, lexical, metrics, mining, negatives, retrieval
+from reranker.compiled import use_backend
 from reranker.errors import UserError
 from reranker.judged import Places, by_place
 from reranker.params import load_params
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str]) -> str:
         query_prompt=params.query_prompt,
         passage_prompt=params.passage_prompt,
         index_name=params.index,
+        backend=params.backend,
     )
     held_out = np.flatnonzero(tables.queries["split"] != "train")
     found = retrieval.candidates(
@@ -80,8 +82,9 @@ def main(arguments: Sequence[str]) -> str:
         min_score=params.min_score,
     )
     pool = negatives.retrieve(first_stage, order, known, filters, params.train_queries)
-    biencoder = load_biencoder(str(PATHS.biencoder), params.biencoder_max_length)
     precision = choose_precision(params.precision)
+    biencoder = load_biencoder(str(PATHS.biencoder), params.biencoder_max_length)
+    use_backend(biencoder, params.backend, precision)
 
     def teacher(of: Places, at: Places) -> mining.Scores:
         texts = query_text.iloc[of].tolist(), passage_text.iloc[at].tolist()
@@ -89,8 +92,9 @@ def main(arguments: Sequence[str]) -> str:
 
     score: negatives.ScorePairs = first_stage.scores
     if params.rescorer:
-        of_name = mining.cross_encoder
-        score = teacher if params.rescorer == "biencoder" else of_name(params.rescorer, params.precision, tables)
+        score = teacher
+        if params.rescorer != "biencoder":
+            score = mining.cross_encoder(params.rescorer, precision, params.backend, tables)
         pool = negatives.rescore(pool, score)
     mined = negatives.mine(
         pool,
