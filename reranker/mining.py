@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
-from reranker import index
+from reranker import index, lexical, metrics
 from reranker.compiled import use_backend
 from reranker.first_stage import Dense, Fused, Lexical
 from reranker.guards import Guards
@@ -18,7 +18,7 @@ from reranker.models import loading, resolve
 from reranker.negatives import Mined
 from reranker.records import Tables
 from reranker.retrieval import FirstStage, Vectors
-from reranker.scoring import load_retriever, score_pairs
+from reranker.scoring import load_retriever, pair_cosines, score_pairs
 from reranker.vectors import Cache
 
 Scores = NDArray[np.float64]
@@ -153,6 +153,43 @@ def cross_encoder(name: str, precision: str, backend: str, tables: Tables) -> Ca
         return score_pairs(model, *texts, label="mine: rescoring", precision=precision)
 
     return score
+
+
+def with_signals(
+    rows: pd.DataFrame, tables: Tables, static: SentenceTransformer, teacher: Callable[[Places, Places], Scores]
+) -> pd.DataFrame:
+    """Rows of pairs with what the cross-encoder is fused with.
+
+    Args:
+        rows: columns query_id, passage_id.
+        tables: the data set.
+        static: a static embedding.
+        teacher: scores of pairs of places.
+
+    Returns:
+        The rows with columns bm25, static_score, teacher_score.
+    """
+    of = pd.Index(tables.queries["query_id"]).get_indexer(rows["query_id"])
+    at = pd.Index(tables.passages["passage_id"]).get_indexer(rows["passage_id"])
+    texts = tables.queries["text"].iloc[of].tolist(), tables.passages["text"].iloc[at].tolist()
+    return rows.assign(
+        bm25=lexical.bm25(lexical.statistics(tables.passages["text"]), *texts),
+        static_score=pair_cosines(static, *texts, label="mine: static"),
+        teacher_score=teacher(of, at),
+    )
+
+
+def retriever_figures(judged: pd.DataFrame, found: pd.DataFrame) -> dict[str, float]:
+    """NDCG@10 and recall of the first stage on dev, for mine.json.
+
+    Args:
+        judged: columns query_id, passage_id, relevance.
+        found: columns query_id, passage_id, rank, score.
+    """
+    columns = ["query_id", "passage_id", "relevance"]
+    dev = metrics.per_query(judged[columns], found, ["nDCG@10", "R@10", "R@30", "R@100"]).mean()
+    recalls = {f"retriever_dev_recall@{k}": float(dev[f"R@{k}"]) for k in (10, 30, 100)}
+    return {"retriever_dev_ndcg@10": float(dev["nDCG@10"]), **recalls}
 
 
 def figures(mined: Mined) -> dict[str, float]:
