@@ -4,7 +4,7 @@ import re
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from reranker.experiments import FIGURES, SYSTEMS, Difference, Line, Spread
+from reranker.experiments import FIGURES, REPEATS, SYSTEMS, Difference, Line, Spread
 from reranker.tables import count, label, p_relation, score, signed
 
 ALPHA = 0.05
@@ -113,6 +113,8 @@ def notes(lines: Sequence[Line], figure: str) -> list[str]:
         points.append(
             "A single run does not show what another seed would change: queue its parameters with -S 'seed=13,14'."
         )
+    if any(REPEATS in run.name for line in lines for run in line.setting.runs):
+        points.append(f"Names joined by{REPEATS}have the same parameters, seed and figures: one run.")
     return [*points, *(_verdict(compared, system) for system in SYSTEMS)]
 
 

@@ -1,7 +1,7 @@
 """Experiments judged: which runs are of the same parameters, which can be compared, and which differences are noise."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,8 @@ SEED = "seed"
 """The parameter whose values are runs of one thing."""
 ABSENT = "(absent)"
 """In the place of the value of a key that one of two files of parameters does not have."""
+REPEATS = " = "
+"""Between the names of runs that are one."""
 
 Lock = Mapping[str, Any]
 """dvc.lock as it is read."""
@@ -192,7 +194,7 @@ def _without_repeats(runs: Sequence[Run]) -> tuple[Run, ...]:
         ]
         if same:
             first = kept[same[0]]
-            kept[same[0]] = Run(f"{first.name} = {run.name}", *list(vars(first).values())[1:])
+            kept[same[0]] = replace(first, name=f"{first.name}{REPEATS}{run.name}")
         else:
             kept.append(run)
     return tuple(kept)

@@ -177,7 +177,15 @@ def test_one_comparison_has_no_corrected_column_and_several_runs_no_warning():
     page = text_page(judge(runs, run("main"), seed=1), {}, "ndcg@10", markdown=False)
     assert "Holm" not in page
     assert "A single run" not in page
+    assert "Names joined" not in page
     assert "a figure of test, which is there to report" in " ".join(page.split())
+
+
+def test_page_explains_names_of_one_run() -> None:
+    lines = judge([run("x", 0.1, lr=2e-5), run("y", 0.1, lr=2e-5)], run("main"), seed=1)
+    page = text_page(lines, {}, "dev_ndcg@10", markdown=False)
+    assert " 1  lr=2e-05 (x = y)" in page
+    assert "Names joined by = have the same parameters, seed and figures: one run." in page
 
 
 def test_markdown_has_the_same_cells_and_breaks_on_no_value():
