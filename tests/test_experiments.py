@@ -309,6 +309,30 @@ def test_experiment_that_has_not_succeeded_is_not_read(
         read_run(Listed("bad", "HEAD", state))
 
 
+@pytest.mark.parametrize(
+    ("path", "text", "reason"),
+    [
+        ("metrics/train.json", "{}", r"its metrics lack dev_ndcg@10, dev_ndcg@10_cross_encoder"),
+        ("metrics/train.json", "{", r"its metrics/train\.json cannot be read"),
+        ("metrics/per_query.csv", "", r"its metrics/per_query\.csv cannot be read"),
+        ("metrics/per_query.csv", "query_id,reranker\nq1,\n", r"its metrics lack reranker, cross_encoder"),
+        ("params.yaml", "<<<<<<< ours\nlr: [", r"its params\.yaml cannot be read"),
+        ("dvc.lock", "stages: {}", r"the stage evaluate did not run"),
+    ],
+)
+def test_commit_with_unreadable_figures_is_said(
+    path: str, text: str, reason: str, committed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "repository"
+    shutil.copytree(committed, folder)
+    (folder / path).write_text(text)
+    shell(folder, "git", "commit", "-qam", "damaged")
+    monkeypatch.chdir(folder)
+    assert read_run(Listed("whole", "HEAD~1", None)).dev == {"reranker": 0.4, "cross_encoder": 0.3}
+    with pytest.raises(Unusable, match=reason):
+        read_run(Listed("damaged", "HEAD", None))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),

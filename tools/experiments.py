@@ -7,14 +7,16 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import StringIO
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import dvc.api
 import pandas as pd
 from dvc.exceptions import DvcException
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from reranker.errors import UserError
 from reranker.experiment_table import text_page
@@ -113,15 +115,15 @@ def read_run(experiment: Listed) -> Run:
     """
     if experiment.state in UNFINISHED:
         raise Unusable(f"{experiment.state.lower()}, without figures")
-    params = _yaml(experiment.revision, PATHS.params.as_posix())
-    lock = _yaml(experiment.revision, "dvc.lock")
+    params = _read(experiment, PATHS.params, _yaml)
+    lock = _read(experiment, Path("dvc.lock"), _yaml)
     if STAGE not in lock["stages"]:
         raise Unusable(f"the stage {STAGE} did not run")
     if stale := stale_stages(lock, params, STAGE):
         raise Unusable(f"only some stages ran with its parameters, not {', '.join(stale)}")
-    trained = json.loads(_show(experiment.revision, (PATHS.metrics / "train.json").as_posix()))
-    prepared = json.loads(_show(experiment.revision, (PATHS.metrics / "prepare.json").as_posix()))
-    table = pd.read_csv(StringIO(_show(experiment.revision, (PATHS.metrics / "per_query.csv").as_posix())))
+    trained = _read(experiment, PATHS.metrics / "train.json", json.loads)
+    prepared = _read(experiment, PATHS.metrics / "prepare.json", json.loads)
+    table = _read(experiment, PATHS.metrics / "per_query.csv", _csv)
     figures = {system: name for name, (split, system) in FIGURES.items() if split == "dev"}
     lacking = [name for name in figures.values() if name not in trained]
     lacking += [name for name in ("query_id", *SYSTEMS) if name not in table or table[name].isna().any()]
@@ -137,16 +139,25 @@ def read_run(experiment: Listed) -> Run:
     )
 
 
-def _yaml(revision: str, path: str) -> Any:
-    # YAML 1.2, as DVC reads it: 2e-05 is a number.
-    return YAML(typ="safe").load(_show(revision, path))
-
-
-def _show(revision: str, path: str) -> str:
-    done = subprocess.run(["git", "show", f"{revision}:{path}"], capture_output=True, text=True, check=False)
+def _read(experiment: Listed, path: Path, parse: Callable[[str], Any]) -> Any:
+    command = ["git", "show", "--end-of-options", f"{experiment.revision}:{path.as_posix()}"]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     if done.returncode:
         raise Unusable(f"git has no {path} in it")
-    return done.stdout
+    try:
+        return parse(done.stdout)
+    except (ValueError, YAMLError):
+        raise Unusable(f"its {path} cannot be read") from None
+
+
+def _yaml(text: str) -> Any:
+    # YAML 1.2, as DVC reads it: 2e-05 is a number.
+    return YAML(typ="safe").load(text)
+
+
+def _csv(text: str) -> pd.DataFrame:
+    empty = {system: [""] for system in SYSTEMS}
+    return pd.read_csv(StringIO(text), dtype={"query_id": str}, keep_default_na=False, na_values=empty)
 
 
 if __name__ == "__main__":
