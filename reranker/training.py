@@ -37,6 +37,7 @@ from transformers import (
 from reranker.errors import UserError
 from reranker.losses import GroupSoftmaxLoss, InBatchSoftmaxLoss
 from reranker.models import loading
+from reranker.onednn import OneDnnLinears
 from reranker.passes import in_passes
 from reranker.progress import Progress
 from reranker.scoring import check_lengths
@@ -355,7 +356,8 @@ def _arguments(rows: int, schedule: Schedule) -> dict[str, Any]:
 
 def _train(trainer: SentenceTransformerTrainer | CrossEncoderTrainer) -> None:
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    with OneDnnLinears():
+        trainer.train()
 
 
 class _InPasses(CrossEncoderTrainer):
