@@ -34,6 +34,7 @@ from transformers import (
     TrainerState,
 )
 
+from reranker.attention import Float32Attention
 from reranker.errors import UserError
 from reranker.losses import GroupSoftmaxLoss, InBatchSoftmaxLoss
 from reranker.models import loading
@@ -356,7 +357,7 @@ def _arguments(rows: int, schedule: Schedule) -> dict[str, Any]:
 
 def _train(trainer: SentenceTransformerTrainer | CrossEncoderTrainer) -> None:
     trainer.remove_callback(PrinterCallback)
-    with OneDnnLinears():
+    with OneDnnLinears(), Float32Attention():
         trainer.train()
 
 
