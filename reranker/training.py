@@ -34,9 +34,12 @@ from transformers import (
     TrainerState,
 )
 
+from reranker.attention import Float32Attention
 from reranker.errors import UserError
 from reranker.losses import GroupSoftmaxLoss, InBatchSoftmaxLoss
 from reranker.models import loading
+from reranker.onednn import OneDnnLinears
+from reranker.passes import in_passes
 from reranker.progress import Progress
 from reranker.scoring import check_lengths
 
@@ -303,7 +306,7 @@ def tune_cross_encoder(
             learning_rate_mapping={r"\b2\.linear\.": head_lr},
             **_arguments(len(data), schedule),
         )
-        trainer = CrossEncoderTrainer(
+        trainer = _InPasses(
             model=model,
             args=arguments,
             train_dataset=data,
@@ -354,7 +357,16 @@ def _arguments(rows: int, schedule: Schedule) -> dict[str, Any]:
 
 def _train(trainer: SentenceTransformerTrainer | CrossEncoderTrainer) -> None:
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    with OneDnnLinears(), Float32Attention():
+        trainer.train()
+
+
+class _InPasses(CrossEncoderTrainer):
+    """The trainer with less padding; see `in_passes`."""
+
+    def compute_loss(self, model: CrossEncoder, *arguments: Any, **named: Any) -> Any:  # type: ignore[override]
+        with in_passes(model):
+            return super().compute_loss(model, *arguments, **named)
 
 
 class _EvenlySpread(TrainerCallback):
