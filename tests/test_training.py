@@ -1,5 +1,4 @@
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -9,24 +8,21 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from reranker.errors import UserError
 from reranker.evaluator import DevRanking
-from reranker.params import LossName
+from reranker.loss_table import make_loss
 from reranker.scoring import embed, load_biencoder, score_pairs
+from reranker.shapes import group_rows
+from reranker.trainer_arguments import Further
 from reranker.training import (
-    LIST_LOSSES,
     LOGGED,
     Curve,
     Schedule,
     build_cross_encoder,
-    group_rows,
-    make_loss,
-    rows_per_query,
     seed_everything,
     similar_batches,
     tune_biencoder,
     tune_cross_encoder,
 )
 
-LOSSES = get_args(LossName)
 SCHEDULE = Schedule(lr=1e-3, epochs=1, batch_size=4, warmup=0.0, weight_decay=0.0, precision="float32", seed=5)
 
 ABOUT = {
@@ -60,8 +56,8 @@ class Trained:
         self.before = weights(self.model)
         self.curve: Curve = tune_cross_encoder(
             self.model,
-            group_rows(GROUPS, loss),
-            make_loss(loss, self.model, distillation=0.5, group_size=4),
+            group_rows(GROUPS, loss, "teacher"),
+            make_loss(loss, self.model, {}, distillation=0.5, group_size=4),
             schedule,
             **{"evaluator": dev, "evaluations": 2, "patience": 9, "head_lr": 1e-2, "label": "train"} | options,
         )
@@ -86,40 +82,6 @@ def largest_change(trained: Trained) -> dict[str, float]:
     head = [name for name in change if name.startswith("2.")]
     assert len(head) == 2
     return {"head": max(change[name] for name in head), "body": max(change[n] for n in change if n not in head)}
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-def test_rows_have_the_shape_that_the_loss_wants(loss):
-    rows = group_rows(GROUPS.head(2), loss)
-    if loss == "binary_cross_entropy":
-        assert rows.column_names == ["query", "passage", "label"]
-        assert rows["label"][:] == [1.0, 0.0, 0.0, 0.0] * 2
-        assert rows["query"][:] == ["sort a list"] * 4 + ["find the path"] * 4
-        assert rows["passage"][:] == [*GROUPS["passages"][0], *GROUPS["passages"][1]]
-    else:
-        labels = {"group_softmax": [2.0, 0.5, -0.5, -1.0], "list_net": [10.0, 0.0, 0.0, 0.0]}
-        assert rows.column_names == ["query", "passages", "label"]
-        assert rows["query"][:] == ["sort a list", "find the path"]
-        assert rows["passages"][:] == GROUPS["passages"].tolist()[:2]
-        assert rows["label"][:] == [labels.get(loss, [1.0, 0.0, 0.0, 0.0])] * 2
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-def test_rows_of_a_query_are_as_many_as_a_batch_counts_for_it(loss):
-    rows = group_rows(GROUPS, loss)
-    assert len(rows) == len(GROUPS) * rows_per_query(loss, 4)
-    assert rows["query"][: rows_per_query(loss, 4)] == [GROUPS["query"][0]] * rows_per_query(loss, 4)
-
-
-@pytest.mark.parametrize("loss", sorted(LIST_LOSSES))
-def test_losses_of_lists_get_the_grades(loss):
-    graded = GROUPS.head(1).assign(relevance=[[3, 1, 0, 0]])
-    factor = 10 if loss == "list_net" else 1
-    assert group_rows(graded, loss)["label"][:] == [[3.0 * factor, 1.0 * factor, 0.0, 0.0]]
-
-
-def test_every_loss_of_the_parameters_can_be_made():
-    assert set(LOSSES) == {"group_softmax", "binary_cross_entropy", *LIST_LOSSES}
 
 
 def clouds(number: int, size: int) -> np.ndarray:
@@ -171,17 +133,6 @@ def test_new_cross_encoder_has_no_dropout_and_scores_differ_by_pair_and_seed(enc
     assert not np.allclose(first, other)
     assert len(set(first.round(4))) > 8
     assert {part.p for part in models[0].modules() if isinstance(part, torch.nn.Dropout)} == {0.0}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("loss", LOSSES)
-def test_tuned_model_learns_and_is_the_same_when_loaded_again(loss, encoder: str, dev, tmp_path: Path):
-    trained = Trained(encoder, dev, loss, epochs=4, lr=2e-3)
-    assert trained.curve.loss["loss"].iloc[-1] < trained.curve.loss["loss"].iloc[0]
-    seed_everything(SCHEDULE.seed)
-    assert trained.curve.dev["ndcg@10"].max() > dev.ndcg(build_cross_encoder(encoder, 32))
-    trained.model.save_pretrained(str(tmp_path), create_model_card=False)
-    np.testing.assert_allclose(scores(CrossEncoder(str(tmp_path))), trained.scores, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -261,6 +212,35 @@ def test_last_evaluation_is_at_the_end_and_there_are_as_many_as_asked_for(encode
     steps = Trained(encoder, dev, evaluations=evaluations).curve.dev["step"].tolist()
     assert steps[-1] == 6
     assert len(steps) == evaluations
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [
+        ({"max_steps": 5}, [2, 5]),
+        ({"gradient_accumulation_steps": 4}, [1, 2]),  # 6 batches: of the last step only 2 are left
+        ({"gradient_accumulation_steps": 3, "max_steps": 9}, [4, 9]),
+    ],
+)
+def test_evaluations_and_warmup_follow_the_steps_that_the_trainer_makes(encoder: str, dev, arguments, steps):
+    trained = Trained(encoder, dev, further=Further(arguments))
+    assert trained.curve.dev["step"].tolist() == steps
+    assert trained.curve.steps == steps[-1]
+    assert trained.curve.loss["step"].tolist() == list(range(1, steps[-1] + 1))
+
+
+@pytest.mark.slow
+def test_argument_of_the_trainer_takes_the_place_of_what_the_schedule_says(encoder: str, dev):
+    # one step of plain gradient descent moves each weight by rate times gradient: not all by the rate, as Adam does
+    trained = Trained(encoder, dev, batch_size=24, evaluations=1, further=Further({"optim": "sgd"}))
+    assert largest_change(trained)["head"] != pytest.approx(1e-2, rel=0.01)
+
+
+@pytest.mark.slow
+def test_argument_that_the_trainer_refuses_is_named(encoder: str, dev):
+    with pytest.raises(UserError, match=r"params\.yaml: trainer: nowhere is not a valid OptimizerNames"):
+        Trained(encoder, dev, further=Further({"optim": "nowhere"}))
 
 
 @pytest.mark.slow
