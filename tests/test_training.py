@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
+from reranker import lora
 from reranker.errors import UserError
 from reranker.evaluator import DevRanking
 from reranker.loss_table import make_loss
@@ -52,7 +54,10 @@ class Trained:
     def __init__(self, encoder: str, dev: DevRanking, loss: str = "group_softmax", **options: object) -> None:
         schedule = SCHEDULE._replace(**{key: options.pop(key) for key in SCHEDULE._fields if key in options})
         seed_everything(schedule.seed)
-        self.model = build_cross_encoder(encoder, 32, options.pop("frozen_layers", 0))
+        frozen = options.pop("frozen_layers", 0)
+        self.model = build_cross_encoder(encoder, 32, frozen, num_layers=options.pop("num_layers", None))
+        if adapters := options.pop("adapters", None):
+            lora.attach(self.model, adapters, frozen)
         self.before = weights(self.model)
         self.curve: Curve = tune_cross_encoder(
             self.model,
@@ -160,6 +165,90 @@ def test_frozen_layers_keep_their_weights_and_the_others_learn(encoder: str, dev
     assert kept == {
         name for name in trained.before if ".embeddings." in name or ".layer.0." in name or ".pooler." in name
     }
+
+
+@pytest.mark.slow
+def test_student_has_the_first_layers_of_its_teacher_learns_and_is_the_same_when_loaded_again(
+    encoder: str, dev, tmp_path: Path
+):
+    trained = Trained(encoder, dev, num_layers=1, epochs=2)
+    seed_everything(SCHEDULE.seed)
+    whole = weights(build_cross_encoder(encoder, 32))
+    assert {name for name in whole if name not in trained.before} == {name for name in whole if ".layer.1." in name}
+    assert all(torch.equal(whole[name], value) for name, value in trained.before.items())
+    assert not torch.equal(
+        *(values["0.model.encoder.layer.0.attention.self.query.weight"] for values in (whole, weights(trained.model)))
+    )
+    trained.model.save_pretrained(str(tmp_path), create_model_card=False)
+    again = CrossEncoder(str(tmp_path))
+    assert again.transformers_model.config.num_hidden_layers == 1
+    np.testing.assert_allclose(scores(again), trained.scores, atol=1e-6)
+
+
+def test_student_of_more_layers_than_there_are_is_refused(encoder: str):
+    assert build_cross_encoder(encoder, 32, num_layers=2).transformers_model.config.num_hidden_layers == 2
+    with pytest.raises(UserError, match="num_layers: 3: the model has 2 layers"):
+        build_cross_encoder(encoder, 32, num_layers=3)
+    with pytest.raises(UserError, match="frozen_layers: 1: of the model's 1 layers one must be left"):
+        build_cross_encoder(encoder, 32, 1, num_layers=1)
+
+
+def test_kinds_of_layers_are_cut_off_with_them(tmp_path: Path, encoder: str):
+    from transformers import AutoTokenizer, ModernBertConfig, ModernBertModel
+
+    kinds = ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+    shape = ModernBertConfig(
+        vocab_size=40, hidden_size=32, intermediate_size=32, num_hidden_layers=4, num_attention_heads=2,
+        layer_types=kinds, pad_token_id=0, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3,
+    )  # fmt: skip
+    ModernBertModel(shape).save_pretrained(tmp_path / "whole")
+    AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path / "whole")
+    model = build_cross_encoder(str(tmp_path / "whole"), 32, num_layers=3)
+    model.save_pretrained(str(tmp_path / "cut"), create_model_card=False)
+    np.testing.assert_allclose(scores(CrossEncoder(str(tmp_path / "cut"))), scores(model), atol=1e-6)
+
+
+ADAPTERS = lora.Lora(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=["query", "value"])
+
+
+@pytest.mark.slow
+def test_adapters_alone_learn_and_are_merged_into_a_plain_model(encoder: str, dev, tmp_path: Path):
+    trained = Trained(encoder, dev, adapters=ADAPTERS, epochs=4, lr=1e-2, frozen_layers=1)
+    learned = weights(trained.model)
+    still = {name for name, value in learned.items() if name.startswith("0.") and "lora_" not in name}
+    assert all(torch.equal(learned[name], trained.before[name]) for name in still)
+    moved = {name for name in learned if not torch.equal(learned[name], trained.before[name])}
+    assert {name.split(".layer.")[1][0] for name in moved if "lora_" in name} == {"1"}
+    assert trained.curve.loss["loss"].iloc[-1] < trained.curve.loss["loss"].iloc[0]
+    # the best checkpoint was loaded, adapters and all
+    assert dev.ndcg(trained.model) == pytest.approx(trained.curve.dev["ndcg@10"].max())
+    before = trained.scores
+    lora.merge(trained.model)
+    np.testing.assert_allclose(trained.scores, before, atol=1e-5)
+    assert weights(trained.model).keys() == weights(build_cross_encoder(encoder, 32)).keys()
+    trained.model.save_pretrained(str(tmp_path), create_model_card=False)
+    assert not list(tmp_path.rglob("adapter*"))
+    np.testing.assert_allclose(scores(CrossEncoder(str(tmp_path))), before, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_best_checkpoint_of_adapters_is_kept(encoder: str, dev):
+    # a rate that soon destroys what was learned
+    trained = Trained(encoder, dev, adapters=ADAPTERS, lr=0.5, head_lr=0.5, epochs=10, evaluations=60, patience=3)
+    curve = trained.curve.dev["ndcg@10"]
+    assert curve.iloc[-1] < curve.max()
+    assert dev.ndcg(trained.model) == pytest.approx(curve.max())
+
+
+def test_adapters_for_layers_that_the_model_does_not_have_are_refused(encoder: str):
+    with pytest.raises(UserError, match=r"params\.yaml: lora: .*nowhere"):
+        lora.attach(build_cross_encoder(encoder, 32), ADAPTERS._replace(target_modules=["nowhere"]), 0)
+
+
+def test_adapters_without_peft_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(UserError, match=r"lora: peft is not installed; run `\.venv/bin/pip install peft`"):
+        lora.check_installed()
 
 
 @pytest.mark.parametrize("number", [2, 3])
