@@ -1,7 +1,7 @@
 """NDCG@10 of a cross-encoder on dev queries: the same figure before, during and after training."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 from sentence_transformers import CrossEncoder
@@ -102,6 +102,36 @@ def check_evaluators(names: Sequence[str]) -> None:
                 f"params.yaml: evaluators: '{name}' is a data set of the Hub, which is switched off; "
                 f"set HF_HUB_OFFLINE=0 to download it"
             )
+
+
+def make_evaluator(
+    names: Sequence[str],
+    candidates: pd.DataFrame,
+    judgments: pd.DataFrame,
+    with_texts: Callable[[pd.DataFrame], pd.DataFrame],
+    precision: str,
+) -> InSequence:
+    """The evaluators of these names.
+
+    Args:
+        names: see `check_evaluators`.
+        candidates: see `DevRanking`.
+        judgments: see `DevRanking`.
+        with_texts: adds what the model reads to a table of query_id and passage_id.
+        precision: `float32` or `bfloat16`.
+
+    Raises:
+        UserError: see `nano_beir`.
+    """
+
+    def one(name: str) -> BaseEvaluator:
+        if name == RETRIEVED:
+            return DevRanking(candidates, judgments, precision)
+        if name == ALL_POSITIVES:
+            return DevRanking(with_texts(with_all_positives(candidates, judgments)), judgments, precision)
+        return nano_beir(name)
+
+    return InSequence({name: one(name) for name in names})
 
 
 def nano_beir(name: str) -> BaseEvaluator:

@@ -29,6 +29,27 @@ def is_file(teacher: str) -> bool:
     return Path(teacher).suffix in FILES
 
 
+def logits(
+    teacher: str, negatives: pd.DataFrame, dev: pd.DataFrame, judgments: pd.DataFrame, precision: str
+) -> NDArray[np.float64]:
+    """A teacher's scores of the mined pairs.
+
+    Args:
+        teacher: one of `SIGNALS`, or a cross-encoder.
+        negatives: the signals' columns, query and passage (whole texts).
+        dev: see `fusion.fit_weights`.
+        judgments: see `fusion.fit_weights`.
+        precision: float32 or bfloat16.
+
+    Raises:
+        UserError: see `from_cross_encoder`.
+        ValueError: see `fusion.fit_weights`.
+    """
+    if teacher in SIGNALS:
+        return from_signals(teacher, negatives, dev, judgments)
+    return from_cross_encoder(teacher, negatives["query"].tolist(), negatives["passage"].tolist(), precision)
+
+
 def from_signals(
     teacher: str, negatives: pd.DataFrame, dev: pd.DataFrame, judgments: pd.DataFrame
 ) -> NDArray[np.float64]:

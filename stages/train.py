@@ -6,7 +6,7 @@ python -m stages.train
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from reranker.progress import quiet_libraries, run_stage
 
@@ -15,28 +15,17 @@ quiet_libraries()
 import json
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from sentence_transformers.base.evaluation import BaseEvaluator
 
 from reranker import fusion, lexical, lora, metrics, teachers
 from reranker.card import model_card
 from reranker.errors import UserError
-from reranker.evaluator import (
-    ALL_POSITIVES,
-    RETRIEVED,
-    DevRanking,
-    InSequence,
-    check_evaluators,
-    nano_beir,
-    with_all_positives,
-)
+from reranker.evaluator import check_evaluators, make_evaluator
 from reranker.excerpts import excerpts
 from reranker.layers import one_output
 from reranker.loss_table import LOSSES, needs_teacher
 from reranker.models import resolve
-from reranker.params import Params, load_params
+from reranker.params import load_params
 from reranker.records import (
     PATHS,
     folder,
@@ -102,7 +91,11 @@ def main(arguments: Sequence[str]) -> str:
 
     dev, negatives = with_texts(dev), with_texts(negatives)
     if taught:
-        negatives["teacher"] = _teacher(params, negatives, dev, judgments, precision)
+        negatives["teacher"] = (
+            read_scores(Path(params.teacher), negatives)
+            if teachers.is_file(params.teacher)
+            else teachers.logits(params.teacher, negatives, dev, judgments, precision)
+        )
     lesson = make_lesson(
         negatives, model, losses, targets=params.targets, distillation=params.distillation, seed=params.seed
     )
@@ -117,7 +110,7 @@ def main(arguments: Sequence[str]) -> str:
     )
     some = dev["query_id"].drop_duplicates()[: params.eval_queries]
     watched, judged = (table[table["query_id"].isin(some)] for table in (dev, judgments))
-    evaluator = _evaluator(params.evaluators, watched, judged, with_texts, precision)
+    evaluator = make_evaluator(params.evaluators, watched, judged, with_texts, precision)
     training = time.monotonic()
     curve = tune_cross_encoder(
         model,
@@ -176,35 +169,6 @@ def main(arguments: Sequence[str]) -> str:
         f"train: {figures['pairs']:,} pairs in {training:,.0f} s; NDCG@10 on dev: fused {figures['dev_ndcg@10']:.3f}, "
         f"cross-encoder alone {figures['dev_ndcg@10_cross_encoder']:.3f} -> {PATHS.reranker}"
     )
-
-
-def _teacher(
-    params: Params, negatives: pd.DataFrame, dev: pd.DataFrame, judgments: pd.DataFrame, precision: str
-) -> NDArray[np.float64]:
-    if params.teacher in teachers.SIGNALS:
-        return teachers.from_signals(params.teacher, negatives, dev, judgments)
-    if teachers.is_file(params.teacher):
-        return read_scores(Path(params.teacher), negatives).to_numpy(float)
-    return teachers.from_cross_encoder(
-        params.teacher, negatives["query"].tolist(), negatives["passage"].tolist(), precision
-    )
-
-
-def _evaluator(
-    names: Sequence[str],
-    dev: pd.DataFrame,
-    judgments: pd.DataFrame,
-    with_texts: Callable[[pd.DataFrame], pd.DataFrame],
-    precision: str,
-) -> InSequence:
-    def one(name: str) -> BaseEvaluator:
-        if name == RETRIEVED:
-            return DevRanking(dev, judgments, precision)
-        if name == ALL_POSITIVES:
-            return DevRanking(with_texts(with_all_positives(dev, judgments)), judgments, precision)
-        return nano_beir(name)
-
-    return InSequence({name: one(name) for name in names})
 
 
 if __name__ == "__main__":
