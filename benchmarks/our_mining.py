@@ -14,6 +14,7 @@ from sentence_transformers import CrossEncoder
 
 from benchmarks.measured import DEPTH, NEGATIVES, TABLES, note, now, sample
 from reranker import index, negatives
+from reranker.compiled import use_backend
 from reranker.first_stage import Dense
 from reranker.guards import Guards
 from reranker.judged import Judged, by_place
@@ -78,7 +79,9 @@ def rescored(pool: negatives.Pool, known: Judged, tables: Tables, path: Path) ->
     of = np.concatenate([np.repeat(pool.queries, pool.positions.shape[1]), right.row])
     at = np.concatenate([pool.positions.ravel(), right.col])
     texts = tables.queries["text"].iloc[of].tolist(), tables.passages["text"].iloc[at].tolist()
-    scores = score_pairs(CrossEncoder(str(path)), *texts, label="rescoring")
+    model = CrossEncoder(str(path))
+    use_backend(model, "auto", "float32")
+    scores = score_pairs(model, *texts, label="rescoring")
     return pd.DataFrame({"query": of, "passage": at, "score": scores, "kind": "scored"})
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from reranker import lexical
+from reranker.compiled import use_backend
 from reranker.excerpts import excerpts
 from reranker.fusion import fuse
 from reranker.models import loading
@@ -36,12 +37,13 @@ class Reranker:
     Args:
         path: the folder that the train stage writes; `CrossEncoder(path)` loads the cross-encoder alone.
         precision: `auto`, `float32` or `bfloat16`.
+        backend: `auto`, `torch` or `openvino`.
 
     Raises:
         UserError: the folder lacks the fusion's weights or word statistics, or a model in it cannot be loaded.
     """
 
-    def __init__(self, path: str | Path, precision: str = "auto") -> None:
+    def __init__(self, path: str | Path, precision: str = "auto", backend: str = "auto") -> None:
         path = Path(path)
         self.weights = read_weights(path / "fusion.json", "reranker")["reranker"]
         self._words = lexical.load(path / "words.json")
@@ -50,6 +52,8 @@ class Reranker:
             self._biencoder = SentenceTransformer(str(path / "biencoder"))
             self._static = SentenceTransformer(str(path / "static"))
         self._precision = choose_precision(precision)
+        for model in (self._cross_encoder, self._biencoder):
+            use_backend(model, backend, self._precision)
 
     def scores(self, queries: Sequence[str], passages: Sequence[str]) -> NDArray[np.float64]:
         """Score of each query with the passage at the same place; shape (pairs,)."""

@@ -8,7 +8,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
-from reranker import index
+from reranker import index, lexical, metrics
+from reranker.compiled import use_backend
 from reranker.first_stage import Dense, Fused, Lexical
 from reranker.guards import Guards
 from reranker.index import Index
@@ -17,7 +18,7 @@ from reranker.models import loading, resolve
 from reranker.negatives import Mined
 from reranker.records import Tables
 from reranker.retrieval import FirstStage, Vectors
-from reranker.scoring import choose_precision, load_retriever, score_pairs
+from reranker.scoring import load_retriever, pair_cosines, score_pairs
 from reranker.vectors import Cache
 
 Scores = NDArray[np.float64]
@@ -51,6 +52,7 @@ def retriever(
     query_prompt: str | None,
     passage_prompt: str | None,
     index_name: str,
+    backend: str,
 ) -> Retriever:
     """A retriever over the passages and queries of a data set; several are fused by rank.
 
@@ -61,6 +63,7 @@ def retriever(
         query_prompt: put before each query for a model; None: what the model brings.
         passage_prompt: the same before each passage.
         index_name: see `index.build`.
+        backend: see `use_backend`.
 
     Raises:
         UserError: there is no usable model of a name.
@@ -72,6 +75,7 @@ def retriever(
             parts.append(Lexical(tables.passages["text"].tolist(), tables.queries["text"].tolist()))
         else:
             model = load_retriever(name)
+            use_backend(model, backend, "float32")
             prompts = _prompt(passage_prompt, model, "document", "passage"), _prompt(query_prompt, model, "query")
             passages, queries = (
                 cache.embed(model, table["text"].tolist(), label=f"mine: {kind}", prompt=prompt)
@@ -126,8 +130,14 @@ def guards(
     return Guards(groups, vectors, texts, by_group, similarity, containment)
 
 
-def cross_encoder(name: str, precision: str, tables: Tables) -> Callable[[Places, Places], Scores]:
+def cross_encoder(name: str, precision: str, backend: str, tables: Tables) -> Callable[[Places, Places], Scores]:
     """Scores of pairs of places by a cross-encoder.
+
+    Args:
+        name: a local folder or a Hub id.
+        precision: float32 or bfloat16.
+        backend: see `use_backend`.
+        tables: the data set.
 
     Raises:
         UserError: there is no usable model of that name.
@@ -136,13 +146,50 @@ def cross_encoder(name: str, precision: str, tables: Tables) -> Callable[[Places
     with loading(name):
         model = CrossEncoder(path)
     queries, passages = (table["text"] for table in tables[:2][::-1])
-    computed_in = choose_precision(precision)
+    use_backend(model, backend, precision)
 
     def score(of: Places, at: Places) -> Scores:
         texts = queries.iloc[of].tolist(), passages.iloc[at].tolist()
-        return score_pairs(model, *texts, label="mine: rescoring", precision=computed_in)
+        return score_pairs(model, *texts, label="mine: rescoring", precision=precision)
 
     return score
+
+
+def with_signals(
+    rows: pd.DataFrame, tables: Tables, static: SentenceTransformer, teacher: Callable[[Places, Places], Scores]
+) -> pd.DataFrame:
+    """Rows of pairs with what the cross-encoder is fused with.
+
+    Args:
+        rows: columns query_id, passage_id.
+        tables: the data set.
+        static: a static embedding.
+        teacher: scores of pairs of places.
+
+    Returns:
+        The rows with columns bm25, static_score, teacher_score.
+    """
+    of = pd.Index(tables.queries["query_id"]).get_indexer(rows["query_id"])
+    at = pd.Index(tables.passages["passage_id"]).get_indexer(rows["passage_id"])
+    texts = tables.queries["text"].iloc[of].tolist(), tables.passages["text"].iloc[at].tolist()
+    return rows.assign(
+        bm25=lexical.bm25(lexical.statistics(tables.passages["text"]), *texts),
+        static_score=pair_cosines(static, *texts, label="mine: static"),
+        teacher_score=teacher(of, at),
+    )
+
+
+def retriever_figures(judged: pd.DataFrame, found: pd.DataFrame) -> dict[str, float]:
+    """NDCG@10 and recall of the first stage on dev, for mine.json.
+
+    Args:
+        judged: columns query_id, passage_id, relevance.
+        found: columns query_id, passage_id, rank, score.
+    """
+    columns = ["query_id", "passage_id", "relevance"]
+    dev = metrics.per_query(judged[columns], found, ["nDCG@10", "R@10", "R@30", "R@100"]).mean()
+    recalls = {f"retriever_dev_recall@{k}": float(dev[f"R@{k}"]) for k in (10, 30, 100)}
+    return {"retriever_dev_ndcg@10": float(dev["nDCG@10"]), **recalls}
 
 
 def figures(mined: Mined) -> dict[str, float]:

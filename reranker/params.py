@@ -236,6 +236,7 @@ class Params(Section):
     max_length: Annotated[int, Field(ge=8, le=8192)]
     biencoder_max_length: Annotated[int, Field(ge=8, le=8192)]
     precision: Literal["auto", "float32", "bfloat16"]
+    backend: Literal["auto", "torch", "openvino"]
 
     warm_lr: Rate
     warm_queries: Count

@@ -246,7 +246,7 @@ def model_key(model: SentenceTransformer, prompt: str = "", precision: str = "fl
 def _settings(model: SentenceTransformer, prompt: str, precision: str) -> dict[str, object]:
     """What is no weight: how the model is built and used."""
     configs = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
-    libraries = "torch", "transformers", "sentence-transformers"
+    libraries = "torch", "transformers", "sentence-transformers", "openvino"
     return {
         "format": FORMAT,
         "prompt": prompt or model.prompts.get(model.default_prompt_name or "", ""),

@@ -14,7 +14,8 @@ quiet_libraries()
 import numpy as np
 import pandas as pd
 
-from reranker import audit, lexical, metrics, mining, negatives, retrieval
+from reranker import audit, mining, negatives, retrieval
+from reranker.compiled import use_backend
 from reranker.errors import UserError
 from reranker.judged import Places, by_place
 from reranker.params import load_params
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str]) -> str:
         query_prompt=params.query_prompt,
         passage_prompt=params.passage_prompt,
         index_name=params.index,
+        backend=params.backend,
     )
     held_out = np.flatnonzero(tables.queries["split"] != "train")
     found = retrieval.candidates(
@@ -80,8 +82,9 @@ def main(arguments: Sequence[str]) -> str:
         min_score=params.min_score,
     )
     pool = negatives.retrieve(first_stage, order, known, filters, params.train_queries)
-    biencoder = load_biencoder(str(PATHS.biencoder), params.biencoder_max_length)
     precision = choose_precision(params.precision)
+    biencoder = load_biencoder(str(PATHS.biencoder), params.biencoder_max_length)
+    use_backend(biencoder, params.backend, precision)
 
     def teacher(of: Places, at: Places) -> mining.Scores:
         texts = query_text.iloc[of].tolist(), passage_text.iloc[at].tolist()
@@ -89,8 +92,9 @@ def main(arguments: Sequence[str]) -> str:
 
     score: negatives.ScorePairs = first_stage.scores
     if params.rescorer:
-        of_name = mining.cross_encoder
-        score = teacher if params.rescorer == "biencoder" else of_name(params.rescorer, params.precision, tables)
+        score = teacher
+        if params.rescorer != "biencoder":
+            score = mining.cross_encoder(params.rescorer, precision, params.backend, tables)
         pool = negatives.rescore(pool, score)
     mined = negatives.mine(
         pool,
@@ -119,29 +123,17 @@ def main(arguments: Sequence[str]) -> str:
         query_id=tables.queries["query_id"].to_numpy()[mined.rows["query"]],
         passage_id=tables.passages["passage_id"].to_numpy()[mined.rows["passage"]],
     )
-    both = pd.concat([candidates, rows])
-    places = (
-        pd.Index(table[name]).get_indexer(both[name])
-        for table, name in ((tables.queries, "query_id"), (tables.passages, "passage_id"))
-    )
-    of, at = places
-    texts = query_text.iloc[of].tolist(), passage_text.iloc[at].tolist()
-    both["bm25"] = lexical.bm25(lexical.statistics(passage_text), *texts)
-    both["static_score"] = pair_cosines(load_static(str(PATHS.static)), *texts, label="mine: static")
-    both["teacher_score"] = teacher(of, at)
+    both = mining.with_signals(pd.concat([candidates, rows]), tables, load_static(str(PATHS.static)), teacher)
     write_table(both[: len(candidates)].drop(columns=["kind", "query", "passage"]), PATHS.candidates)
     write_table(both[len(candidates) :].drop(columns=["rank", "split", "query", "passage"]), PATHS.negatives)
     write_csv(audit.table(mined, tables, teacher), PATHS.audit)
 
-    dev = metrics.per_query(
-        judged.loc[judged["split"] == "dev", ["query_id", "passage_id", "relevance"]],
-        found[found["query_id"].map(split) == "dev"],
-        ["nDCG@10", "R@10", "R@30", "R@100"],
-    ).mean()
+    of_retriever = mining.retriever_figures(
+        judged[judged["split"] == "dev"], found[found["query_id"].map(split) == "dev"]
+    )
     write_json(
         {
-            "retriever_dev_ndcg@10": dev["nDCG@10"],
-            **{f"retriever_dev_recall@{k}": dev[f"R@{k}"] for k in (10, 30, 100)},
+            **of_retriever,
             **mining.figures(mined),
             **mining.index_figures(indexes, held_out, depth=params.top_k, wanted=params.index_recall),
             "marked": marked.used,
@@ -152,7 +144,8 @@ def main(arguments: Sequence[str]) -> str:
     negative = int((mined.rows["relevance"] == 0).sum())
     return (
         f"mine: {negative:,} negatives for {number:,} queries, {len(candidates):,} candidates; "
-        f"retriever on dev: NDCG@10 {dev['nDCG@10']:.3f}, recall@30 {dev['R@30']:.3f} -> {PATHS.candidates.parent}"
+        f"retriever on dev: NDCG@10 {of_retriever['retriever_dev_ndcg@10']:.3f}, "
+        f"recall@30 {of_retriever['retriever_dev_recall@30']:.3f} -> {PATHS.candidates.parent}"
     )
 
 

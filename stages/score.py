@@ -14,6 +14,7 @@ quiet_libraries()
 from sentence_transformers import CrossEncoder
 
 from reranker import lexical
+from reranker.compiled import use_backend
 from reranker.errors import UserError
 from reranker.excerpts import excerpts
 from reranker.models import loading, resolve
@@ -43,11 +44,13 @@ def main(arguments: Sequence[str]) -> str:
         if folder:
             require(folder)
         biencoder = load_biencoder(str(folder) if folder else resolve(params.base_model), params.biencoder_max_length)
+        use_backend(biencoder, params.backend, precision)
         scores = pair_cosines(biencoder, queries, passages, label=label, precision=precision)
     else:
         require(PATHS.reranker)
         with loading(str(PATHS.reranker)):
             model = CrossEncoder(str(PATHS.reranker))
+        use_backend(model, params.backend, precision)
         counted = lexical.load(PATHS.reranker / "words.json")
         shown = excerpts(model.tokenizer, model.max_seq_length, counted, queries, passages)
         scores = score_pairs(model, queries, shown, label=label, precision=precision)

@@ -16,6 +16,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from reranker import scoring, vectors
+from reranker.compiled import use_backend
 from reranker.errors import UserError
 from reranker.scoring import embed, load_biencoder, load_retriever
 from reranker.vectors import Cache, model_key
@@ -124,6 +125,7 @@ CHANGES: dict[str, Callable[[SentenceTransformer], object]] = {
     "a word": lambda model: model.tokenizer.add_tokens(["blue"]),
     "cut side": lambda model: setattr(model.tokenizer, "truncation_side", "left"),
     "activation": lambda model: setattr(model[0].model.config, "hidden_act", "relu"),
+    "backend": lambda model: use_backend(model, "openvino", "float32"),
     "default prompt": lambda model: vars(model).update(prompts={"query": "find "}, default_prompt_name="query"),
 }
 

@@ -1,0 +1,80 @@
+"""How sure one can be of differences when there are several: systems run with several seeds, several tests."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reranker.significance import Interval
+
+BLOCK = 1_000
+"""Resamples held in memory at once."""
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values of Holm's step-down procedure (Holm 1979, Scandinavian Journal of Statistics 6:65–70).
+
+    To call each hypothesis with an adjusted value below 0.05 refuted is wrong even once with a probability of at
+    most 0.05, however the tests depend on each other.
+
+    Args:
+        p_values: of all the tests that one looked at, refuted or not.
+
+    Returns:
+        The adjusted values in the order of `p_values`, at most 1.
+    """
+    number = len(p_values)
+    adjusted = [0.0] * number
+    highest = 0.0
+    for rank, place in enumerate(sorted(range(number), key=lambda place: p_values[place])):
+        highest = max(highest, min(1.0, (number - rank) * p_values[place]))
+        adjusted[place] = highest
+    return adjusted
+
+
+def interval_over_runs(
+    ours: NDArray[np.float64], theirs: NDArray[np.float64], *, seed: int, samples: int = 10_000
+) -> Interval:
+    """95% percentile bootstrap interval of a difference of means over queries and runs.
+
+    Queries are resampled for both systems together, the runs of each for itself: the two-way bootstrap of crossed
+    factors (Owen 2007, Annals of Applied Statistics 1:386–411). Assumes that queries and seeds are random samples.
+    A single run is taken as it is: the interval then leaves out what another seed would change. With few runs it
+    is somewhat too narrow, for n of them show (n - 1) / n of their variance.
+
+    Args:
+        ours: one row a run, one column a query.
+        theirs: the same of the other system; the columns are the same queries.
+        seed: of the resampling.
+        samples: number of resamples.
+
+    Raises:
+        ValueError: there are no queries or runs, the queries differ in number, or a value is not a number.
+    """
+    queries = ours.shape[1]
+    if not ours.size or not theirs.size:
+        raise ValueError("no queries to compute an interval from")
+    if theirs.shape[1] != queries:
+        raise ValueError("the two systems must have the same queries")
+    if np.isnan(ours).any() or np.isnan(theirs).any():
+        raise ValueError("a query's value is not a number")
+    generator = np.random.default_rng(seed)
+    differences = []
+    for start in range(0, samples, BLOCK):
+        size = min(BLOCK, samples - start)
+        counts = generator.multinomial(queries, np.full(queries, 1 / queries), size=size)
+        means = [_resampled_mean(values, counts, generator) for values in (ours, theirs)]
+        differences.append(means[0] - means[1])
+    low, high = np.percentile(np.concatenate(differences), [2.5, 97.5])
+    return Interval(float(low), float(high))
+
+
+def _resampled_mean(
+    values: NDArray[np.float64], counts: NDArray[np.int64], generator: np.random.Generator
+) -> NDArray[np.float64]:
+    """The mean of each resample: of queries by `counts` (samples, queries), of runs drawn here."""
+    runs, queries = values.shape
+    by_run = counts @ values.T / queries
+    weights = generator.multinomial(runs, np.full(runs, 1 / runs), size=len(counts)) / runs
+    resampled: NDArray[np.float64] = (by_run * weights).sum(axis=1)
+    return resampled

@@ -1,0 +1,89 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from torch import Tensor
+
+from reranker.compiled import CompiledTransformer, use_backend
+from reranker.errors import UserError
+from reranker.scoring import choose_precision, embed, load_retriever, score_pairs
+
+TEXTS = [
+    "sort a list",
+    "read",
+    "",
+    "write a csv file of numbers in order",
+    "apples " * 60,
+    "find the shortest path",
+] * 12
+PAIRS = TEXTS, TEXTS[1:] + TEXTS[:1]
+
+
+@pytest.fixture
+def classifier(encoder: str) -> CrossEncoder:
+    """A cross-encoder as transformers builds it, with an output layer on the first token."""
+    model = CrossEncoder(encoder, num_labels=1, max_length=32)
+    model[0].model.classifier.weight.data.normal_()
+    return model
+
+
+def test_scores_and_vectors_are_those_of_torch(cross_encoder: str, biencoder: str, classifier: CrossEncoder):
+    for model in (CrossEncoder(cross_encoder), classifier):
+        expected = score_pairs(model, *PAIRS, label="")
+        use_backend(model, "openvino", "float32")
+        assert isinstance(model[0].model, CompiledTransformer)
+        found = score_pairs(model, *PAIRS, label="")
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        np.testing.assert_array_equal(score_pairs(model, *PAIRS, label=""), found)
+        assert np.ptp(expected) > 0.1
+    model = SentenceTransformer(biencoder)
+    vectors = embed(model, TEXTS, label="", prompt="find ")
+    use_backend(model, "auto", "float32")
+    assert isinstance(model[0].model, CompiledTransformer)
+    np.testing.assert_allclose(embed(model, TEXTS, label="", prompt="find "), vectors, atol=1e-5)
+
+
+@pytest.mark.skipif(choose_precision("auto") != "bfloat16", reason="this processor has no bfloat16")
+def test_bfloat16_is_near_torch(cross_encoder: str):
+    model = CrossEncoder(cross_encoder)
+    exact = score_pairs(model, *PAIRS, label="")
+    use_backend(model, "openvino", "bfloat16")
+    found = score_pairs(model, *PAIRS, label="", precision="bfloat16")
+    assert 0 < np.abs(found - exact).max() < 0.05 * np.ptp(exact)
+
+
+def test_torch_stays_where_it_is_asked_for_and_for_a_static_embedding(biencoder: str):
+    for model, wish in ((SentenceTransformer(biencoder), "torch"), (load_retriever("bundled/static-256"), "openvino")):
+        body = list(model.modules())
+        use_backend(model, wish, "float32")
+        assert list(model.modules()) == body
+
+
+def hidden(model: CrossEncoder) -> None:
+    model[0].modality_config["text"]["method_output_name"] = ("hidden_states", -1)
+
+
+def shaped(model: CrossEncoder) -> None:
+    plain = model[0].model.forward
+
+    def forward(**inputs: Tensor) -> dict[str, Tensor]:
+        found = plain(**inputs)
+        # to tracing the length is a constant
+        return {"last_hidden_state": found.last_hidden_state * float(int(inputs["input_ids"].shape[1]))}
+
+    model[0].model.forward = forward
+
+
+@pytest.mark.parametrize(("change", "reason"), [(hidden, "hidden_states"), (shaped, "away from torch's")])
+def test_model_that_openvino_cannot_read_is_left_to_torch_or_refused(
+    change: Callable[[CrossEncoder], None], reason: str, cross_encoder: str, capsys: pytest.CaptureFixture[str]
+):
+    model = CrossEncoder(cross_encoder)
+    change(model)
+    with pytest.raises(UserError, match=f"params.yaml: backend: OpenVINO cannot read this model .*{reason}"):
+        use_backend(model, "openvino", "float32")
+    expected = score_pairs(model, *PAIRS, label="")
+    use_backend(model, "auto", "float32")
+    assert "torch computes" in capsys.readouterr().out
+    np.testing.assert_array_equal(score_pairs(model, *PAIRS, label=""), expected)
