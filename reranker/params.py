@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import typing
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -19,7 +20,21 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Name = Annotated[str, Field(min_length=1)]
 
 IndexName = Literal["auto", "flat", "hnsw", "ivf_flat", "ivf_pq"]
-LossName = Literal["group_softmax", "binary_cross_entropy", "lambda", "list_net", "list_mle", "plist_mle", "rank_net"]
+LossName = Literal[
+    "group_softmax",
+    "binary_cross_entropy",
+    "cross_entropy",
+    "multiple_negatives_ranking",
+    "cached_multiple_negatives_ranking",
+    "mse",
+    "margin_mse",
+    "lambda",
+    "list_net",
+    "list_mle",
+    "plist_mle",
+    "rank_net",
+    "adr_mse",
+]
 
 
 class Section(BaseModel):
@@ -184,6 +199,22 @@ AnySource = Annotated[
 ]
 
 
+Losses = Annotated[
+    Annotated[LossName, Tag("[one]")] | Annotated[dict[Name, LossName], Field(min_length=1), Tag("[by source]")],
+    Discriminator(lambda value: "[by source]" if isinstance(value, dict) else "[one]"),
+]
+"""One for all queries, or one for those of each source."""
+
+
+class LoraSection(Section):
+    """Low-rank adapters, with the names of peft's LoraConfig."""
+
+    r: Count
+    lora_alpha: Annotated[float, Field(gt=0)]
+    lora_dropout: Share
+    target_modules: Annotated[list[Name], Field(min_length=1)] | Name | None
+
+
 class Params(Section):
     """params.yaml, key by key; units and meaning stand there."""
 
@@ -246,10 +277,15 @@ class Params(Section):
 
     lr: Rate
     head_lr: Rate
-    loss: LossName
+    loss: Losses
+    loss_arguments: dict[Name, Any]
+    targets: Literal["relevance", "teacher"]
+    teacher: Name
     distillation: Annotated[float, Field(ge=0, le=1)]
     start_from_biencoder: bool
+    num_layers: Count | None
     frozen_layers: CountOrZero
+    lora: LoraSection | None
     epochs: Count
     batch_size: Count
     warmup: Share
@@ -257,6 +293,8 @@ class Params(Section):
     evaluations: Count
     eval_queries: Count
     patience: Count
+    evaluators: Annotated[Names, Field(min_length=1)]
+    trainer: dict[Name, Any]
     seed: Seed
 
     statistics_seed: Seed
@@ -269,6 +307,10 @@ class Params(Section):
             raise ValueError("test_share|dev_share and test_share must leave some queries for train")
         if self.range_max < self.range_min + self.num_negatives:
             raise ValueError("range_max|must be at least range_min + num_negatives")
+        if self.num_layers is not None and self.num_layers <= self.frozen_layers:
+            raise ValueError("frozen_layers|must be below num_layers: one layer must be left to train")
+        if self.num_layers is not None and self.lora is not None:
+            raise ValueError("num_layers|does not go with lora: a student is trained whole; set one of them to null")
         return self
 
 
@@ -359,6 +401,7 @@ def _place(loc: tuple[int | str, ...], schema: type[Section]) -> tuple[list[str]
         loc = ("sources", name, *rest)
     for parent in rest[:-1]:
         inner = model.model_fields[str(parent)].annotation if parent in model.model_fields else None
+        inner = next((part for part in typing.get_args(inner) if part is not type(None)), inner)  # of `X | None`, X
         model = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else Section
-    keys = [part for part in loc if isinstance(part, str) and part not in ("unsplit", "[key]")]
+    keys = [part for part in loc if isinstance(part, str) and part not in ("unsplit", "[key]", "[one]", "[by source]")]
     return keys, model.model_fields

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,6 +27,7 @@ class Paths:
     """The artifacts by name, relative to the repository."""
 
     params: Path = Path("params.yaml")
+    raw: Path = Path("data/raw")
     passages: Path = Path("data/prepared/passages.parquet")
     queries: Path = Path("data/prepared/queries.parquet")
     judgments: Path = Path("data/prepared/judgments.parquet")
@@ -315,6 +317,46 @@ def read_csv(path: Path, columns: Sequence[str], *, as_text: bool = False) -> pd
             f"{path}: not a CSV table with the columns {', '.join(columns)} ({reason}); run `dvc repro --force {stage}`"
         ) from None
     return table[list(columns)]
+
+
+def read_scores(path: Path, pairs: pd.DataFrame) -> pd.Series:
+    """Scores of pairs from a file of the user's.
+
+    Args:
+        path: a `.parquet` or `.csv` with the columns query_id, passage_id and score, in data/raw.
+        pairs: columns query_id, passage_id.
+
+    Returns:
+        A score for each pair, under the index of the pairs.
+
+    Raises:
+        UserError: it is not there, lacks a column or a pair, has one twice, or a score that is no number.
+    """
+    if not path.resolve().is_relative_to(PATHS.raw.resolve()):
+        raise UserError(f"{path}: is not in {PATHS.raw}/; move it there, where DVC sees that it changes")
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; name a file with the columns query_id, passage_id and score")
+    columns = ["query_id", "passage_id", "score"]
+    try:
+        table = (
+            pd.read_parquet(path, columns=columns)
+            if path.suffix == ".parquet"
+            else pd.read_csv(path, usecols=columns, dtype=str, keep_default_na=False)
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: not a table with the columns {', '.join(columns)} ({reason})") from None
+    scores = pd.to_numeric(table["score"], errors="coerce")
+    for place in np.flatnonzero(~np.isfinite(scores)):
+        raise UserError(f"{path}: row {place + 1}: the score {table['score'].iloc[place]!r} is not a finite number")
+    keys = columns[:2]
+    found = table[keys].astype(str).assign(score=scores.astype(float))
+    for row in found[found.duplicated(keys)].itertuples():
+        raise UserError(f"{path}: query '{row.query_id}' and passage '{row.passage_id}' are there twice; keep one row")
+    joined = pairs[keys].merge(found, on=keys, how="left")
+    for row in joined[joined["score"].isna()].itertuples():
+        raise UserError(f"{path}: no score for query '{row.query_id}' and passage '{row.passage_id}'; add the row")
+    return joined["score"].set_axis(pairs.index)
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:

@@ -69,18 +69,18 @@ def training_groups(negatives: pd.DataFrame, *, graded: bool) -> pd.DataFrame:
 
     Args:
         negatives: columns query_id, query, text (of the passage), kind (one `positive` per query, `graded` ones that
-            are right but less so, the others negatives), relevance, teacher (a logit).
+            are right but less so, the others negatives), relevance, and teacher (a logit) where one is needed.
         graded: keep the less relevant ones, for a loss that takes more than right and wrong.
 
     Returns:
-        Columns query, passages, relevance, teacher; sorted by query_id.
+        Columns query, passages, relevance, and teacher if given; sorted by query_id.
     """
+    numbers = [column for column in ("relevance", "teacher") if column in negatives]
     table = negatives if graded else negatives[negatives["kind"] != "graded"]
     table = table.assign(negative=table["kind"] != "positive").sort_values(["query_id", "negative"], kind="stable")
-    groups = table.groupby("query_id").agg(
-        query=("query", "first"), passages=("text", list), relevance=("relevance", list), teacher=("teacher", list)
-    )
+    lists = {column: (column, list) for column in numbers}
+    groups = table.groupby("query_id").agg(query=("query", "first"), passages=("text", list), **lists)
     size = int(groups["passages"].map(len).max())
-    for column in ("passages", "relevance", "teacher"):
+    for column in ("passages", *numbers):
         groups[column] = [values + values[-1:] * (size - len(values)) for values in groups[column]]
     return groups.reset_index(drop=True)

@@ -1,20 +1,18 @@
-"""Fine-tuning: models to start from, rows in the shape that a loss wants, a loss by its name, the trainers' set-up."""
+"""Fine-tuning: models to start from, the order of the rows, the trainers' set-up."""
 
-import itertools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
 import pandas as pd
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from numpy.typing import NDArray
 from sentence_transformers import (
     CrossEncoder,
     CrossEncoderTrainer,
-    CrossEncoderTrainingArguments,
     DefaultBatchSampler,
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -22,12 +20,10 @@ from sentence_transformers import (
 )
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.base.modules import Dense, Transformer
-from sentence_transformers.cross_encoder import losses
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import nn
 from transformers import (
     EarlyStoppingCallback,
-    PreTrainedModel,
     PrinterCallback,
     TrainerCallback,
     TrainerControl,
@@ -35,26 +31,19 @@ from transformers import (
 )
 
 from reranker.attention import Float32Attention
-from reranker.errors import UserError
-from reranker.losses import GroupSoftmaxLoss, InBatchSoftmaxLoss
+from reranker.layers import freeze, keep_first, without_dropout
+from reranker.losses import InBatchSoftmaxLoss
 from reranker.models import loading
 from reranker.onednn import OneDnnLinears
 from reranker.passes import in_passes
 from reranker.progress import Progress
 from reranker.scoring import check_lengths
-
-LIST_LOSSES: dict[str, Callable[[CrossEncoder], nn.Module]] = {
-    "lambda": losses.LambdaLoss,
-    "list_net": losses.ListNetLoss,
-    "list_mle": losses.ListMLELoss,
-    "plist_mle": losses.PListMLELoss,
-    "rank_net": losses.RankNetLoss,
-}
-"""Losses of Sentence Transformers that take a query, its passages and the relevance of each."""
-
+from reranker.trainer_arguments import NOTHING, Further, training_arguments
 
 LOGGED = 40
 """Points of the loss curve."""
+NEVER = 2**31
+"""Steps that no training has: evaluations and checkpoints are not every so many steps."""
 
 
 class Schedule(NamedTuple):
@@ -78,7 +67,7 @@ class Curve(NamedTuple):
     loss: pd.DataFrame
     """Columns step, loss: the mean since the row before."""
     dev: pd.DataFrame
-    """Columns step and the evaluator's metric: on dev."""
+    """Columns step, the evaluator's metric and its other figures: on dev."""
     peak_lr: float
     """Learning rate that the optimiser was given for the body of the model."""
     steps: int
@@ -91,7 +80,9 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed)
 
 
-def build_cross_encoder(name: str, max_length: int, frozen_layers: int = 0, outputs: int = 1) -> CrossEncoder:
+def build_cross_encoder(
+    name: str, max_length: int, frozen_layers: int = 0, outputs: int = 1, num_layers: int | None = None
+) -> CrossEncoder:
     """A cross-encoder on a bi-encoder's or language model's weights: mean of the joint tokens, then a linear layer.
 
     Mean pooling is what the sentence-embedding checkpoints were trained through; a first-token head starts
@@ -103,6 +94,7 @@ def build_cross_encoder(name: str, max_length: int, frozen_layers: int = 0, outp
         frozen_layers: so many of the first layers, and the embeddings before them, keep their weights; each
             saves two thirds of its share of the training time.
         outputs: of the linear layer, one for a score or one for each class.
+        num_layers: keep the first so many layers, and no others; None: all.
 
     Raises:
         UserError: there is no usable model of that name, it has fewer layers or cannot read so many tokens.
@@ -110,36 +102,15 @@ def build_cross_encoder(name: str, max_length: int, frozen_layers: int = 0, outp
     with loading(name):
         transformer = Transformer(name, max_seq_length=max_length, model_kwargs={"dtype": torch.float32})
     check_lengths(transformer, max_length=max_length)
+    if num_layers is not None:
+        keep_first(transformer.model, num_layers)
     size = transformer.get_embedding_dimension()
     head = Dense(size, outputs, activation_function=nn.Identity(), module_output_name="scores")
     model: CrossEncoder = CrossEncoder(modules=[transformer, Pooling(size), head], activation_fn=nn.Identity())
-    _without_dropout(model)
+    without_dropout(model)
     if frozen_layers:
-        _freeze(transformer.model, frozen_layers)
+        freeze(transformer.model, frozen_layers)
     return model
-
-
-def _freeze(body: PreTrainedModel, number: int) -> None:
-    wanted = body.config.num_hidden_layers
-    stacks = (part for part in body.modules() if isinstance(part, nn.ModuleList) and len(part) == wanted)
-    layers = next(stacks, None)
-    if layers is None:
-        raise UserError(
-            "params.yaml: frozen_layers: this model has no list of layers, each with its own weights; set 0"
-        )
-    if number >= len(layers):
-        raise UserError(f"params.yaml: frozen_layers: {number}: of the model's {len(layers)} layers one must be left")
-    trained = set(layers[number:].parameters())
-    # weights come in the order in which they are passed through
-    for weights in itertools.takewhile(lambda weights: weights not in trained, body.parameters()):
-        weights.requires_grad_(False)
-
-
-def _without_dropout(model: nn.Module) -> None:
-    # a run of minutes does not overfit enough to need it, and on a CPU it costs a third of the time
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
 
 
 def similar_batches(vectors: NDArray[np.float32], batch_size: int, *, seed: int) -> NDArray[np.int64]:
@@ -192,7 +163,7 @@ def tune_biencoder(
         label: shown before the progress.
     """
     model.model_card_data.widget = [{}]  # none: they would be computed, with a bar, for a card that is not written
-    _without_dropout(model)
+    without_dropout(model)
     data = Dataset.from_dict(
         {"query": list(rows["query"]), "passage": list(rows["passage"]), "label": list(rows["group"])}
     )
@@ -209,63 +180,10 @@ def tune_biencoder(
         _train(trainer)
 
 
-def group_rows(groups: pd.DataFrame, loss: str) -> Dataset:
-    """Training data in the shape that a loss wants.
-
-    Args:
-        groups: columns query, passages (a list, the right one first), relevance and teacher (a number, and a logit, per
-            passage).
-        loss: a name of params.yaml.
-
-    Returns:
-        Pairs with a 0 or 1 for binary_cross_entropy, else lists; the numbers are the teacher's logits for
-        group_softmax and relevance for the others.
-    """
-    if loss == "binary_cross_entropy":
-        pairs = [
-            (query, passage, float(place == 0))
-            for query, passages in zip(groups["query"], groups["passages"], strict=True)
-            for place, passage in enumerate(passages)
-        ]
-        return Dataset.from_pandas(pd.DataFrame(pairs, columns=["query", "passage", "label"]))
-    # list_net takes a softmax of the labels: 10 and 0 make the right passage's target nearly 1
-    factor = 10.0 if loss == "list_net" else 1.0
-    numbers = groups["teacher" if loss == "group_softmax" else "relevance"]
-    labels = [[factor * float(number) for number in of_group] for of_group in numbers]
-    return Dataset.from_dict(
-        {
-            "query": list(groups["query"]),
-            "passages": [list(passages) for passages in groups["passages"]],
-            "label": labels,
-        }
-    )
-
-
-def rows_per_query(loss: str, group_size: int) -> int:
-    """Rows of `group_rows` that a query has: its pairs for binary_cross_entropy, else one."""
-    return group_size if loss == "binary_cross_entropy" else 1
-
-
-def make_loss(name: str, model: CrossEncoder, *, distillation: float, group_size: int) -> nn.Module:
-    """A loss by its name in params.yaml.
-
-    Args:
-        name: `group_softmax`, `binary_cross_entropy` or one of `LIST_LOSSES`.
-        model: to be trained.
-        distillation: weight of the teacher in group_softmax.
-        group_size: passages per query; the weight of the right ones in binary_cross_entropy balances the others.
-    """
-    if name == "group_softmax":
-        return GroupSoftmaxLoss(model, distillation)
-    if name == "binary_cross_entropy":
-        return losses.BinaryCrossEntropyLoss(model, pos_weight=torch.tensor(float(group_size - 1)))
-    return LIST_LOSSES[name](model)
-
-
 def tune_cross_encoder(
     model: CrossEncoder,
-    data: Dataset,
-    loss: nn.Module,
+    data: Dataset | DatasetDict,
+    loss: nn.Module | dict[str, nn.Module],
     schedule: Schedule,
     *,
     evaluator: BaseEvaluator,
@@ -273,60 +191,67 @@ def tune_cross_encoder(
     patience: int,
     head_lr: float,
     label: str,
+    others: Sequence[str] = (),
+    further: Further = NOTHING,
 ) -> Curve:
     """Fine-tune a cross-encoder and keep the checkpoint that is best on dev.
 
     Args:
         model: changed in place; afterwards it has the weights of the best evaluation.
-        data: rows in the shape of the loss.
-        loss: see `make_loss`.
+        data: rows in the shape of the loss, or such rows by a name.
+        loss: see `loss_table.make_loss`; by the same names where the data have some.
         schedule: see `Schedule`.
         evaluator: its primary metric on dev tells which checkpoint is best; higher is better.
         evaluations: how many there are during training, evenly spread, the last one at the end.
         patience: evaluations without a gain after which training stops.
         head_lr: learning rate of the head, which starts from nothing.
         label: shown before the progress.
+        others: further figures of the evaluator for the curve.
+        further: arguments of the trainer over those that follow from the above, and callbacks.
+
+    Raises:
+        UserError: the trainer refuses an argument.
     """
     model.model_card_data.generate_widget_examples = False
-    steps = _steps(len(data), schedule)
     metric = str(evaluator.primary_metric)
     watched = f"eval_{metric}"
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = CrossEncoderTrainingArguments(
-            scratch,
-            eval_strategy="steps",
-            eval_steps=steps,
-            save_strategy="steps",
-            save_steps=steps,
-            save_total_limit=2,
-            save_only_model=True,
-            load_best_model_at_end=True,
-            metric_for_best_model=watched,
-            greater_is_better=True,
-            learning_rate_mapping={r"\b2\.linear\.": head_lr},
+        defaults = {
+            "eval_strategy": "steps",
+            "eval_steps": NEVER,
+            "save_strategy": "steps",
+            "save_steps": NEVER,
+            "save_total_limit": 2,
+            "save_only_model": True,
+            "load_best_model_at_end": True,
+            "metric_for_best_model": watched,
+            "greater_is_better": True,
+            "learning_rate_mapping": {r"\b2\.linear\.": head_lr},
             **_arguments(len(data), schedule),
-        )
+        }
         trainer = _InPasses(
             model=model,
-            args=arguments,
+            args=training_arguments(scratch, defaults, further.arguments),
             train_dataset=data,
             loss=loss,
             evaluator=evaluator,
             callbacks=[
                 _ShowProgress(label, metric),
-                _EvenlySpread(steps, evaluations),
+                _EvenlySpread(evaluations),
                 EarlyStoppingCallback(patience),
+                *further.callbacks,
             ],
         )
         _train(trainer)
     assert trainer.lr_scheduler is not None  # noqa: S101 - it has trained
     history = trainer.state.log_history
-    dev = [(entry["step"], entry[watched]) for entry in history if watched in entry]
+    measured = [metric, *others]
+    dev = [(entry["step"], *(entry[f"eval_{name}"] for name in measured)) for entry in history if watched in entry]
     return Curve(
         pd.DataFrame(
             [(entry["step"], entry["loss"]) for entry in history if "loss" in entry], columns=["step", "loss"]
         ),
-        pd.DataFrame(dev, columns=["step", metric]),
+        pd.DataFrame(dev, columns=["step", *measured]),
         float(trainer.lr_scheduler.base_lrs[0]),
         trainer.state.global_step,
     )
@@ -370,10 +295,18 @@ class _InPasses(CrossEncoderTrainer):
 
 
 class _EvenlySpread(TrainerCallback):
-    """So many evaluations, each with a checkpoint; the trainer itself only knows every so many steps."""
+    """So many evaluations, each with a checkpoint; the trainer itself only knows every so many steps.
 
-    def __init__(self, steps: int, evaluations: int) -> None:
-        self._at = {round(steps * number / evaluations) for number in range(1, evaluations + 1)}
+    How many steps there are the trainer knows best: it counts in accumulation, several data sets and `max_steps`.
+    """
+
+    def __init__(self, evaluations: int) -> None:
+        self._evaluations = evaluations
+        self._at: set[int] = set()
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        state.logging_steps = max(1, state.max_steps // LOGGED)
+        self._at = {round(state.max_steps * number / self._evaluations) for number in range(1, self._evaluations + 1)}
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step in self._at:

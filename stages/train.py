@@ -13,32 +13,40 @@ from reranker.progress import quiet_libraries, run_stage
 quiet_libraries()
 
 import json
+from pathlib import Path
 
-from reranker import fusion, lexical, metrics
+import pandas as pd
+
+from reranker import fusion, lexical, lora, metrics, teachers
 from reranker.card import model_card
 from reranker.errors import UserError
-from reranker.evaluator import DevRanking
+from reranker.evaluator import check_evaluators, make_evaluator
 from reranker.excerpts import excerpts
+from reranker.layers import one_output
+from reranker.loss_table import LOSSES, needs_teacher
 from reranker.models import resolve
 from reranker.params import load_params
-from reranker.records import PATHS, folder, read_table, read_tables, record_time, require, write_csv, write_json
-from reranker.rows import training_groups
-from reranker.scoring import choose_precision, score_pairs
-from reranker.training import (
-    LIST_LOSSES,
-    Schedule,
-    build_cross_encoder,
-    group_rows,
-    make_loss,
-    rows_per_query,
-    seed_everything,
-    tune_cross_encoder,
+from reranker.records import (
+    PATHS,
+    folder,
+    read_scores,
+    read_table,
+    read_tables,
+    record_time,
+    require,
+    write_csv,
+    write_json,
 )
+from reranker.scoring import choose_precision, score_pairs
+from reranker.shapes import choose_losses, make_lesson
+from reranker.trainer_arguments import check_trainer, further
+from reranker.training import Schedule, build_cross_encoder, seed_everything, tune_cross_encoder
 
-FEATURES = ("bm25", "static_score", "teacher_score")
+FEATURES = teachers.SIGNALS["fused"]
 TOLD = (
-    "base_model", "start_from_biencoder", "frozen_layers", "max_length", "loss", "distillation", "lr", "head_lr",
-    "epochs", "batch_size", "warmup", "weight_decay", "precision", "seed", "top_k",
+    "base_model", "start_from_biencoder", "num_layers", "frozen_layers", "lora", "max_length", "loss", "loss_arguments",
+    "targets", "teacher", "distillation", "lr", "head_lr", "epochs", "batch_size", "warmup", "weight_decay", "trainer",
+    "precision", "seed", "top_k",
 )  # fmt: skip
 """Parameters that the model card lists."""
 
@@ -46,59 +54,81 @@ TOLD = (
 def main(arguments: Sequence[str]) -> str:
     started = time.monotonic()
     params = load_params(PATHS.params)
+    check_trainer(params.trainer)
+    check_evaluators(params.evaluators)
+    if params.lora:
+        lora.check_installed()
     tables = read_tables()
     candidates = read_table(PATHS.candidates, ["query_id", "passage_id", "rank", "split", *FEATURES])
     negatives = read_table(PATHS.negatives, ["query_id", "passage_id", "kind", "relevance", *FEATURES])
     require(PATHS.biencoder)
     require(PATHS.static)
-    query_text = tables.queries.set_index("query_id")["text"]
+    query_text, source = (tables.queries.set_index("query_id")[column] for column in ("text", "source"))
     passage_text = tables.passages.set_index("passage_id")["text"]
     judgments = tables.judgments
+    negatives["source"] = negatives["query_id"].map(source)
+    losses = choose_losses(params.loss, params.loss_arguments, sorted(negatives["source"].unique()))
+    taught = True in {needs_teacher(loss.name, params.targets, params.distillation) for loss in losses.values()}
+    outputs = max(LOSSES[loss.name].outputs for loss in losses.values())
 
     dev = candidates[(candidates["split"] == "dev") & (candidates["rank"] <= params.top_k)].reset_index(drop=True)
     try:
-        teacher = fusion.fit_weights(dev, judgments, FEATURES)
+        without_cross_encoder = fusion.fit_weights(dev, judgments, FEATURES)
     except ValueError as error:
         raise UserError(f"params.yaml: on dev {error}; raise top_k or dev_share") from None
     precision = choose_precision(params.precision)
     seed_everything(params.seed)
     start = str(PATHS.biencoder) if params.start_from_biencoder else resolve(params.base_model)
-    model = build_cross_encoder(start, params.max_length, params.frozen_layers)
+    model = build_cross_encoder(start, params.max_length, params.frozen_layers, outputs, params.num_layers)
+    if params.lora:
+        lora.attach(model, lora.Lora(**params.lora.model_dump()), params.frozen_layers)
     counted = lexical.statistics(tables.passages["text"])
-    for table in (dev, negatives):
-        table["query"] = table["query_id"].map(query_text)
-        shown = table["query"].tolist(), table["passage_id"].map(passage_text).tolist()
-        table["text"] = excerpts(model.tokenizer, params.max_length, counted, *shown)
-    negatives["teacher"] = fusion.fuse(negatives, teacher)
-    groups = training_groups(negatives, graded=params.loss in LIST_LOSSES)
-    groups = groups.sample(frac=1, random_state=params.seed)
 
-    size = len(groups["passages"].iloc[0])
-    loss = make_loss(params.loss, model, distillation=params.distillation, group_size=size)
+    def with_texts(table: pd.DataFrame) -> pd.DataFrame:
+        queries, passages = table["query_id"].map(query_text), table["passage_id"].map(passage_text)
+        read = excerpts(model.tokenizer, params.max_length, counted, queries.tolist(), passages.tolist())
+        return table.assign(query=queries, passage=passages, text=read)
+
+    dev, negatives = with_texts(dev), with_texts(negatives)
+    if taught:
+        negatives["teacher"] = (
+            read_scores(Path(params.teacher), negatives)
+            if teachers.is_file(params.teacher)
+            else teachers.logits(params.teacher, negatives, dev, judgments, precision)
+        )
+    lesson = make_lesson(
+        negatives, model, losses, targets=params.targets, distillation=params.distillation, seed=params.seed
+    )
     schedule = Schedule(
         lr=params.lr,
         epochs=params.epochs,
-        batch_size=params.batch_size * rows_per_query(params.loss, size),
+        batch_size=params.batch_size * lesson.rows_per_query,
         warmup=params.warmup,
         weight_decay=params.weight_decay,
         precision=precision,
         seed=params.seed,
     )
     some = dev["query_id"].drop_duplicates()[: params.eval_queries]
-    watched = dev[dev["query_id"].isin(some)]
-    evaluator = DevRanking(watched, judgments[judgments["query_id"].isin(some)], precision)
+    watched, judged = (table[table["query_id"].isin(some)] for table in (dev, judgments))
+    evaluator = make_evaluator(params.evaluators, watched, judged, with_texts, precision)
     training = time.monotonic()
     curve = tune_cross_encoder(
         model,
-        group_rows(groups, params.loss),
-        loss,
+        lesson.data,
+        lesson.loss,
         schedule,
         evaluator=evaluator,
         evaluations=params.evaluations,
         patience=params.patience,
         head_lr=params.head_lr,
         label="train",
+        others=evaluator.others,
+        further=further(params.trainer),
     )
+    if params.lora:
+        lora.merge(model)
+    if outputs > 1:
+        model = one_output(model)
     training = time.monotonic() - training
 
     dev["cross_encoder"] = score_pairs(
@@ -106,13 +136,13 @@ def main(arguments: Sequence[str]) -> str:
     )
     weights = {
         "reranker": fusion.fit_weights(dev, judgments, [*FEATURES, "cross_encoder"]),
-        "fusion_without_cross_encoder": teacher,
+        "fusion_without_cross_encoder": without_cross_encoder,
     }
     fused = fusion.cross_validated(dev, judgments, [*FEATURES, "cross_encoder"])
     without = fusion.cross_validated(dev, judgments, FEATURES)
     figures = {
-        "pairs": int(sum(map(len, groups["passages"]))),
-        "groups": len(groups),
+        "pairs": lesson.pairs,
+        "groups": lesson.queries,
         "computed_in": precision,
         "learning_rate": curve.peak_lr,
         "steps": curve.steps,

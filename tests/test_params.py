@@ -88,7 +88,16 @@ def test_missing_key_is_named(tmp_path: Path):
         ("near_duplicates", 0.4, "greater than or equal to 0.5"),
         ("near_duplicates", 90, "less than or equal to 1"),
         ("sampling", "best", "'top', 'random' or 'buckets'"),
-        ("loss", "mse", "'group_softmax'"),
+        ("loss", "msee", "'group_softmax'"),
+        ("loss", None, "'group_softmax'"),
+        ("loss", {}, "at least 1 item"),
+        ("targets", "labels", "'relevance' or 'teacher'"),
+        ("teacher", None, "a valid string"),
+        ("loss_arguments", None, "a valid dictionary"),
+        ("num_layers", 0, "greater than or equal to 1"),
+        ("lora", True, "a valid dictionary"),
+        ("evaluators", [], "at least 1 item"),
+        ("trainer", ["max_steps"], "a valid dictionary"),
         ("base_model", "", "at least 1 character"),
         ("sources", {}, "at least 1 item"),
         ("sources", ["numpy"], "a valid dictionary"),
@@ -179,6 +188,15 @@ def test_files_of_a_source_are_one_or_several(tmp_path: Path):
     [
         ({"min_query_words": 9, "max_query_words": 3}, "max_query_words: 3", "min_query_words"),
         ({"dev_share": 0.5, "test_share": 0.5}, "test_share: 0.5", "leave some queries for train"),
+        ({"num_layers": 3, "frozen_layers": 3}, "frozen_layers: 3", "must be below num_layers"),
+        (
+            {
+                "num_layers": 4,
+                "lora": {"r": 8, "lora_alpha": 16.0, "lora_dropout": 0.0, "target_modules": None},
+            },
+            "num_layers: 4",
+            "does not go with lora",
+        ),
         ({"range_min": 5, "num_negatives": 4, "range_max": 8}, "range_max: 8", "range_min + num_negatives"),
     ],
 )
@@ -186,6 +204,34 @@ def test_keys_that_do_not_fit_together_are_named(tmp_path: Path, values: dict[st
     message = problem(changed(tmp_path, **values))
     assert message.startswith(key)
     assert rule in message
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"loss": {"faq": "mse", "docs": "lamda"}}, "loss.docs: 'lamda' is not allowed: it should be 'group_softmax'"),
+        ({"lora": {"r": 8, "lora_alpha": 16, "lora_dropout": 0.1}}, "lora: key 'target_modules' is missing; add it"),
+        (
+            {"lora": {"r": 8, "alpha": 16, "lora_dropout": 0.1, "target_modules": None}},
+            "lora: unknown key 'alpha'; did you mean 'lora_alpha'?",
+        ),
+        (
+            {"lora": {"r": 0, "lora_alpha": 16, "lora_dropout": 0.1, "target_modules": ["query"]}},
+            "lora.r: 0 is not allowed: it should be greater than or equal to 1",
+        ),
+    ],
+)
+def test_problem_inside_a_key_of_training_is_named_with_its_place(
+    tmp_path: Path, values: dict[str, object], message: str
+):
+    assert problem(changed(tmp_path, **values)).startswith(message)
+
+
+def test_loss_is_one_or_one_for_each_source_and_one_evaluator_may_stand_alone(tmp_path: Path):
+    by_source = {"faq": "mse", "docs": "lambda"}
+    assert load_params(changed(tmp_path, loss=by_source)).loss == by_source
+    assert load_params(changed(tmp_path, loss="adr_mse")).loss == "adr_mse"
+    assert load_params(changed(tmp_path, evaluators="all_positives")).evaluators == ["all_positives"]
 
 
 def test_range_that_just_holds_the_negatives_is_allowed(tmp_path: Path):

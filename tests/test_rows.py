@@ -147,6 +147,11 @@ def test_teacher_stays_with_its_passage():
     assert training_groups(NEGATIVES, graded=True)["teacher"].tolist() == [[0.0, 0.8, 0.6], [0.2, 0.4, 0.4]]
 
 
+def test_groups_have_no_teacher_where_none_is_given():
+    groups = training_groups(NEGATIVES.drop(columns="teacher"), graded=True)
+    assert groups.columns.tolist() == ["query", "passages", "relevance"]
+
+
 def test_negatives_stay_in_the_order_given_and_the_rows_are_not_changed():
     before = NEGATIVES.copy()
     assert training_groups(NEGATIVES[::-1], graded=True)["passages"].tolist() == [

@@ -14,8 +14,9 @@ import pytest
 from sentence_transformers import CrossEncoder
 
 from reranker import duplicates, leaks
+from reranker.errors import UserError
 from reranker.scoring import load_biencoder, load_static, pair_cosines
-from stages import prepare
+from stages import mine, prepare, train
 
 ROOT = Path(__file__).resolve().parent.parent
 LIGHT = ("prepare", "evaluate", "report")
@@ -490,6 +491,81 @@ def test_cross_encoder_scores_the_candidates_anew(modelled, cross_encoder):
     pairs = zip(mined["query_id"].map(queries), mined["passage_id"].map(passages), strict=True)
     expected = CrossEncoder(cross_encoder).predict(list(pairs), show_progress_bar=False)
     np.testing.assert_allclose(mined["score"], expected, atol=1e-5)
+
+
+@pytest.fixture
+def mined(modelled, monkeypatch) -> Place:
+    """The place after mine, with params of train that suit the tiny models."""
+    modelled.set("precision: auto ", "precision: float32 ")
+    modelled.set("max_length: 72 ", "max_length: 32 ")
+    modelled.set("frozen_layers: 3 ", "frozen_layers: 0 ")
+    monkeypatch.chdir(modelled.path)
+    mine.main([])
+    return modelled
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss: group_softmax ": "loss: cross_entropy ", "evaluators: [retrieved] ": "evaluators: [all_positives] "},
+        {"loss: group_softmax ": "loss: margin_mse ", "teacher: fused ": "teacher: data/raw/scores.csv "},
+        {
+            "loss: group_softmax ": "loss: lambda ",
+            "loss_arguments: {} ": "loss_arguments: {k: 2, weighting_scheme: LambdaRankScheme} ",
+            "targets: relevance ": "targets: teacher ",
+            "teacher: fused ": "teacher: ENCODER ",
+            "num_layers: null ": "num_layers: 1 ",
+        },
+        {
+            "loss: group_softmax ": "loss: {pydocs: list_net} ",
+            "lora: null ": "lora: {r: 2, lora_alpha: 4, lora_dropout: 0.0, target_modules: [query]} ",
+            "evaluators: [retrieved] ": "evaluators: [retrieved, all_positives] ",
+            "trainer: {} ": "trainer: {max_steps: 3, gradient_accumulation_steps: 2} ",
+        },
+    ],
+    ids=["two outputs", "file", "student", "adapters"],
+)
+def test_train_makes_a_model_of_one_output_however_it_is_told_to(mined, cross_encoder, changes):
+    for old, new in changes.items():
+        mined.set(old, new.replace("ENCODER", cross_encoder))
+    negatives = pd.read_parquet("data/mined/negatives.parquet")
+    Path("data/raw").mkdir()
+    negatives[["query_id", "passage_id", "score"]].to_csv("data/raw/scores.csv", index=False)
+    assert train.main([]).startswith(f"train: {len(negatives)} pairs in ")
+    model = CrossEncoder("models/reranker")
+    assert model.num_labels == 1
+    pairs = [("find list", "the list of the list"), ("find list", "the path of the path")]
+    assert len(set(model.predict(pairs, show_progress_bar=False))) == 2
+    curve = pd.read_csv("metrics/curve_dev.csv")
+    others = ["ndcg@10_all_positives"] if "lora: null " in changes else []
+    assert curve.columns.tolist() == ["step", "ndcg@10", *others]
+    figures = json.loads(Path("metrics/train.json").read_text())
+    assert figures["steps"] == curve["step"].iloc[-1] == (3 if "trainer: {} " in changes else 1)
+    layers = model.transformers_model.config.num_hidden_layers
+    assert layers == (1 if "num_layers: null " in changes else 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("trainer: {} ", "trainer: {seed: 3} ", "trainer: seed: is not given here; use seed at the top level"),
+        ("evaluators: [retrieved] ", "evaluators: [test] ", "evaluators: there is no 'test'; use retrieved, "),
+        ("loss_arguments: {} ", "loss_arguments: {k: 3} ", "loss_arguments: group_softmax has no argument 'k'; "),
+        ("targets: relevance ", "targets: teacher ", "targets: teacher: the loss group_softmax takes no scores "),
+        ("loss: group_softmax ", "loss: {faq: mse} ", "loss: no loss for the source 'pydocs', which has mined "),
+        ("num_layers: null ", "num_layers: 5 ", "num_layers: 5: the model has 2 layers"),
+        ("teacher: fused ", "teacher: data/raw/none.csv ", "data/raw/none.csv does not exist; name a file with "),
+    ],
+)
+def test_train_that_cannot_do_as_it_is_told_says_so_before_it_starts(mined, old, new, message):
+    mined.set(old, new)
+    before = mined.files()
+    with pytest.raises(UserError) as caught:
+        train.main([])
+    assert str(caught.value).removeprefix("params.yaml: ").startswith(message)
+    assert mined.files() == before
 
 
 @pytest.mark.slow

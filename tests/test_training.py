@@ -1,5 +1,5 @@
+import sys
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -7,26 +7,24 @@ import pytest
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
+from reranker import lora
 from reranker.errors import UserError
 from reranker.evaluator import DevRanking
-from reranker.params import LossName
+from reranker.loss_table import make_loss
 from reranker.scoring import embed, load_biencoder, score_pairs
+from reranker.shapes import group_rows
+from reranker.trainer_arguments import Further
 from reranker.training import (
-    LIST_LOSSES,
     LOGGED,
     Curve,
     Schedule,
     build_cross_encoder,
-    group_rows,
-    make_loss,
-    rows_per_query,
     seed_everything,
     similar_batches,
     tune_biencoder,
     tune_cross_encoder,
 )
 
-LOSSES = get_args(LossName)
 SCHEDULE = Schedule(lr=1e-3, epochs=1, batch_size=4, warmup=0.0, weight_decay=0.0, precision="float32", seed=5)
 
 ABOUT = {
@@ -56,12 +54,15 @@ class Trained:
     def __init__(self, encoder: str, dev: DevRanking, loss: str = "group_softmax", **options: object) -> None:
         schedule = SCHEDULE._replace(**{key: options.pop(key) for key in SCHEDULE._fields if key in options})
         seed_everything(schedule.seed)
-        self.model = build_cross_encoder(encoder, 32, options.pop("frozen_layers", 0))
+        frozen = options.pop("frozen_layers", 0)
+        self.model = build_cross_encoder(encoder, 32, frozen, num_layers=options.pop("num_layers", None))
+        if adapters := options.pop("adapters", None):
+            lora.attach(self.model, adapters, frozen)
         self.before = weights(self.model)
         self.curve: Curve = tune_cross_encoder(
             self.model,
-            group_rows(GROUPS, loss),
-            make_loss(loss, self.model, distillation=0.5, group_size=4),
+            group_rows(GROUPS, loss, "teacher"),
+            make_loss(loss, self.model, {}, distillation=0.5, group_size=4),
             schedule,
             **{"evaluator": dev, "evaluations": 2, "patience": 9, "head_lr": 1e-2, "label": "train"} | options,
         )
@@ -86,40 +87,6 @@ def largest_change(trained: Trained) -> dict[str, float]:
     head = [name for name in change if name.startswith("2.")]
     assert len(head) == 2
     return {"head": max(change[name] for name in head), "body": max(change[n] for n in change if n not in head)}
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-def test_rows_have_the_shape_that_the_loss_wants(loss):
-    rows = group_rows(GROUPS.head(2), loss)
-    if loss == "binary_cross_entropy":
-        assert rows.column_names == ["query", "passage", "label"]
-        assert rows["label"][:] == [1.0, 0.0, 0.0, 0.0] * 2
-        assert rows["query"][:] == ["sort a list"] * 4 + ["find the path"] * 4
-        assert rows["passage"][:] == [*GROUPS["passages"][0], *GROUPS["passages"][1]]
-    else:
-        labels = {"group_softmax": [2.0, 0.5, -0.5, -1.0], "list_net": [10.0, 0.0, 0.0, 0.0]}
-        assert rows.column_names == ["query", "passages", "label"]
-        assert rows["query"][:] == ["sort a list", "find the path"]
-        assert rows["passages"][:] == GROUPS["passages"].tolist()[:2]
-        assert rows["label"][:] == [labels.get(loss, [1.0, 0.0, 0.0, 0.0])] * 2
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-def test_rows_of_a_query_are_as_many_as_a_batch_counts_for_it(loss):
-    rows = group_rows(GROUPS, loss)
-    assert len(rows) == len(GROUPS) * rows_per_query(loss, 4)
-    assert rows["query"][: rows_per_query(loss, 4)] == [GROUPS["query"][0]] * rows_per_query(loss, 4)
-
-
-@pytest.mark.parametrize("loss", sorted(LIST_LOSSES))
-def test_losses_of_lists_get_the_grades(loss):
-    graded = GROUPS.head(1).assign(relevance=[[3, 1, 0, 0]])
-    factor = 10 if loss == "list_net" else 1
-    assert group_rows(graded, loss)["label"][:] == [[3.0 * factor, 1.0 * factor, 0.0, 0.0]]
-
-
-def test_every_loss_of_the_parameters_can_be_made():
-    assert set(LOSSES) == {"group_softmax", "binary_cross_entropy", *LIST_LOSSES}
 
 
 def clouds(number: int, size: int) -> np.ndarray:
@@ -174,17 +141,6 @@ def test_new_cross_encoder_has_no_dropout_and_scores_differ_by_pair_and_seed(enc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", LOSSES)
-def test_tuned_model_learns_and_is_the_same_when_loaded_again(loss, encoder: str, dev, tmp_path: Path):
-    trained = Trained(encoder, dev, loss, epochs=4, lr=2e-3)
-    assert trained.curve.loss["loss"].iloc[-1] < trained.curve.loss["loss"].iloc[0]
-    seed_everything(SCHEDULE.seed)
-    assert trained.curve.dev["ndcg@10"].max() > dev.ndcg(build_cross_encoder(encoder, 32))
-    trained.model.save_pretrained(str(tmp_path), create_model_card=False)
-    np.testing.assert_allclose(scores(CrossEncoder(str(tmp_path))), trained.scores, atol=1e-6)
-
-
-@pytest.mark.slow
 def test_same_seed_gives_the_same_weights_and_another_one_others(encoder: str, dev):
     first, again, other = (Trained(encoder, dev, seed=seed, epochs=1) for seed in (5, 5, 6))
     for name, value in weights(first.model).items():
@@ -209,6 +165,90 @@ def test_frozen_layers_keep_their_weights_and_the_others_learn(encoder: str, dev
     assert kept == {
         name for name in trained.before if ".embeddings." in name or ".layer.0." in name or ".pooler." in name
     }
+
+
+@pytest.mark.slow
+def test_student_has_the_first_layers_of_its_teacher_learns_and_is_the_same_when_loaded_again(
+    encoder: str, dev, tmp_path: Path
+):
+    trained = Trained(encoder, dev, num_layers=1, epochs=2)
+    seed_everything(SCHEDULE.seed)
+    whole = weights(build_cross_encoder(encoder, 32))
+    assert {name for name in whole if name not in trained.before} == {name for name in whole if ".layer.1." in name}
+    assert all(torch.equal(whole[name], value) for name, value in trained.before.items())
+    assert not torch.equal(
+        *(values["0.model.encoder.layer.0.attention.self.query.weight"] for values in (whole, weights(trained.model)))
+    )
+    trained.model.save_pretrained(str(tmp_path), create_model_card=False)
+    again = CrossEncoder(str(tmp_path))
+    assert again.transformers_model.config.num_hidden_layers == 1
+    np.testing.assert_allclose(scores(again), trained.scores, atol=1e-6)
+
+
+def test_student_of_more_layers_than_there_are_is_refused(encoder: str):
+    assert build_cross_encoder(encoder, 32, num_layers=2).transformers_model.config.num_hidden_layers == 2
+    with pytest.raises(UserError, match="num_layers: 3: the model has 2 layers"):
+        build_cross_encoder(encoder, 32, num_layers=3)
+    with pytest.raises(UserError, match="frozen_layers: 1: of the model's 1 layers one must be left"):
+        build_cross_encoder(encoder, 32, 1, num_layers=1)
+
+
+def test_kinds_of_layers_are_cut_off_with_them(tmp_path: Path, encoder: str):
+    from transformers import AutoTokenizer, ModernBertConfig, ModernBertModel
+
+    kinds = ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+    shape = ModernBertConfig(
+        vocab_size=40, hidden_size=32, intermediate_size=32, num_hidden_layers=4, num_attention_heads=2,
+        layer_types=kinds, pad_token_id=0, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3,
+    )  # fmt: skip
+    ModernBertModel(shape).save_pretrained(tmp_path / "whole")
+    AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path / "whole")
+    model = build_cross_encoder(str(tmp_path / "whole"), 32, num_layers=3)
+    model.save_pretrained(str(tmp_path / "cut"), create_model_card=False)
+    np.testing.assert_allclose(scores(CrossEncoder(str(tmp_path / "cut"))), scores(model), atol=1e-6)
+
+
+ADAPTERS = lora.Lora(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=["query", "value"])
+
+
+@pytest.mark.slow
+def test_adapters_alone_learn_and_are_merged_into_a_plain_model(encoder: str, dev, tmp_path: Path):
+    trained = Trained(encoder, dev, adapters=ADAPTERS, epochs=4, lr=1e-2, frozen_layers=1)
+    learned = weights(trained.model)
+    still = {name for name, value in learned.items() if name.startswith("0.") and "lora_" not in name}
+    assert all(torch.equal(learned[name], trained.before[name]) for name in still)
+    moved = {name for name in learned if not torch.equal(learned[name], trained.before[name])}
+    assert {name.split(".layer.")[1][0] for name in moved if "lora_" in name} == {"1"}
+    assert trained.curve.loss["loss"].iloc[-1] < trained.curve.loss["loss"].iloc[0]
+    # the best checkpoint was loaded, adapters and all
+    assert dev.ndcg(trained.model) == pytest.approx(trained.curve.dev["ndcg@10"].max())
+    before = trained.scores
+    lora.merge(trained.model)
+    np.testing.assert_allclose(trained.scores, before, atol=1e-5)
+    assert weights(trained.model).keys() == weights(build_cross_encoder(encoder, 32)).keys()
+    trained.model.save_pretrained(str(tmp_path), create_model_card=False)
+    assert not list(tmp_path.rglob("adapter*"))
+    np.testing.assert_allclose(scores(CrossEncoder(str(tmp_path))), before, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_best_checkpoint_of_adapters_is_kept(encoder: str, dev):
+    # a rate that soon destroys what was learned
+    trained = Trained(encoder, dev, adapters=ADAPTERS, lr=0.5, head_lr=0.5, epochs=10, evaluations=60, patience=3)
+    curve = trained.curve.dev["ndcg@10"]
+    assert curve.iloc[-1] < curve.max()
+    assert dev.ndcg(trained.model) == pytest.approx(curve.max())
+
+
+def test_adapters_for_layers_that_the_model_does_not_have_are_refused(encoder: str):
+    with pytest.raises(UserError, match=r"params\.yaml: lora: .*nowhere"):
+        lora.attach(build_cross_encoder(encoder, 32), ADAPTERS._replace(target_modules=["nowhere"]), 0)
+
+
+def test_adapters_without_peft_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(UserError, match=r"lora: peft is not installed; run `\.venv/bin/pip install peft`"):
+        lora.check_installed()
 
 
 @pytest.mark.parametrize("number", [2, 3])
@@ -261,6 +301,35 @@ def test_last_evaluation_is_at_the_end_and_there_are_as_many_as_asked_for(encode
     steps = Trained(encoder, dev, evaluations=evaluations).curve.dev["step"].tolist()
     assert steps[-1] == 6
     assert len(steps) == evaluations
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [
+        ({"max_steps": 5}, [2, 5]),
+        ({"gradient_accumulation_steps": 4}, [1, 2]),  # 6 batches: of the last step only 2 are left
+        ({"gradient_accumulation_steps": 3, "max_steps": 9}, [4, 9]),
+    ],
+)
+def test_evaluations_and_warmup_follow_the_steps_that_the_trainer_makes(encoder: str, dev, arguments, steps):
+    trained = Trained(encoder, dev, further=Further(arguments))
+    assert trained.curve.dev["step"].tolist() == steps
+    assert trained.curve.steps == steps[-1]
+    assert trained.curve.loss["step"].tolist() == list(range(1, steps[-1] + 1))
+
+
+@pytest.mark.slow
+def test_argument_of_the_trainer_takes_the_place_of_what_the_schedule_says(encoder: str, dev):
+    # one step of plain gradient descent moves each weight by rate times gradient: not all by the rate, as Adam does
+    trained = Trained(encoder, dev, batch_size=24, evaluations=1, further=Further({"optim": "sgd"}))
+    assert largest_change(trained)["head"] != pytest.approx(1e-2, rel=0.01)
+
+
+@pytest.mark.slow
+def test_argument_that_the_trainer_refuses_is_named(encoder: str, dev):
+    with pytest.raises(UserError, match=r"params\.yaml: trainer: nowhere is not a valid OptimizerNames"):
+        Trained(encoder, dev, further=Further({"optim": "nowhere"}))
 
 
 @pytest.mark.slow

@@ -1,0 +1,90 @@
+"""Who says how right a mined passage is: the other signals, one of them, a cross-encoder, or a file of scores."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sentence_transformers import CrossEncoder
+from torch import nn
+
+from reranker import fusion
+from reranker.errors import UserError
+from reranker.models import loading, resolve
+from reranker.scoring import score_pairs
+
+SIGNALS = {
+    "fused": ("bm25", "static_score", "teacher_score"),
+    "biencoder": ("teacher_score",),
+    "static": ("static_score",),
+    "bm25": ("bm25",),
+}
+"""Teachers that mining has asked already: their columns."""
+FILES = (".parquet", ".csv")
+
+
+def is_file(teacher: str) -> bool:
+    """Whether a name in params.yaml is a file of scores."""
+    return Path(teacher).suffix in FILES
+
+
+def logits(
+    teacher: str, negatives: pd.DataFrame, dev: pd.DataFrame, judgments: pd.DataFrame, precision: str
+) -> NDArray[np.float64]:
+    """A teacher's scores of the mined pairs.
+
+    Args:
+        teacher: one of `SIGNALS`, or a cross-encoder.
+        negatives: the signals' columns, query and passage (whole texts).
+        dev: see `fusion.fit_weights`.
+        judgments: see `fusion.fit_weights`.
+        precision: float32 or bfloat16.
+
+    Raises:
+        UserError: see `from_cross_encoder`.
+        ValueError: see `fusion.fit_weights`.
+    """
+    if teacher in SIGNALS:
+        return from_signals(teacher, negatives, dev, judgments)
+    return from_cross_encoder(teacher, negatives["query"].tolist(), negatives["passage"].tolist(), precision)
+
+
+def from_signals(
+    teacher: str, negatives: pd.DataFrame, dev: pd.DataFrame, judgments: pd.DataFrame
+) -> NDArray[np.float64]:
+    """Logits of signals: a weighted sum, with the weights that suit dev best.
+
+    Args:
+        teacher: one of `SIGNALS`.
+        negatives: the pairs to be scored; the signals' columns.
+        dev: see `fusion.fit_weights`.
+        judgments: see `fusion.fit_weights`.
+
+    Raises:
+        ValueError: see `fusion.fit_weights`.
+    """
+    return fusion.fuse(negatives, fusion.fit_weights(dev, judgments, SIGNALS[teacher]))
+
+
+def from_cross_encoder(
+    teacher: str, queries: Sequence[str], passages: Sequence[str], precision: str
+) -> NDArray[np.float64]:
+    """Logits of a cross-encoder: its scores without its activation.
+
+    Args:
+        teacher: a folder or a Hub id.
+        queries: as many as passages.
+        passages: whole texts, which the teacher cuts as it is used to.
+        precision: float32 or bfloat16.
+
+    Raises:
+        UserError: there is no usable model of that name, or it has several outputs.
+    """
+    path = resolve(teacher)
+    with loading(teacher):
+        model = CrossEncoder(path)
+    if model.num_labels != 1:
+        raise UserError(f"params.yaml: teacher: '{teacher}' has {model.num_labels} outputs; it must have one")
+    model.activation_fn = nn.Identity()
+    return score_pairs(model, queries, passages, label="train: teacher", precision=precision)

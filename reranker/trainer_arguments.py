@@ -1,0 +1,160 @@
+"""The fields of CrossEncoderTrainingArguments that params.yaml may give under `trainer`, checked."""
+
+import dataclasses
+import difflib
+import tempfile
+import typing
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from sentence_transformers import CrossEncoderTrainingArguments
+from transformers import TrainerCallback
+from transformers.integrations.integration_utils import (
+    DVCLiveCallback,
+    TensorBoardCallback,
+    get_reporting_integration_callbacks,
+)
+
+from reranker.errors import UserError
+
+OWNED = {
+    "learning_rate": "use lr",
+    "learning_rate_mapping": "use head_lr",
+    "per_device_train_batch_size": "use batch_size, which counts queries",
+    "num_train_epochs": "use epochs",
+    "warmup_ratio": "use warmup",
+    "resume_from_checkpoint": "the stage decides it",
+    "weight_decay": "use weight_decay at the top level",
+    "seed": "use seed at the top level",
+    "data_seed": "use seed",
+    "output_dir": "the model goes to models/reranker",
+    **dict.fromkeys(
+        (
+            "eval_strategy",
+            "eval_steps",
+            "eval_delay",
+            "save_strategy",
+            "save_steps",
+            "save_total_limit",
+            "save_only_model",
+            "do_eval",
+        ),
+        "use evaluations, each of which is a checkpoint",
+    ),
+    **dict.fromkeys(
+        ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+        "the best checkpoint is kept; use evaluators",
+    ),
+    **dict.fromkeys(("logging_strategy", "logging_steps"), "the loss is logged forty times"),
+    **dict.fromkeys(("do_train", "do_predict", "disable_tqdm"), "the stage decides it"),
+}
+"""Fields that have another place, and which."""
+LEAST = {"gradient_accumulation_steps": 1, "dataloader_num_workers": 0}
+"""Smallest values that the trainer does not check."""
+
+
+class Further(NamedTuple):
+    """What params.yaml says beyond its own keys."""
+
+    arguments: Mapping[str, Any] = MappingProxyType({})
+    callbacks: Sequence[TrainerCallback] = ()
+
+
+NOTHING = Further()
+
+
+def check_trainer(given: Mapping[str, Any]) -> None:
+    """Check what `trainer` says.
+
+    Args:
+        given: fields of CrossEncoderTrainingArguments by their names.
+
+    Raises:
+        UserError: a field is unknown, has another place in params.yaml or a value that is not allowed, or names a
+            package that is not installed.
+    """
+    hints = typing.get_type_hints(CrossEncoderTrainingArguments)
+    known = [field.name for field in dataclasses.fields(CrossEncoderTrainingArguments)]
+    for key, value in given.items():
+        if key in OWNED:
+            raise UserError(f"params.yaml: trainer: {key}: is not given here; {OWNED[key]}")
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            todo = f"did you mean '{near[0]}'?" if near else "see CrossEncoderTrainingArguments"
+            raise UserError(f"params.yaml: trainer: unknown key '{key}'; {todo}")
+        _check_type(key, value, hints[key])
+        if key in LEAST and value < LEAST[key]:
+            raise UserError(
+                f"params.yaml: trainer: {key}: {value!r} is not allowed: it should be at least {LEAST[key]}"
+            )
+    with tempfile.TemporaryDirectory() as scratch:
+        training_arguments(scratch, {"use_cpu": not torch.cuda.is_available()}, given)
+    _reporter_types(given.get("report_to"))
+
+
+def further(given: Mapping[str, Any]) -> Further:
+    """What `trainer` says, as the trainer takes it; reports begin, so call it when all is ready to train.
+
+    TensorBoard's files go to runs/, for the trainer's own folder goes when training ends, unless the environment has
+    TENSORBOARD_LOGGING_DIR. DVCLive leaves dvc.yaml and the experiments alone.
+
+    Args:
+        given: see `check_trainer`.
+    """
+    arguments = {key: value for key, value in given.items() if key != "report_to"}
+    callbacks = []
+    for kind in _reporter_types(given.get("report_to")):
+        callback = kind()
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            callback = TensorBoardCallback(SummaryWriter())  # type: ignore[no-untyped-call]
+        if isinstance(callback, DVCLiveCallback):
+            from dvclive import Live
+
+            callback = DVCLiveCallback(Live(dvcyaml=None, save_dvc_exp=False))
+        callbacks.append(callback)
+    return Further(arguments, callbacks)
+
+
+def training_arguments(
+    folder: str, defaults: Mapping[str, Any], given: Mapping[str, Any]
+) -> CrossEncoderTrainingArguments:
+    """The trainer's arguments: the defaults, and over them what params.yaml says.
+
+    Raises:
+        UserError: a value, or two together, that the trainer refuses.
+    """
+    try:
+        return CrossEncoderTrainingArguments(folder, **{**defaults, **given})
+    except (TypeError, ValueError, ImportError, RuntimeError, AttributeError) as error:
+        raise UserError(f"params.yaml: trainer: {' '.join(str(error).split())}") from None
+
+
+def _check_type(key: str, value: object, hint: Any) -> None:
+    try:
+        TypeAdapter(hint, config=ConfigDict(strict=True, arbitrary_types_allowed=True)).validate_python(value)
+    except ValidationError as error:
+        # of a union, the plainest of its members is told last
+        reason = error.errors()[-1]["msg"].removeprefix("Input ")
+        raise UserError(f"params.yaml: trainer: {key}: {value!r} is not allowed: it {reason}") from None
+
+
+def _reporter_types(report_to: str | list[str] | None) -> list[type[TrainerCallback]]:
+    try:
+        callbacks: list[type[TrainerCallback]] = get_reporting_integration_callbacks(report_to)  # type: ignore[no-untyped-call]
+    except ValueError as error:
+        raise UserError(f"params.yaml: trainer: report_to: {error}") from None
+    names = [report_to] if isinstance(report_to, str) else report_to or []
+    for name, callback in zip(names, callbacks, strict=False):  # `all` is those that are installed
+        try:
+            callback()
+        except (RuntimeError, ImportError):
+            package = name.replace("_", "-")
+            raise UserError(
+                f"params.yaml: trainer: report_to: {name} is not installed; run `.venv/bin/pip install {package}`"
+            ) from None
+    return callbacks
