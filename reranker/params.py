@@ -17,6 +17,7 @@ CountOrZero = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Name = Annotated[str, Field(min_length=1)]
+Minutes = Annotated[float, Field(ge=0)] | None
 
 IndexName = Literal["auto", "flat", "hnsw", "ivf_flat", "ivf_pq"]
 LossName = Literal["group_softmax", "binary_cross_entropy", "lambda", "list_net", "list_mle", "plist_mle", "rank_net"]
@@ -205,6 +206,8 @@ class Params(Section):
     max_length: Annotated[int, Field(ge=8, le=8192)]
     biencoder_max_length: Annotated[int, Field(ge=8, le=8192)]
     precision: Literal["auto", "float32", "bfloat16"]
+    checkpoint_minutes: Minutes
+    launcher: Name
 
     warm_lr: Rate
     warm_queries: Count

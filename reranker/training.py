@@ -1,7 +1,7 @@
 """Fine-tuning: models to start from, rows in the shape that a loss wants, a loss by its name, the trainers' set-up."""
 
+import functools
 import itertools
-import tempfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -28,16 +28,18 @@ from torch import nn
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
-    PrinterCallback,
     TrainerCallback,
     TrainerControl,
     TrainerState,
 )
 
+from reranker.checkpoints import Checkpoints
 from reranker.errors import UserError
 from reranker.losses import GroupSoftmaxLoss, InBatchSoftmaxLoss
 from reranker.models import loading
+from reranker.processes import SplitBatches, processes, steps_per_epoch
 from reranker.progress import Progress
+from reranker.resuming import Place, Surviving, train
 from reranker.scoring import check_lengths
 
 LIST_LOSSES: dict[str, Callable[[CrossEncoder], nn.Module]] = {
@@ -176,8 +178,22 @@ class _InOrder(DefaultBatchSampler):
         super().__init__(torch.utils.data.SequentialSampler(dataset), batch_size=batch_size, drop_last=drop_last)
 
 
+class _BiencoderTrainer(Surviving, SentenceTransformerTrainer):
+    """Trains a bi-encoder."""
+
+
+class _CrossEncoderTrainer(Surviving, CrossEncoderTrainer):
+    """Trains a cross-encoder."""
+
+
 def tune_biencoder(
-    model: SentenceTransformer, rows: pd.DataFrame, schedule: Schedule, *, scale: float, label: str
+    model: SentenceTransformer,
+    rows: pd.DataFrame,
+    schedule: Schedule,
+    *,
+    scale: float,
+    label: str,
+    kept: Checkpoints | None = None,
 ) -> None:
     """Tune a bi-encoder with in-batch negatives, batches being consecutive rows.
 
@@ -187,23 +203,30 @@ def tune_biencoder(
         schedule: see `Schedule`.
         scale: factor of the cosines in the loss.
         label: shown before the progress.
+        kept: see `reranker.resuming.train`.
+
+    Raises:
+        UserError: see `reranker.resuming.train`.
     """
     model.model_card_data.widget = [{}]  # none: they would be computed, with a bar, for a card that is not written
     _without_dropout(model)
     data = Dataset.from_dict(
         {"query": list(rows["query"]), "passage": list(rows["passage"]), "label": list(rows["group"])}
     )
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = SentenceTransformerTrainer(
+
+    def build(place: Place) -> _BiencoderTrainer:
+        return _BiencoderTrainer(
             model=model,
             args=SentenceTransformerTrainingArguments(
-                scratch, batch_sampler=_InOrder, save_strategy="no", **_arguments(len(data), schedule)
+                **_arguments(len(data), schedule, place) | {"batch_sampler": _InOrder, "save_strategy": "no"}
             ),
             train_dataset=data,
             loss=InBatchSoftmaxLoss(model, scale),
             callbacks=[_ShowProgress(label)],
         )
-        _train(trainer)
+
+    # the other rows of a pass are the negatives: with smaller ones it would be another loss
+    train(build, model, data, schedule.batch_size, settings=(schedule, scale), label=label, kept=kept, split=False)
 
 
 def group_rows(groups: pd.DataFrame, loss: str) -> Dataset:
@@ -270,6 +293,7 @@ def tune_cross_encoder(
     patience: int,
     head_lr: float,
     label: str,
+    kept: Checkpoints | None = None,
 ) -> Curve:
     """Fine-tune a cross-encoder and keep the checkpoint that is best on dev.
 
@@ -283,27 +307,29 @@ def tune_cross_encoder(
         patience: evaluations without a gain after which training stops.
         head_lr: learning rate of the head, which starts from nothing.
         label: shown before the progress.
+        kept: see `reranker.resuming.train`.
+
+    Raises:
+        UserError: see `reranker.resuming.train`.
     """
     model.model_card_data.generate_widget_examples = False
     steps = _steps(len(data), schedule)
     metric = str(evaluator.primary_metric)
     watched = f"eval_{metric}"
-    with tempfile.TemporaryDirectory() as scratch:
+
+    def build(place: Place) -> _CrossEncoderTrainer:
         arguments = CrossEncoderTrainingArguments(
-            scratch,
             eval_strategy="steps",
             eval_steps=steps,
             save_strategy="steps",
             save_steps=steps,
-            save_total_limit=2,
-            save_only_model=True,
             load_best_model_at_end=True,
             metric_for_best_model=watched,
             greater_is_better=True,
             learning_rate_mapping={r"\b2\.linear\.": head_lr},
-            **_arguments(len(data), schedule),
+            **_arguments(len(data), schedule, place),
         )
-        trainer = CrossEncoderTrainer(
+        return _CrossEncoderTrainer(
             model=model,
             args=arguments,
             train_dataset=data,
@@ -315,7 +341,9 @@ def tune_cross_encoder(
                 EarlyStoppingCallback(patience),
             ],
         )
-        _train(trainer)
+
+    settings = schedule, evaluations, patience, head_lr
+    trainer = train(build, model, data, schedule.batch_size, settings=settings, label=label, kept=kept)
     assert trainer.lr_scheduler is not None  # noqa: S101 - it has trained
     history = trainer.state.log_history
     dev = [(entry["step"], entry[watched]) for entry in history if watched in entry]
@@ -330,14 +358,16 @@ def tune_cross_encoder(
 
 
 def _steps(rows: int, schedule: Schedule) -> int:
-    return schedule.epochs * -(-rows // schedule.batch_size)
+    return schedule.epochs * steps_per_epoch(rows, schedule.batch_size)
 
 
-def _arguments(rows: int, schedule: Schedule) -> dict[str, Any]:
-    return {
+def _arguments(rows: int, schedule: Schedule, place: Place) -> dict[str, Any]:
+    arguments = {
+        "output_dir": str(place.folder),
         "learning_rate": schedule.lr,
         "num_train_epochs": schedule.epochs,
-        "per_device_train_batch_size": schedule.batch_size,
+        "per_device_train_batch_size": place.rows,
+        "gradient_accumulation_steps": place.passes,
         "warmup_steps": schedule.warmup,
         "weight_decay": schedule.weight_decay,
         "use_cpu": not torch.cuda.is_available(),  # else bfloat16 is refused on a CPU
@@ -345,16 +375,16 @@ def _arguments(rows: int, schedule: Schedule) -> dict[str, Any]:
         "seed": schedule.seed,
         "data_seed": schedule.seed,
         "logging_steps": max(1, _steps(rows, schedule) // LOGGED),
+        "restore_callback_states_from_checkpoint": True,  # the patience that is left
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "optim": "adamw_torch_fused",
     }
-
-
-def _train(trainer: SentenceTransformerTrainer | CrossEncoderTrainer) -> None:
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    if processes() > 1:
+        arguments["batch_sampler"] = functools.partial(SplitBatches, passes=place.passes)
+        arguments["ddp_backend"] = "nccl" if torch.cuda.is_available() else "gloo"
+    return arguments
 
 
 class _EvenlySpread(TrainerCallback):
@@ -377,7 +407,7 @@ class _ShowProgress(TrainerCallback):
         self._notes: dict[str, str] = {}
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._shown = Progress(self._label, state.max_steps, "steps")
+        self._shown = Progress(self._label, state.max_steps, "steps", state.global_step)
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         logs: dict[str, float] = others["logs"]

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from reranker.progress import quiet_libraries, run_stage
+from reranker.progress import first_process, quiet_libraries, run_stage
 
 quiet_libraries()
 
@@ -16,6 +16,7 @@ import json
 
 from reranker import fusion, lexical, metrics
 from reranker.card import model_card
+from reranker.checkpoints import Checkpoints
 from reranker.errors import UserError
 from reranker.evaluator import DevRanking
 from reranker.excerpts import excerpts
@@ -87,6 +88,8 @@ def main(arguments: Sequence[str]) -> str:
     some = dev["query_id"].drop_duplicates()[: params.eval_queries]
     watched = dev[dev["query_id"].isin(some)]
     evaluator = DevRanking(watched, judgments[judgments["query_id"].isin(some)], precision)
+    about = params.model_dump(exclude={"checkpoint_minutes", "launcher"}), watched, judgments
+    kept = Checkpoints(PATHS.checkpoints / "train", params.checkpoint_minutes, about)
     training = time.monotonic()
     curve = tune_cross_encoder(
         model,
@@ -98,8 +101,11 @@ def main(arguments: Sequence[str]) -> str:
         patience=params.patience,
         head_lr=params.head_lr,
         label="train",
+        kept=kept,
     )
     training = time.monotonic() - training
+    if not first_process():
+        return "train: the first process writes the result"
 
     dev["cross_encoder"] = score_pairs(
         model, dev["query"].tolist(), dev["text"].tolist(), label="train: fusion", precision=precision
@@ -135,6 +141,7 @@ def main(arguments: Sequence[str]) -> str:
     write_json(figures, PATHS.metrics / "train.json")
     record_time("train_training", training)
     record_time("train", time.monotonic() - started)
+    kept.remove()
     return (
         f"train: {figures['pairs']:,} pairs in {training:,.0f} s; NDCG@10 on dev: fused {figures['dev_ndcg@10']:.3f}, "
         f"cross-encoder alone {figures['dev_ndcg@10_cross_encoder']:.3f} -> {PATHS.reranker}"
