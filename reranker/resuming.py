@@ -236,7 +236,7 @@ def train(
             # outside of the clause: the error holds the tensors that did not fit
             if more is None:
                 raise UserError(
-                    f"{label}: {rows // passes} rows do not fit into memory; lower the batch size, the length in "
+                    f"{label}: a pass of {rows // passes} does not fit into memory; lower the batch size, the length in "
                     "tokens or the passages of a query, freeze layers, or take bfloat16"
                 )
             _go_on(trainer, start, Place(folder, rows // more, more))

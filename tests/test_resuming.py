@@ -1,11 +1,14 @@
 """A training that dies, diverges or does not fit into memory."""
 
 import itertools
+import re
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -243,3 +246,90 @@ def test_biencoder_goes_on_from_its_checkpoint(biencoder: str, tmp_path: Path, c
     assert told(capsys, "warm") == ["warm: goes on from step 10"]
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+class Diverging(GroupSoftmaxLoss):
+    """Is no number at the seventh step."""
+
+    def forward(self, inputs: list[list[str]], labels: list[torch.Tensor], **others: object) -> torch.Tensor:
+        self.passes = getattr(self, "passes", 0) + 1
+        return super().forward(inputs, labels, **others) * (float("nan") if self.passes == 7 else 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "remedy"), [("float32", ""), ("bfloat16", ", or set precision: float32")])
+def test_loss_that_is_no_number_stops_with_the_step_and_a_query_of_its_batch(tuned: Tuned, precision: str, remedy: str):
+    with pytest.raises(UserError) as caught:
+        tuned.run(loss=Diverging, precision=precision)
+    assert re.fullmatch(
+        rf"train: the loss is nan at step 7, in the batch of '({'|'.join(ABOUT)})'; take a lower learning rate{remedy}",
+        str(caught.value),
+    )
+    assert tuned.steps() == [3, 5, 6]
+
+
+@pytest.mark.slow
+def test_weights_that_are_not_finite_are_never_kept(tuned: Tuned):
+    with pytest.raises(UserError, match=r"^train: the (weights of .* are not finite after|loss is nan at) step 1"):
+        tuned.run(lr=float("inf"))
+    assert tuned.steps() == []
+
+
+class Small(GroupSoftmaxLoss):
+    """Stands in for a GPU's memory, which holds so many rows, from some step on."""
+
+    rows = 2
+    start = 0
+
+    def forward(self, inputs: list[list[str]], labels: list[torch.Tensor], **others: object) -> torch.Tensor:
+        self.passes = getattr(self, "passes", 0) + 1
+        if len(inputs[0]) > self.rows and self.passes > self.start:
+            raise torch.OutOfMemoryError
+        return super().forward(inputs, labels, **others)
+
+
+@pytest.mark.slow
+def test_pass_that_does_not_fit_is_split_and_the_step_keeps_its_rows(tuned: Tuned, other: Tuned, capsys):
+    split = tuned.run(loss=Small)
+    weights = tuned.weights()
+    assert told(capsys) == ["train: out of memory: now 2 rows a pass, 2 passes a step"]
+    whole = other.run()
+    assert (split.steps, split.peak_lr) == (whole.steps, whole.peak_lr)
+    np.testing.assert_allclose(split.loss["loss"], whole.loss["loss"], atol=1e-4)
+    # the same with two passes from the start
+    for checkpoint in tuned.kept.folder.glob("*/checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    curve = tuned.run()
+    assert told(capsys) == []
+    assert_same(split, weights, tuned, curve)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("minutes", [0, None])
+def test_memory_that_runs_out_later_costs_no_step(tuned: Tuned, other: Tuned, capsys, minutes: float | None):
+    class Later(Small):
+        start = 7
+
+    tuned.kept = tuned.kept._replace(minutes=minutes)
+    split = tuned.run(loss=Later)
+    assert told(capsys) == [
+        "train: out of memory: now 2 rows a pass, 2 passes a step",
+        "train: goes on from step 7",
+    ]
+    whole = other.run()
+    pd.testing.assert_frame_equal(split.loss.head(7), whole.loss.head(7), check_exact=True)
+    np.testing.assert_allclose(split.loss["loss"], whole.loss["loss"], atol=1e-4)
+    pd.testing.assert_frame_equal(split.dev, whole.dev)
+
+
+@pytest.mark.slow
+def test_row_that_does_not_fit_is_an_error(tuned: Tuned, capsys):
+    class Nothing(Small):
+        rows = 0
+
+    with pytest.raises(UserError, match=r"^train: a pass of 1 does not fit into memory; lower the batch size, "):
+        tuned.run(loss=Nothing)
+    assert told(capsys) == [
+        "train: out of memory: now 2 rows a pass, 2 passes a step",
+        "train: out of memory: now 1 rows a pass, 4 passes a step",
+    ]
