@@ -6,7 +6,7 @@ A launcher (torchrun, accelerate) starts the stage so many times and tells each 
 import os
 from collections.abc import Iterator
 
-import numpy as np
+import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
 
@@ -47,7 +47,8 @@ class SplitBatches(Sampler[list[int]]):
 
     The steps are those of one process with whole batches, every row once an epoch: the samplers of the libraries
     drop the rows of the last step that do not fill it, or repeat others. Where the last step has fewer rows than there
-    are processes, the step before it takes them.
+    are processes, the step before it takes them. The gradients of the processes count alike, though one has a row more
+    than the other in a last step that cannot be split evenly. The order is that of `accelerate` in one process.
 
     Args:
         dataset: of the rows.
@@ -81,10 +82,11 @@ class SplitBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """The batches of the epoch."""
-        order = np.random.default_rng([self._seed, self._epoch]).permutation(self._rows)
+        generator = torch.Generator().manual_seed(self._seed + self._epoch)
+        order = torch.randperm(self._rows, generator=generator)
         start = 0
         for rows, parts in self._steps():
-            for part in np.array_split(order[start : start + rows], parts):
+            for part in torch.tensor_split(order[start : start + rows], parts):
                 yield part.tolist()
             start += rows
 

@@ -106,7 +106,7 @@ def quiet_libraries() -> None:
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"(torch|transformers|datasets|sentence_transformers)\b")
+    warnings.filterwarnings("ignore", module=r"(torch|transformers|datasets|sentence_transformers|accelerate)\b")
 
 
 def run_stage(main: Callable[[Sequence[str]], str], arguments: Sequence[str]) -> int:

@@ -217,7 +217,7 @@ def train(
             of a step cannot be split among the processes.
     """
     rows = share(batch_size)
-    with _folder(kept, lambda: (settings, batch_size, processes(), data, model)) as folder:
+    with _folder(kept, lambda: (settings, batch_size, processes(), data, model)) as folder, _plain_outputs(model):
         while True:
             passes = _passes(folder)
             trainer = build(Place(folder, rows // passes, passes))
@@ -236,13 +236,22 @@ def train(
             # outside of the clause: the error holds the tensors that did not fit
             if more is None:
                 raise UserError(
-                    f"{label}: a pass of {rows // passes} does not fit into memory; lower the batch size, the length in "
-                    "tokens or the passages of a query, freeze layers, or take bfloat16"
+                    f"{label}: a pass of {rows // passes} does not fit into memory; lower the batch size, the length "
+                    "in tokens or the passages of a query, freeze layers, or take bfloat16"
                 )
             _go_on(trainer, start, Place(folder, rows // more, more))
             del trainer
             gc.collect()
             torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def _plain_outputs(model: nn.Module) -> Iterator[None]:
+    """Let the model give dicts: in what the tokenizer makes, torch does not find the weights that processes share."""
+    hook = model.register_forward_hook(lambda _, inputs, output: dict(output)) if processes() > 1 else None
+    yield
+    if hook:
+        hook.remove()
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
     python -m dying EVENT PATH MODULE
 
 It dies at the first audit event of that name (https://docs.python.org/3/library/audit_events.html) one of whose
-arguments is a path with that end.
+arguments is a path with that end. A launcher that starts it again has it live.
 """
 
 import os
@@ -19,7 +19,8 @@ def main(event: str, end: str, module: str) -> None:
         ):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    sys.addaudithook(die)
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        sys.addaudithook(die)
     sys.argv = [module]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
