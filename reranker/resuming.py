@@ -249,9 +249,11 @@ def train(
 def _plain_outputs(model: nn.Module) -> Iterator[None]:
     """Let the model give dicts: in what the tokenizer makes, torch does not find the weights that processes share."""
     hook = model.register_forward_hook(lambda _, inputs, output: dict(output)) if processes() > 1 else None
-    yield
-    if hook:
-        hook.remove()
+    try:
+        yield
+    finally:
+        if hook:
+            hook.remove()
 
 
 @contextlib.contextmanager
