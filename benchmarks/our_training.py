@@ -10,7 +10,8 @@ from sentence_transformers.base.model import BaseModel
 
 from benchmarks.measured import now, since
 from benchmarks.trained import LR, WARMUP, answer, asked, cross_encoder
-from reranker.training import Schedule, make_loss, tune_cross_encoder
+from reranker.loss_table import make_loss
+from reranker.training import Schedule, tune_cross_encoder
 
 
 class _Nothing(BaseEvaluator):
@@ -32,7 +33,7 @@ def main() -> None:
     model = cross_encoder(task)
     rows = pd.read_parquet(task.rows)
     group_size = len(rows) / rows["label"].sum()
-    loss = make_loss("binary_cross_entropy", model, distillation=0.0, group_size=group_size)
+    loss = make_loss("binary_cross_entropy", model, {}, distillation=0.0, group_size=group_size)
     schedule = Schedule(LR, 1, task.batch_size, WARMUP, 0.0, task.precision, task.seed)
     started = now()
     tune_cross_encoder(

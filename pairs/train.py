@@ -23,6 +23,7 @@ from sentence_transformers.cross_encoder.evaluation import (
 )
 from torch import nn
 
+from reranker.checkpoints import Checkpoints
 from reranker.models import resolve
 from reranker.pairs import fused
 from reranker.pairs.params import Task, read_params
@@ -52,6 +53,8 @@ def main(arguments: Sequence[str]) -> str:
         precision=choose_precision(params.precision),
         seed=params.seed,
     )
+    about = params.model_dump(exclude={"checkpoint_minutes"}), dev
+    kept = Checkpoints(PATHS.checkpoints / "pairs", params.checkpoint_minutes, about)
     training = time.monotonic()
     curve = tune_cross_encoder(
         model,
@@ -63,6 +66,7 @@ def main(arguments: Sequence[str]) -> str:
         patience=params.patience,
         head_lr=params.head_lr,
         label="train",
+        kept=kept,
     )
     training = time.monotonic() - training
     metric = curve.dev.columns[1]
@@ -84,6 +88,7 @@ def main(arguments: Sequence[str]) -> str:
     write_csv(curve.dev, PATHS.pair_metrics / "curve_dev.csv")
     write_json({"pairs": figures}, PATHS.pair_metrics / "train.json")
     record_time("pairs_train", time.monotonic() - started)
+    kept.remove()
     return f"train: {len(train):,} pairs in {training:,.0f} s; {metric} on dev {best:.3f} -> {PATHS.pair_model}"
 
 

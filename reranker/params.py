@@ -18,6 +18,7 @@ CountOrZero = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Name = Annotated[str, Field(min_length=1)]
+Minutes = Annotated[float, Field(ge=0)] | None
 
 IndexName = Literal["auto", "flat", "hnsw", "ivf_flat", "ivf_pq"]
 LossName = Literal[
@@ -237,6 +238,8 @@ class Params(Section):
     biencoder_max_length: Annotated[int, Field(ge=8, le=8192)]
     precision: Literal["auto", "float32", "bfloat16"]
     backend: Literal["auto", "torch", "openvino"]
+    checkpoint_minutes: Minutes
+    launcher: Name
 
     warm_lr: Rate
     warm_queries: Count

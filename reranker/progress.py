@@ -18,6 +18,11 @@ T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 10.0
 
 
+def first_process() -> bool:
+    """Whether this is the first of the processes of a launcher, or alone: it speaks and writes for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 class Progress:
     """A bar on a terminal, a line now and then in a log.
 
@@ -25,14 +30,21 @@ class Progress:
         label: what is being done, e.g. `train`.
         total: number of steps.
         unit: what one step is, e.g. `passages`.
+        done: steps that an earlier run has done.
     """
 
-    def __init__(self, label: str, total: int, unit: str) -> None:
+    def __init__(self, label: str, total: int, unit: str, done: int = 0) -> None:
         self._bar = tqdm(
-            total=total, desc=label, unit=f" {unit}", file=sys.stderr, disable=not sys.stderr.isatty(), leave=False
+            total=total,
+            initial=done,
+            desc=label,
+            unit=f" {unit}",
+            file=sys.stderr,
+            disable=not sys.stderr.isatty() or not first_process(),
+            leave=False,
         )
         self._label, self._total, self._unit = label, total, unit
-        self._done = 0
+        self._earlier = self._done = done
         self._note = ""
         self._start = self._last_line = time.monotonic()
 
@@ -43,12 +55,16 @@ class Progress:
         if not self._bar.disable:
             self._bar.set_postfix_str(self._note, refresh=False)
             self._bar.update(steps)
-        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES and 0 < self._done < self._total:
+        elif self._is_time() and self._earlier < self._done < self._total:
             self._last_line = time.monotonic()
-            left = (self._last_line - self._start) / self._done * (self._total - self._done)
+            own = self._done - self._earlier
+            left = (self._last_line - self._start) / own * (self._total - self._done)
             behind = f" · {self._note}" if self._note else ""
             done = f"{self._done:,} of {self._total:,} {self._unit}"
             print(f"{self._label}: {done} · {tqdm.format_interval(left)} left{behind}", file=sys.stderr, flush=True)
+
+    def _is_time(self) -> bool:
+        return first_process() and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES
 
     def reach(self, done: int) -> None:
         """Tell that `done` steps are done by now."""
@@ -90,17 +106,21 @@ def quiet_libraries() -> None:
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"(torch|transformers|datasets|sentence_transformers)\b")
+    warnings.filterwarnings("ignore", module=r"(torch|transformers|datasets|sentence_transformers|accelerate)\b")
 
 
 def run_stage(main: Callable[[Sequence[str]], str], arguments: Sequence[str]) -> int:
     """Run a stage and print the line that says what it made; bad input ends it with one line instead.
 
+    Of several processes, the first one prints what was made.
+
     Returns:
         The exit status: 0, 1 for bad input, 130 for an interrupt.
     """
     try:
-        print(main(arguments), flush=True)
+        made = main(arguments)
+        if first_process():
+            print(made, flush=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

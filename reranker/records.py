@@ -39,6 +39,7 @@ class Paths:
     audit: Path = Path("data/mined/audit.csv")
     marked: Path = Path("data/marked.csv")
     vectors: Path = Path(".vectors")
+    checkpoints: Path = Path(".checkpoints")
     scored: Path = Path("data/scored")
     biencoder: Path = Path("models/biencoder")
     static: Path = Path("models/static")

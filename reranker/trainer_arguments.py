@@ -91,7 +91,7 @@ def check_trainer(given: Mapping[str, Any]) -> None:
                 f"params.yaml: trainer: {key}: {value!r} is not allowed: it should be at least {LEAST[key]}"
             )
     with tempfile.TemporaryDirectory() as scratch:
-        training_arguments(scratch, {"use_cpu": not torch.cuda.is_available()}, given)
+        training_arguments({"output_dir": scratch, "use_cpu": not torch.cuda.is_available()}, given)
     _reporter_types(given.get("report_to"))
 
 
@@ -120,16 +120,14 @@ def further(given: Mapping[str, Any]) -> Further:
     return Further(arguments, callbacks)
 
 
-def training_arguments(
-    folder: str, defaults: Mapping[str, Any], given: Mapping[str, Any]
-) -> CrossEncoderTrainingArguments:
-    """The trainer's arguments: the defaults, and over them what params.yaml says.
+def training_arguments(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> CrossEncoderTrainingArguments:
+    """The trainer's arguments: the defaults, `output_dir` among them, and over them what params.yaml says.
 
     Raises:
         UserError: a value, or two together, that the trainer refuses.
     """
     try:
-        return CrossEncoderTrainingArguments(folder, **{**defaults, **given})
+        return CrossEncoderTrainingArguments(**{**defaults, **given})
     except (TypeError, ValueError, ImportError, RuntimeError, AttributeError) as error:
         raise UserError(f"params.yaml: trainer: {' '.join(str(error).split())}") from None
 

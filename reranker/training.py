@@ -1,7 +1,8 @@
 """Fine-tuning: models to start from, the order of the rows, the trainers' set-up."""
 
-import tempfile
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import faiss
@@ -20,28 +21,34 @@ from sentence_transformers import (
 )
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.base.modules import Dense, Transformer
+from sentence_transformers.cross_encoder import losses
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import nn
 from transformers import (
     EarlyStoppingCallback,
-    PrinterCallback,
     TrainerCallback,
     TrainerControl,
     TrainerState,
 )
 
 from reranker.attention import Float32Attention
+from reranker.checkpoints import Checkpoints
+from reranker.errors import UserError
 from reranker.layers import freeze, keep_first, without_dropout
 from reranker.losses import InBatchSoftmaxLoss
 from reranker.models import loading
 from reranker.onednn import OneDnnLinears
 from reranker.passes import in_passes
+from reranker.processes import SplitBatches, processes
 from reranker.progress import Progress
+from reranker.resuming import Place, Surviving, train
 from reranker.scoring import check_lengths
 from reranker.trainer_arguments import NOTHING, Further, training_arguments
 
 LOGGED = 40
 """Points of the loss curve."""
+IN_BATCH = (losses.MultipleNegativesRankingLoss, losses.CachedMultipleNegativesRankingLoss)
+"""Losses for which the other rows of a pass are negatives: with smaller passes they would be others."""
 NEVER = 2**31
 """Steps that no training has: evaluations and checkpoints are not every so many steps."""
 
@@ -150,8 +157,27 @@ class _InOrder(DefaultBatchSampler):
         super().__init__(torch.utils.data.SequentialSampler(dataset), batch_size=batch_size, drop_last=drop_last)
 
 
+class _BiencoderTrainer(Surviving, SentenceTransformerTrainer):
+    """Trains a bi-encoder."""
+
+
+class _CrossEncoderTrainer(Surviving, CrossEncoderTrainer):
+    """Trains a cross-encoder; with less padding, see `in_passes`, where it is the only process."""
+
+    def compute_loss(self, model: CrossEncoder, *arguments: Any, **named: Any) -> Any:  # type: ignore[override]
+        # several passes before one backward pass are more than the gradients' exchange among processes allows
+        with in_passes(model) if processes() == 1 else nullcontext():
+            return super().compute_loss(model, *arguments, **named)
+
+
 def tune_biencoder(
-    model: SentenceTransformer, rows: pd.DataFrame, schedule: Schedule, *, scale: float, label: str
+    model: SentenceTransformer,
+    rows: pd.DataFrame,
+    schedule: Schedule,
+    *,
+    scale: float,
+    label: str,
+    kept: Checkpoints | None = None,
 ) -> None:
     """Tune a bi-encoder with in-batch negatives, batches being consecutive rows.
 
@@ -161,23 +187,31 @@ def tune_biencoder(
         schedule: see `Schedule`.
         scale: factor of the cosines in the loss.
         label: shown before the progress.
+        kept: see `reranker.resuming.train`.
+
+    Raises:
+        UserError: see `reranker.resuming.train`.
     """
     model.model_card_data.widget = [{}]  # none: they would be computed, with a bar, for a card that is not written
     without_dropout(model)
     data = Dataset.from_dict(
         {"query": list(rows["query"]), "passage": list(rows["passage"]), "label": list(rows["group"])}
     )
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = SentenceTransformerTrainer(
+
+    def build(place: Place) -> _BiencoderTrainer:
+        return _BiencoderTrainer(
             model=model,
             args=SentenceTransformerTrainingArguments(
-                scratch, batch_sampler=_InOrder, save_strategy="no", **_arguments(len(data), schedule)
+                **_arguments(schedule, place) | {"batch_sampler": _InOrder, "save_strategy": "no"}
             ),
             train_dataset=data,
             loss=InBatchSoftmaxLoss(model, scale),
             callbacks=[_ShowProgress(label)],
         )
-        _train(trainer)
+
+    # the other rows of a pass are the negatives: with smaller ones it would be another loss
+    with _fast():
+        train(build, model, data, schedule.batch_size, settings=(schedule, scale), label=label, kept=kept, split=False)
 
 
 def tune_cross_encoder(
@@ -193,6 +227,7 @@ def tune_cross_encoder(
     label: str,
     others: Sequence[str] = (),
     further: Further = NOTHING,
+    kept: Checkpoints | None = None,
 ) -> Curve:
     """Fine-tune a cross-encoder and keep the checkpoint that is best on dev.
 
@@ -208,30 +243,34 @@ def tune_cross_encoder(
         label: shown before the progress.
         others: further figures of the evaluator for the curve.
         further: arguments of the trainer over those that follow from the above, and callbacks.
+        kept: see `reranker.resuming.train`.
 
     Raises:
-        UserError: the trainer refuses an argument.
+        UserError: the trainer refuses an argument, or see `reranker.resuming.train`.
     """
     model.model_card_data.generate_widget_examples = False
     metric = str(evaluator.primary_metric)
     watched = f"eval_{metric}"
-    with tempfile.TemporaryDirectory() as scratch:
+    if processes() > 1 and isinstance(data, DatasetDict):
+        raise UserError("params.yaml: launcher: a loss for each source is trained by one process; set python")
+    given = dict(further.arguments)
+    accumulated = int(given.pop("gradient_accumulation_steps", 1))
+
+    def build(place: Place) -> _CrossEncoderTrainer:
         defaults = {
             "eval_strategy": "steps",
             "eval_steps": NEVER,
             "save_strategy": "steps",
             "save_steps": NEVER,
-            "save_total_limit": 2,
-            "save_only_model": True,
             "load_best_model_at_end": True,
             "metric_for_best_model": watched,
             "greater_is_better": True,
             "learning_rate_mapping": {r"\b2\.linear\.": head_lr},
-            **_arguments(len(data), schedule),
+            **_arguments(schedule, place._replace(passes=place.passes * accumulated)),
         }
-        trainer = _InPasses(
+        return _CrossEncoderTrainer(
             model=model,
-            args=training_arguments(scratch, defaults, further.arguments),
+            args=training_arguments(defaults, given),
             train_dataset=data,
             loss=loss,
             evaluator=evaluator,
@@ -242,7 +281,13 @@ def tune_cross_encoder(
                 *further.callbacks,
             ],
         )
-        _train(trainer)
+
+    settings = schedule, evaluations, patience, head_lr, dict(further.arguments)
+    in_batch = any(isinstance(each, IN_BATCH) for each in (loss.values() if isinstance(loss, dict) else [loss]))
+    with _fast():
+        trainer = train(
+            build, model, data, schedule.batch_size, settings=settings, label=label, kept=kept, split=not in_batch
+        )
     assert trainer.lr_scheduler is not None  # noqa: S101 - it has trained
     history = trainer.state.log_history
     measured = [metric, *others]
@@ -257,41 +302,36 @@ def tune_cross_encoder(
     )
 
 
-def _steps(rows: int, schedule: Schedule) -> int:
-    return schedule.epochs * -(-rows // schedule.batch_size)
-
-
-def _arguments(rows: int, schedule: Schedule) -> dict[str, Any]:
-    return {
+def _arguments(schedule: Schedule, place: Place) -> dict[str, Any]:
+    arguments = {
+        "output_dir": str(place.folder),
         "learning_rate": schedule.lr,
         "num_train_epochs": schedule.epochs,
-        "per_device_train_batch_size": schedule.batch_size,
+        "per_device_train_batch_size": place.rows,
+        "gradient_accumulation_steps": place.passes,
         "warmup_steps": schedule.warmup,
         "weight_decay": schedule.weight_decay,
         "use_cpu": not torch.cuda.is_available(),  # else bfloat16 is refused on a CPU
         "bf16": schedule.precision == "bfloat16",
         "seed": schedule.seed,
         "data_seed": schedule.seed,
-        "logging_steps": max(1, _steps(rows, schedule) // LOGGED),
+        "restore_callback_states_from_checkpoint": True,  # the patience that is left
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "optim": "adamw_torch_fused",
     }
+    if processes() > 1:
+        arguments["batch_sampler"] = functools.partial(SplitBatches, passes=place.passes)
+        arguments["ddp_backend"] = "nccl" if torch.cuda.is_available() else "gloo"
+    return arguments
 
 
-def _train(trainer: SentenceTransformerTrainer | CrossEncoderTrainer) -> None:
-    trainer.remove_callback(PrinterCallback)
+@contextmanager
+def _fast() -> Iterator[None]:
+    """What makes a step cheaper on a CPU at the same mathematics."""
     with OneDnnLinears(), Float32Attention():
-        trainer.train()
-
-
-class _InPasses(CrossEncoderTrainer):
-    """The trainer with less padding; see `in_passes`."""
-
-    def compute_loss(self, model: CrossEncoder, *arguments: Any, **named: Any) -> Any:  # type: ignore[override]
-        with in_passes(model):
-            return super().compute_loss(model, *arguments, **named)
+        yield
 
 
 class _EvenlySpread(TrainerCallback):
@@ -305,7 +345,6 @@ class _EvenlySpread(TrainerCallback):
         self._at: set[int] = set()
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        state.logging_steps = max(1, state.max_steps // LOGGED)
         self._at = {round(state.max_steps * number / self._evaluations) for number in range(1, self._evaluations + 1)}
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -322,7 +361,8 @@ class _ShowProgress(TrainerCallback):
         self._notes: dict[str, str] = {}
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._shown = Progress(self._label, state.max_steps, "steps")
+        state.logging_steps = max(1, state.max_steps // LOGGED)
+        self._shown = Progress(self._label, state.max_steps, "steps", state.global_step)
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         logs: dict[str, float] = others["logs"]

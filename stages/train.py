@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from reranker.progress import quiet_libraries, run_stage
+from reranker.progress import first_process, quiet_libraries, run_stage
 
 quiet_libraries()
 
@@ -19,6 +19,7 @@ import pandas as pd
 
 from reranker import fusion, lexical, lora, metrics, teachers
 from reranker.card import model_card
+from reranker.checkpoints import Checkpoints
 from reranker.errors import UserError
 from reranker.evaluator import check_evaluators, make_evaluator
 from reranker.excerpts import excerpts
@@ -111,6 +112,8 @@ def main(arguments: Sequence[str]) -> str:
     some = dev["query_id"].drop_duplicates()[: params.eval_queries]
     watched, judged = (table[table["query_id"].isin(some)] for table in (dev, judgments))
     evaluator = make_evaluator(params.evaluators, watched, judged, with_texts, precision)
+    about = params.model_dump(exclude={"checkpoint_minutes", "launcher"}), watched, judgments
+    kept = Checkpoints(PATHS.checkpoints / "train", params.checkpoint_minutes, about)
     training = time.monotonic()
     curve = tune_cross_encoder(
         model,
@@ -124,12 +127,15 @@ def main(arguments: Sequence[str]) -> str:
         label="train",
         others=evaluator.others,
         further=further(params.trainer),
+        kept=kept,
     )
     if params.lora:
         lora.merge(model)
     if outputs > 1:
         model = one_output(model)
     training = time.monotonic() - training
+    if not first_process():
+        return "train: the first process writes the result"
 
     dev["cross_encoder"] = score_pairs(
         model, dev["query"].tolist(), dev["text"].tolist(), label="train: fusion", precision=precision
@@ -165,6 +171,7 @@ def main(arguments: Sequence[str]) -> str:
     write_json(figures, PATHS.metrics / "train.json")
     record_time("train_training", training)
     record_time("train", time.monotonic() - started)
+    kept.remove()
     return (
         f"train: {figures['pairs']:,} pairs in {training:,.0f} s; NDCG@10 on dev: fused {figures['dev_ndcg@10']:.3f}, "
         f"cross-encoder alone {figures['dev_ndcg@10_cross_encoder']:.3f} -> {PATHS.reranker}"

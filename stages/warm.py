@@ -16,6 +16,7 @@ quiet_libraries()
 
 import numpy as np
 
+from reranker.checkpoints import Checkpoints
 from reranker.errors import UserError
 from reranker.models import resolve
 from reranker.params import load_params
@@ -60,8 +61,10 @@ def main(arguments: Sequence[str]) -> str:
     )
     model = load_biencoder(base, params.warm_max_length)
     check_lengths(model[0], warm_max_length=params.warm_max_length, biencoder_max_length=params.biencoder_max_length)
+    about = (params.model_dump(exclude={"checkpoint_minutes", "launcher"}),)
+    kept = Checkpoints(PATHS.checkpoints / label, params.checkpoint_minutes, about)
     training = time.monotonic()
-    tune_biencoder(model, rows, schedule, scale=params.warm_scale, label=label)
+    tune_biencoder(model, rows, schedule, scale=params.warm_scale, label=label, kept=kept)
     training = time.monotonic() - training
 
     model.max_seq_length = params.biencoder_max_length
@@ -69,6 +72,7 @@ def main(arguments: Sequence[str]) -> str:
         model.save_pretrained(str(part), create_model_card=False)
     record_time(f"{label}_training", training)
     record_time(label, time.monotonic() - started)
+    kept.remove()
     return f"{label}: bi-encoder tuned on {len(rows):,} queries in {training:,.0f} s -> {target}"
 
 

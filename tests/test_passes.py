@@ -7,9 +7,11 @@ import torch
 from sentence_transformers import CrossEncoder
 
 from reranker.evaluator import DevRanking
+from reranker.loss_table import make_loss
 from reranker.losses import GroupSoftmaxLoss
 from reranker.passes import PASS_TOKENS, in_passes, split
-from reranker.training import Schedule, build_cross_encoder, group_rows, make_loss, seed_everything, tune_cross_encoder
+from reranker.shapes import group_rows
+from reranker.training import Schedule, build_cross_encoder, seed_everything, tune_cross_encoder
 
 SHORT, LONG = "sort a list", "find the shortest path in a graph " * 9
 GROUPS = [[SHORT, LONG, "read csv"], ["write csv", SHORT, "red apples"], *[[SHORT, "a list", "order numbers"]] * 8]
@@ -82,8 +84,8 @@ def test_trainer_reads_long_and_short_passages_apart(model: CrossEncoder):
     shapes = read(model)
     tune_cross_encoder(
         model,
-        group_rows(groups, "group_softmax"),
-        make_loss("group_softmax", model, distillation=0.5, group_size=3),
+        group_rows(groups, "group_softmax", "teacher"),
+        make_loss("group_softmax", model, {}, distillation=0.5, group_size=3),
         Schedule(1e-3, 1, len(GROUPS), 0.0, 0.0, "float32", 1),
         evaluator=DevRanking(dev, dev.assign(relevance=1), "float32"),
         evaluations=1,

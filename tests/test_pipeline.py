@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__")
 PACKAGES = ("reranker", "stages", "pairs")
 TEMPLATES = {".html", ".j2", ".jinja"}
+WITHOUT_EFFECT = {"checkpoint_minutes"}
+"""Keys that no result depends on: a change need not run a stage again."""
 WITHOUT_TORCH = [
     f"reranker.{name}" for name in ("dataset", "fusion", "metrics", "params", "records", "sources.reading")
 ] + [*(f"stages.{name}" for name in ("prepare", "evaluate", "report")), "pairs.prepare", "reranker.pairs.measures"]
@@ -39,7 +41,7 @@ class Stage(NamedTuple):
     @property
     def script(self) -> Path:
         """The file that the command runs; two stages may share one."""
-        module = self.cmd.removeprefix("python -m ").split()[0]
+        module = self.cmd.removeprefix("python").removeprefix("${launcher}").removeprefix(" -m ").split()[0]
         return ROOT.joinpath(*module.split(".")).with_suffix(".py")
 
     @property
@@ -135,7 +137,7 @@ def params_under(tree: ast.AST, known: Container[str]) -> set[str]:
         node.attr
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "params"
-        if node.attr in known
+        if node.attr in known and node.attr not in WITHOUT_EFFECT
     }
 
 

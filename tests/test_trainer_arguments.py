@@ -19,7 +19,7 @@ from reranker.trainer_arguments import OWNED, check_trainer, further, training_a
 )
 def test_fields_of_the_trainer_go_through(given, tmp_path: Path):
     check_trainer(given)
-    arguments = training_arguments(str(tmp_path), {"use_cpu": True, "optim": "adamw_torch"}, given)
+    arguments = training_arguments({"output_dir": str(tmp_path), "use_cpu": True, "optim": "adamw_torch"}, given)
     assert arguments.optim == given.get("optim", "adamw_torch")
     assert arguments.warmup_steps == given.get("warmup_steps", 0)
 

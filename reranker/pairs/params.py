@@ -5,7 +5,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from reranker.params import ColumnNames, Count, CountOrZero, Header, Name, Rate, Section, Seed, Share, SplitFiles
+from reranker.params import (
+    ColumnNames,
+    Count,
+    CountOrZero,
+    Header,
+    Minutes,
+    Name,
+    Rate,
+    Section,
+    Seed,
+    Share,
+    SplitFiles,
+)
 from reranker.params import read_params as read
 
 Task = Literal["score", "duplicates", "class"]
@@ -43,6 +55,7 @@ class PairParams(Section):
     base_model: Name
     max_length: Annotated[int, Field(ge=8, le=8192)]
     precision: Literal["auto", "float32", "bfloat16"]
+    checkpoint_minutes: Minutes
 
     lr: Rate
     head_lr: Rate
