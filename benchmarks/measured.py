@@ -25,6 +25,11 @@ def now() -> Moment:
     return Moment(time.monotonic(), time.process_time())
 
 
+def since(before: Moment) -> Moment:
+    """Seconds that have passed and been spent."""
+    return Moment(*(late - early for late, early in zip(now(), before, strict=True)))
+
+
 def note(out: Path, loaded: Moment) -> None:
     """Write beside a result the seconds since `loaded`, when all was imported, and the peak of memory in MiB.
 

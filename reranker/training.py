@@ -30,9 +30,12 @@ from transformers import (
     TrainerState,
 )
 
+from reranker.attention import Float32Attention
 from reranker.layers import freeze, keep_first, without_dropout
 from reranker.losses import InBatchSoftmaxLoss
 from reranker.models import loading
+from reranker.onednn import OneDnnLinears
+from reranker.passes import in_passes
 from reranker.progress import Progress
 from reranker.scoring import check_lengths
 from reranker.trainer_arguments import NOTHING, Further, training_arguments
@@ -226,7 +229,7 @@ def tune_cross_encoder(
             "learning_rate_mapping": {r"\b2\.linear\.": head_lr},
             **_arguments(len(data), schedule),
         }
-        trainer = CrossEncoderTrainer(
+        trainer = _InPasses(
             model=model,
             args=training_arguments(scratch, defaults, further.arguments),
             train_dataset=data,
@@ -279,7 +282,16 @@ def _arguments(rows: int, schedule: Schedule) -> dict[str, Any]:
 
 def _train(trainer: SentenceTransformerTrainer | CrossEncoderTrainer) -> None:
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    with OneDnnLinears(), Float32Attention():
+        trainer.train()
+
+
+class _InPasses(CrossEncoderTrainer):
+    """The trainer with less padding; see `in_passes`."""
+
+    def compute_loss(self, model: CrossEncoder, *arguments: Any, **named: Any) -> Any:  # type: ignore[override]
+        with in_passes(model):
+            return super().compute_loss(model, *arguments, **named)
 
 
 class _EvenlySpread(TrainerCallback):
