@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from dvc.utils.hydra import apply_overrides
 
 from reranker.errors import UserError
 from reranker.params import Params, load_params
@@ -232,6 +233,18 @@ def test_loss_is_one_or_one_for_each_source_and_one_evaluator_may_stand_alone(tm
     assert load_params(changed(tmp_path, loss=by_source)).loss == by_source
     assert load_params(changed(tmp_path, loss="adr_mse")).loss == "adr_mse"
     assert load_params(changed(tmp_path, evaluators="all_positives")).evaluators == ["all_positives"]
+
+
+def test_experiment_can_add_to_what_is_empty_and_take_another_loss_or_adapters(tmp_path: Path):
+    path = written(tmp_path, COMMITTED.read_text(encoding="utf-8"))
+    adapters = "lora={r: 4, lora_alpha: 8, lora_dropout: 0.0, target_modules: null}"
+    apply_overrides(
+        path, ["+trainer.max_steps=5", "+loss_arguments.k=3", "loss=lambda", "evaluators=[all_positives]", adapters]
+    )
+    params = load_params(path)
+    assert (params.trainer, params.loss_arguments, params.loss) == ({"max_steps": 5}, {"k": 3}, "lambda")
+    assert params.evaluators == ["all_positives"]
+    assert params.lora.r == 4
 
 
 def test_range_that_just_holds_the_negatives_is_allowed(tmp_path: Path):
