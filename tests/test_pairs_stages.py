@@ -241,6 +241,19 @@ def test_recipe_reads_the_real_files(tmp_path: Path, name: str, rows: int):
     assert min(figures[split] for split in ("train", "dev", "test")) >= 30
 
 
+def test_recipe_reads_quora_as_published(tmp_path: Path):
+    table = rows("duplicates").rename(columns={"one": "question1", "two": "question2", "label": "is_duplicate"})
+    texts = ["question1", "question2"]
+    table = pd.concat([table.assign(**{text: f"{lot}, " + table[text] for text in texts}) for lot in KINDS])
+    table = table.drop(columns="split").assign(id=range(len(table)), qid1=0, qid2=1)
+    raw = tmp_path / "files" / "quora"
+    raw.mkdir(parents=True)
+    table.to_csv(raw / "quora_duplicate_questions.tsv", sep="\t", index=False)
+    figures = prepare_recipe(tmp_path, "quora", tmp_path / "files")
+    assert figures["rows"] == len(table)
+    assert min(figures[split] for split in ("train", "dev", "test")) >= 2
+
+
 def test_recipe_reads_snli_as_published(tmp_path: Path):
     told = {"entailment": "Someone is out.", "contradiction": "Nobody is there.", "neutral": "It is late.", "-": "Hm."}
     premises = {
