@@ -93,8 +93,7 @@ class OnRay:
                     logging_level=logging.ERROR,
                 )
             except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-                reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-                raise UserError(f"params.yaml: engine: the Ray cluster {address}: {reason}") from None
+                raise UserError(f"params.yaml: engine: the Ray cluster {address}: {_reason(error)}") from None
         self._ray: Any = ray
         self._threads = torch.get_num_threads()
         self._gpus = int(torch.cuda.is_available())
@@ -137,12 +136,16 @@ class OnRay:
         except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise error.cause from None
+            if isinstance(error.cause, (ImportError, self._ray.exceptions.RaySystemError)):
+                raise UserError(
+                    f"params.yaml: engine: a machine of the Ray cluster cannot run this ({_reason(error.cause)}); "
+                    "install the packages of requirements.lock there"
+                ) from None
             raise
         except self._ray.exceptions.RayError as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise UserError(
                 f"params.yaml: engine: a part of the work was lost {RETRIES + 1} times or the cluster is gone "
-                f"({reason}); look at the machines' memory with `ray status`, then run this again"
+                f"({_reason(error)}); look at the machines' memory with `ray status`, then run this again"
             ) from None
         return found
 
@@ -168,6 +171,10 @@ def _check_reachable(address: str) -> None:
             f"params.yaml: engine: no Ray cluster answers at {address} ({error.strerror or error}); "
             "start it with `ray start --head`, or correct RAY_ADDRESS"
         ) from None
+
+
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _run(work: Work[Any, Any, Any], held: list[Any], items: list[Any], threads: int) -> list[Any]:
