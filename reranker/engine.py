@@ -103,7 +103,9 @@ class OnRay:
                 f"params.yaml: engine: no machine of the Ray cluster has {wanted}, as this process uses; "
                 "start larger ones, or set OMP_NUM_THREADS"
             )
-        needs = ray.remote(num_cpus=self._threads, num_gpus=self._gpus, max_retries=RETRIES)
+        needs = ray.remote(
+            num_cpus=self._threads, num_gpus=self._gpus, max_retries=RETRIES, scheduling_strategy="SPREAD"
+        )
         self._run: Any = needs(_run)
         self._sent: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 

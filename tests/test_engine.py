@@ -1,5 +1,6 @@
 """Work on a Ray cluster of two machines, which are processes here: the bytes of one process, whatever is lost."""
 
+import fcntl
 import importlib
 import os
 import subprocess
@@ -138,12 +139,14 @@ def node() -> str:
 
 
 def until_lost(
-    model: SentenceTransformer, parts: Iterable[list[str]], *, doomed: str, pipe: Path
+    model: SentenceTransformer, parts: Iterable[list[str]], *, doomed: str, pipe: Path, lock: Path
 ) -> Iterator[np.ndarray]:
-    """The vectors; on the doomed machine it tells that it has started and never ends."""
+    """The vectors; the doomed machine tells that it has started and never ends, the other waits for its end."""
     if node() == doomed:
         pipe.write_bytes(b"started")
         threading.Event().wait()
+    with lock.open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
     yield from scoring._vectors(model, parts, label="", prompt="", precision="float32")
 
 
@@ -152,18 +155,23 @@ def test_nothing_is_lost_or_twice_when_a_machine_dies(machines: Machines, bienco
     model, texts = load_biencoder(biencoder, 32), sentences(120)
     parts = [texts[start : start + 4] for start in range(0, len(texts), 4)]
     expected = list(scoring._vectors(model, parts, label="", prompt="", precision="float32"))
-    pipe = tmp_path / "pipe"
+    pipe, lock = tmp_path / "pipe", tmp_path / "lock"
     os.mkfifo(pipe)
+    told: list[bytes] = []
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
 
-    def kill_when_it_has_started() -> None:
-        assert pipe.read_bytes() == b"started"
-        machines.cluster.remove_node(machines.other, allow_graceful=False)
+        def kill_when_it_has_started() -> None:
+            told.append(pipe.read_bytes())
+            machines.cluster.remove_node(machines.other, allow_graceful=False)
+            fcntl.flock(file, fcntl.LOCK_UN)
 
-    killer = threading.Thread(target=kill_when_it_has_started, daemon=True)
-    killer.start()
-    work = partial(until_lost, doomed=machines.other.node_id, pipe=pipe)
-    found = list(machines.engine.map(work, model, parts, together=1))
-    killer.join()
+        killer = threading.Thread(target=kill_when_it_has_started, daemon=True)
+        killer.start()
+        work = partial(until_lost, doomed=machines.other.node_id, pipe=pipe, lock=lock)
+        found = list(machines.engine.map(work, model, parts, together=1))
+        killer.join()
+    assert told == [b"started"]
     assert len(found) == len(expected)
     np.testing.assert_array_equal(np.concatenate(found), np.concatenate(expected))
 
