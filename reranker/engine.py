@@ -82,7 +82,7 @@ class OnRay:
             import ray
         except ImportError:
             raise UserError("params.yaml: engine: Ray is not installed; run `.venv/bin/pip install ray`") from None
-        address = os.environ.get("RAY_ADDRESS", "auto")
+        address = os.environ.get("RAY_ADDRESS") or "auto"
         _check_reachable(address)
         if not ray.is_initialized():
             try:
