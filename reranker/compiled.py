@@ -26,26 +26,30 @@ APART = {"float32": 1e-3, "bfloat16": 1e-1}
 class CompiledTransformer(nn.Module):
     """A transformer that computes with OpenVINO in place of torch; it cannot be trained, and not be saved.
 
+    Another process that is sent it compiles it anew.
+
     Args:
         body: on the CPU; its weights are kept, for they tell models apart.
-        names: of the tensors that it is given, in their order.
+        inputs: tensors as it is given them, by their names and in their order.
         output: the tensor that is wanted of it.
-        traced: the same model, as OpenVINO reads it.
         precision: float32 or bfloat16.
     """
 
-    def __init__(self, body: PreTrainedModel, names: list[str], output: str, traced: Model, precision: str) -> None:
+    def __init__(self, body: PreTrainedModel, inputs: Mapping[str, Tensor], output: str, precision: str) -> None:
         super().__init__()
         self.body = body
         self.config = body.config
-        self._names, self._output = names, output
+        self._inputs, self._output, self._precision = inputs, output, precision
         hint = {"float32": "f32", "bfloat16": "bf16"}[precision]
         settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-        self._compiled = Core().compile_model(traced, "CPU", settings)
+        self._compiled = Core().compile_model(_traced(body, inputs, output), "CPU", settings)
+
+    def __reduce__(self) -> tuple[type["CompiledTransformer"], tuple[object, ...]]:
+        return CompiledTransformer, (self.body, self._inputs, self._output, self._precision)
 
     def forward(self, **inputs: Any) -> Mapping[str, Tensor]:
         """The wanted tensor by its name."""
-        given = [inputs[name].numpy() for name in self._names]
+        given = [inputs[name].numpy() for name in self._inputs]
         # a copy: the next call writes over what OpenVINO gives
         return {self._output: torch.from_numpy(np.array(self._compiled(given)[0], dtype=np.float32))}
 
@@ -84,7 +88,7 @@ def _compile(transformer: Transformer, precision: str) -> None:
     inputs, _ = _called(transformer, TRACED)
     _, expected = _called(transformer, CHECKED)
     body = transformer.model
-    compiled = CompiledTransformer(body, list(inputs), output, _traced(body, inputs, output), precision)
+    compiled = CompiledTransformer(body, inputs, output, precision)
     transformer.model = compiled  # type: ignore[assignment]  # it is called like one
     _, found = _called(transformer, CHECKED)
     apart = float((found - expected).norm() / expected.norm())

@@ -1,12 +1,14 @@
 """First-stage retrievers: by vectors, by words, and several fused."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import bm25s
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csc_array
 
+from reranker.engine import LOCAL, Engine
 from reranker.errors import UserError
 from reranker.exact import inner_products
 from reranker.index import Index, check_finite
@@ -41,12 +43,13 @@ class Dense:
         passages: shape (passages, dimensions).
         queries: shape (queries, dimensions).
         index: of the passages. An approximate one misses some; scores and ranks are exact all the same.
+        engine: what searches it; scores and ranks are computed here.
 
     Raises:
         UserError: the dimensions differ or a value of the queries is not finite.
     """
 
-    def __init__(self, passages: Vectors, queries: Vectors, index: Index) -> None:
+    def __init__(self, passages: Vectors, queries: Vectors, index: Index, engine: Engine = LOCAL) -> None:
         if passages.shape[1] != queries.shape[1]:
             raise UserError(
                 f"the vectors of the passages have {passages.shape[1]} dimensions and those of the queries "
@@ -55,12 +58,14 @@ class Dense:
         check_finite(queries, "queries")
         self._passages = np.ascontiguousarray(passages, dtype=np.float32)
         self._queries = np.ascontiguousarray(queries, dtype=np.float32)
-        self._index = index
+        self._index, self._engine = index, engine
 
     def search(self, queries: Places, depth: int, *, label: str) -> Ranking:
         """See `FirstStage`."""
         depth = min(depth, len(self._passages))
-        return _in_blocks(lambda part: self._index.search(self._queries[part], depth), queries, depth, label)
+        blocks = (self._queries[part] for part in _blocks(queries))
+        found = self._engine.map(partial(_searched, depth=depth), self._index, blocks, together=1)
+        return _together(found, queries, depth, label)
 
     def scores(self, queries: Places, passages: Places) -> Vectors:
         """See `FirstStage`."""
@@ -125,7 +130,7 @@ class Lexical:
     def search(self, queries: Places, depth: int, *, label: str) -> Ranking:
         """See `FirstStage`."""
         depth = min(depth, self._passages)
-        return _in_blocks(lambda part: self._search(part, depth), queries, depth, label)
+        return _together((self._search(part, depth) for part in _blocks(queries)), queries, depth, label)
 
     def _search(self, queries: Places, depth: int) -> Ranking:
         found = _nothing(len(queries), depth)
@@ -190,7 +195,7 @@ class Fused:
     def search(self, queries: Places, depth: int, *, label: str) -> Ranking:
         """See `FirstStage`; no more passages than all retrievers give."""
         depth = min(depth, self._first * len(self._parts))
-        return _in_blocks(lambda part: self._found(part, label), queries, depth, label)
+        return _together((self._found(part, label) for part in _blocks(queries)), queries, depth, label)
 
     def scores(self, queries: Places, passages: Places) -> Vectors:
         """See `FirstStage`."""
@@ -241,12 +246,22 @@ def _fuse(rankings: Sequence[Places]) -> Ranking:
     return best_first(np.where(first, positions, -1), scores.astype(np.float32), positions.shape[1])
 
 
-def _in_blocks(search: Callable[[Places], Ranking], queries: Places, depth: int, label: str) -> Ranking:
+def _blocks(queries: Places) -> Iterator[Places]:
+    for start in range(0, len(queries), QUERIES):
+        yield queries[start : start + QUERIES]
+
+
+def _searched(index: Index, blocks: Iterable[Vectors], *, depth: int) -> Iterator[Ranking]:
+    for block in blocks:
+        yield index.search(block, depth)
+
+
+def _together(rankings: Iterable[Ranking], queries: Places, depth: int, label: str) -> Ranking:
+    """The rankings of the blocks of some queries as one."""
     found = _nothing(len(queries), depth)
     with progress(label, len(queries), "queries") as shown:
-        for start in range(0, len(queries), QUERIES):
+        for start, some in zip(range(0, len(queries), QUERIES), rankings, strict=True):
             part = slice(start, start + QUERIES)
-            some = search(queries[part])
             width = min(depth, some.positions.shape[1])
             found.positions[part, :width] = some.positions[:, :width]
             found.scores[part, :width] = some.scores[:, :width]

@@ -10,6 +10,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from reranker import index, lexical, metrics
 from reranker.compiled import use_backend
+from reranker.engine import Engine
 from reranker.first_stage import Dense, Fused, Lexical
 from reranker.guards import Guards
 from reranker.index import Index
@@ -53,6 +54,7 @@ def retriever(
     passage_prompt: str | None,
     index_name: str,
     backend: str,
+    engine: Engine,
 ) -> Retriever:
     """A retriever over the passages and queries of a data set; several are fused by rank.
 
@@ -64,6 +66,7 @@ def retriever(
         passage_prompt: the same before each passage.
         index_name: see `index.build`.
         backend: see `use_backend`.
+        engine: what searches the index.
 
     Raises:
         UserError: there is no usable model of a name.
@@ -82,7 +85,7 @@ def retriever(
                 for table, kind, prompt in zip(tables[:2], ("passages", "queries"), prompts, strict=True)
             )
             indexes.append(Indexed(index.build(index_name, passages, queries=len(queries)), passages, queries))
-            parts.append(Dense(passages, queries, indexes[-1].lookup))
+            parts.append(Dense(passages, queries, indexes[-1].lookup, engine))
     return Retriever(Fused(parts) if len(parts) > 1 else parts[0], indexes)
 
 
@@ -130,7 +133,9 @@ def guards(
     return Guards(groups, vectors, texts, by_group, similarity, containment)
 
 
-def cross_encoder(name: str, precision: str, backend: str, tables: Tables) -> Callable[[Places, Places], Scores]:
+def cross_encoder(
+    name: str, precision: str, backend: str, tables: Tables, engine: Engine
+) -> Callable[[Places, Places], Scores]:
     """Scores of pairs of places by a cross-encoder.
 
     Args:
@@ -138,6 +143,7 @@ def cross_encoder(name: str, precision: str, backend: str, tables: Tables) -> Ca
         precision: float32 or bfloat16.
         backend: see `use_backend`.
         tables: the data set.
+        engine: what computes them.
 
     Raises:
         UserError: there is no usable model of that name.
@@ -150,7 +156,7 @@ def cross_encoder(name: str, precision: str, backend: str, tables: Tables) -> Ca
 
     def score(of: Places, at: Places) -> Scores:
         texts = queries.iloc[of].tolist(), passages.iloc[at].tolist()
-        return score_pairs(model, *texts, label="mine: rescoring", precision=precision)
+        return score_pairs(model, *texts, label="mine: rescoring", precision=precision, engine=engine)
 
     return score
 

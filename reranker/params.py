@@ -238,6 +238,7 @@ class Params(Section):
     biencoder_max_length: Annotated[int, Field(ge=8, le=8192)]
     precision: Literal["auto", "float32", "bfloat16"]
     backend: Literal["auto", "torch", "openvino"]
+    engine: Literal["local", "ray"]
     checkpoint_minutes: Minutes
     launcher: Name
 

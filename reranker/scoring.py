@@ -1,8 +1,9 @@
 """Scores of pairs and vectors of texts from a model: sorted by length, with progress."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
 from torch import nn
 
+from reranker.engine import LOCAL, Engine
 from reranker.errors import UserError
 from reranker.models import BUNDLED, bundled_weights, is_static, loading, resolve, tokenizer_file
 from reranker.progress import progress
@@ -27,6 +29,10 @@ GPU = 16
 """Times as much for a GPU, which waits for its work otherwise."""
 STATIC_BATCH = 1024
 """Texts per pass of a static embedding: it pads nothing and multiplies nothing, so the passes are what it waits for."""
+LENGTHS = 1024
+"""Texts or pairs whose tokens are counted together."""
+TOGETHER = 32
+"""Passes that go to a machine of a cluster together: some seconds of work."""
 PAIRS = 65_536
 """Pairs whose vectors are held at a time."""
 
@@ -157,7 +163,13 @@ def check_lengths(transformer: nn.Module, **lengths: int) -> None:
 
 
 def embed(
-    model: SentenceTransformer, texts: Sequence[str], *, label: str, prompt: str = "", precision: str = "float32"
+    model: SentenceTransformer,
+    texts: Sequence[str],
+    *,
+    label: str,
+    prompt: str = "",
+    precision: str = "float32",
+    engine: Engine = LOCAL,
 ) -> NDArray[np.float32]:
     """Normalised vectors of the texts, in their order; shape (texts, dimensions).
 
@@ -167,12 +179,13 @@ def embed(
         label: what is being done, shown beside the progress.
         prompt: put before each text; the model's own default prompt, if it has one, where it is empty.
         precision: float32 or bfloat16.
+        engine: what computes.
 
     Raises:
         UserError: see `batches`.
     """
     vectors = np.zeros((0, model.get_embedding_dimension() or 0), dtype=np.float32)
-    for places, found in batches(model, texts, label=label, prompt=prompt, precision=precision):
+    for places, found in batches(model, texts, label=label, prompt=prompt, precision=precision, engine=engine):
         if not len(vectors):
             vectors = np.empty((len(texts), found.shape[1]), dtype=np.float32)
         vectors[places] = found
@@ -180,7 +193,13 @@ def embed(
 
 
 def batches(
-    model: SentenceTransformer, texts: Sequence[str], *, label: str, prompt: str = "", precision: str = "float32"
+    model: SentenceTransformer,
+    texts: Sequence[str],
+    *,
+    label: str,
+    prompt: str = "",
+    precision: str = "float32",
+    engine: Engine = LOCAL,
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """The vectors that `embed` gives, pass by pass as the model makes them.
 
@@ -194,26 +213,30 @@ def batches(
         every = np.arange(len(texts))
         passes = [every[start : start + STATIC_BATCH] for start in range(0, len(texts), STATIC_BATCH)]
     else:
-        passes = _longest_first(model, texts, prompt)
+        passes = _longest_first(model, texts, prompt, engine)
+    parts = ([texts[place] for place in places] for places in passes)
+    work = partial(_vectors, label=label, prompt=prompt, precision=precision)
     with progress(label, len(texts), "texts") as shown:
-        for places in passes:
-            part = [texts[place] for place in places]
-            with _precision(precision):
-                found = model.encode(
-                    part,
-                    prompt=prompt or None,
-                    batch_size=len(part),
-                    normalize_embeddings=True,
-                    show_progress_bar=False,
-                )
-            vectors = found.astype(np.float32, copy=False)
-            for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1)):
-                raise UserError(
-                    f"{label}: the model gives a vector that is not finite for the text '{part[row][:60]}'; "
-                    "its weights are damaged or too large: train or download it again, or choose another model"
-                )
+        for places, vectors in zip(passes, engine.map(work, model, parts, together=TOGETHER), strict=True):
             yield places, vectors
-            shown.advance(len(part))
+            shown.advance(len(places))
+
+
+def _vectors(
+    model: SentenceTransformer, parts: Iterable[list[str]], *, label: str, prompt: str, precision: str
+) -> Iterator[NDArray[np.float32]]:
+    for part in parts:
+        with _precision(precision):
+            found = model.encode(
+                part, prompt=prompt or None, batch_size=len(part), normalize_embeddings=True, show_progress_bar=False
+            )
+        vectors = found.astype(np.float32, copy=False)
+        for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1)):
+            raise UserError(
+                f"{label}: the model gives a vector that is not finite for the text '{part[row][:60]}'; "
+                "its weights are damaged or too large: train or download it again, or choose another model"
+            )
+        yield vectors
 
 
 def pair_cosines(
@@ -224,6 +247,7 @@ def pair_cosines(
     label: str,
     precision: str = "float32",
     cache: Embedder | None = None,
+    engine: Engine = LOCAL,
 ) -> NDArray[np.float64]:
     """Cosine of each query with the passage at the same place; every distinct text is embedded once.
 
@@ -234,10 +258,12 @@ def pair_cosines(
         label: what is being done, shown beside the progress.
         precision: float32 or bfloat16.
         cache: where the vectors come from; None: all are computed.
+        engine: what computes them where there is no cache, which has its own.
     """
     texts = list(dict.fromkeys([*queries, *passages]))
     place = {text: number for number, text in enumerate(texts)}
-    vectors = (cache.embed if cache else embed)(model, texts, label=label, precision=precision)
+    embedded = cache.embed if cache else partial(embed, engine=engine)
+    vectors = embedded(model, texts, label=label, precision=precision)
     left, right = ([place[text] for text in side] for side in (queries, passages))
     cosines = np.zeros(len(left))
     for start in range(0, len(left), PAIRS):
@@ -247,35 +273,49 @@ def pair_cosines(
 
 
 def score_pairs(
-    model: CrossEncoder, queries: Sequence[str], passages: Sequence[str], *, label: str, precision: str = "float32"
+    model: CrossEncoder,
+    queries: Sequence[str],
+    passages: Sequence[str],
+    *,
+    label: str,
+    precision: str = "float32",
+    engine: Engine = LOCAL,
 ) -> NDArray[np.float64]:
     """The cross-encoder's score of each query with the passage at the same place."""
     pairs = list(zip(queries, passages, strict=True))
     if not pairs:
         return np.zeros(0)
-    passes = _longest_first(model, pairs)
+    passes = _longest_first(model, pairs, engine=engine)
+    parts = ([pairs[place] for place in places] for places in passes)
     scores: list[NDArray[np.float32]] = []
-    with progress(label, len(pairs), "pairs") as shown, _precision(precision):
-        for places in passes:
-            part = [pairs[place] for place in places]
-            scores.append(model.predict(part, batch_size=len(part), show_progress_bar=False))
-            shown.advance(len(part))
+    with progress(label, len(pairs), "pairs") as shown:
+        for found in engine.map(partial(_scores, precision=precision), model, parts, together=TOGETHER):
+            scores.append(found)
+            shown.advance(len(found))
     return np.concatenate(scores)[np.argsort(np.concatenate(passes))].astype(float)
 
 
+def _scores(
+    model: CrossEncoder, parts: Iterable[list[tuple[str, str]]], *, precision: str
+) -> Iterator[NDArray[np.float32]]:
+    with _precision(precision):
+        for part in parts:
+            yield model.predict(part, batch_size=len(part), show_progress_bar=False)
+
+
 def _longest_first(
-    model: SentenceTransformer | CrossEncoder, inputs: Sequence[str] | Sequence[tuple[str, str]], prompt: str = ""
+    model: SentenceTransformer | CrossEncoder,
+    inputs: Sequence[str] | Sequence[tuple[str, str]],
+    prompt: str = "",
+    engine: Engine = LOCAL,
 ) -> list[NDArray[np.int64]]:
     """Places of the inputs, pass by pass, by their tokens as the model cuts them.
 
     Longest first: running out of memory shows at once, and the time left is not underestimated.
     """
-    lengths: list[int] = []
-    for start in range(0, len(inputs), 1024):
-        part = list(inputs[start : start + 1024])
-        mask = model.preprocess(part, prompt=prompt or None).get("attention_mask")
-        # a model that pads nothing has no mask
-        lengths += [0] * len(part) if mask is None else mask.sum(dim=1).tolist()
+    parts = (list(inputs[start : start + LENGTHS]) for start in range(0, len(inputs), LENGTHS))
+    counted = engine.map(partial(_lengths, prompt=prompt), model, parts, together=TOGETHER)
+    lengths = [length for part in counted for length in part]
     order = np.argsort(-np.asarray(lengths), kind="stable")
     times = 1 if model.device.type == "cpu" else GPU
     passes: list[NDArray[np.int64]] = []
@@ -285,6 +325,15 @@ def _longest_first(
         passes.append(order[start : start + max(1, size)])
         start += len(passes[-1])
     return passes
+
+
+def _lengths(
+    model: SentenceTransformer | CrossEncoder, parts: Iterable[list[str] | list[tuple[str, str]]], *, prompt: str
+) -> Iterator[list[int]]:
+    for part in parts:
+        mask = model.preprocess(part, prompt=prompt or None).get("attention_mask")
+        # a model that pads nothing has no mask
+        yield [0] * len(part) if mask is None else mask.sum(dim=1).tolist()
 
 
 def _precision(name: str) -> AbstractContextManager[object]:

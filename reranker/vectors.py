@@ -25,6 +25,7 @@ from torch.nn import Module, Parameter
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from reranker import scoring
+from reranker.engine import LOCAL, Engine
 from reranker.errors import printable
 
 SHARD = 16_384
@@ -60,10 +61,11 @@ class Cache:
 
     Args:
         folder: made when it is first needed.
+        engine: what computes the vectors that are not kept; this process alone reads and writes the folder.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, engine: Engine = LOCAL) -> None:
+        self._folder, self._engine = folder, engine
         self._writes = True
 
     def embed(
@@ -99,7 +101,7 @@ class Cache:
         if len(texts) and key is None:
             _tell(f"{label}: vectors are not kept: the model's weights or tokenizer cannot be compared with others'")
         if dimensions is None or key is None:
-            return scoring.embed(model, texts, label=label, prompt=prompt, precision=precision)
+            return scoring.embed(model, texts, label=label, prompt=prompt, precision=precision, engine=self._engine)
         folder = self._folder / key
         self._open(folder)
         hashes = _hashes(texts)
@@ -111,7 +113,7 @@ class Cache:
             missing[rows] = False
         new = np.sort(first[missing])  # as the texts come, so that the passes are those of an embed without a cache
         wanted = [texts[place] for place in new]
-        passes = scoring.batches(model, wanted, label=label, prompt=prompt, precision=precision)
+        passes = scoring.batches(model, wanted, label=label, prompt=prompt, precision=precision, engine=self._engine)
         self._fill(vectors, new, passes, hashes, folder)
         source = first[inverse]
         for some in _parts(np.flatnonzero(source != np.arange(len(texts)))):

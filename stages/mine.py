@@ -14,7 +14,7 @@ quiet_libraries()
 import numpy as np
 import pandas as pd
 
-from reranker import audit, mining, negatives, retrieval
+from reranker import audit, engine, mining, negatives, retrieval
 from reranker.compiled import use_backend
 from reranker.errors import UserError
 from reranker.judged import Places, by_place
@@ -41,7 +41,8 @@ def main(arguments: Sequence[str]) -> str:
     judgments = marked.judgments
     query_text, passage_text = tables.queries["text"], tables.passages["text"]
     split = tables.queries.set_index("query_id")["split"]
-    cache = Cache(PATHS.vectors)
+    computes = engine.start(params.engine)
+    cache = Cache(PATHS.vectors, computes)
 
     first_stage, indexes = mining.retriever(
         params.retriever,
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str]) -> str:
         passage_prompt=params.passage_prompt,
         index_name=params.index,
         backend=params.backend,
+        engine=computes,
     )
     held_out = np.flatnonzero(tables.queries["split"] != "train")
     found = retrieval.candidates(
@@ -94,7 +96,7 @@ def main(arguments: Sequence[str]) -> str:
     if params.rescorer:
         score = teacher
         if params.rescorer != "biencoder":
-            score = mining.cross_encoder(params.rescorer, precision, params.backend, tables)
+            score = mining.cross_encoder(params.rescorer, precision, params.backend, tables, computes)
         pool = negatives.rescore(pool, score)
     mined = negatives.mine(
         pool,

@@ -13,7 +13,7 @@ quiet_libraries()
 
 from sentence_transformers import CrossEncoder
 
-from reranker import lexical
+from reranker import engine, lexical
 from reranker.compiled import use_backend
 from reranker.errors import UserError
 from reranker.excerpts import excerpts
@@ -38,6 +38,7 @@ def main(arguments: Sequence[str]) -> str:
     queries = test["query_id"].map(tables.queries.set_index("query_id")["text"]).tolist()
     passages = test["passage_id"].map(tables.passages.set_index("passage_id")["text"]).tolist()
 
+    computes = engine.start(params.engine)
     label, precision = f"score {system}", choose_precision(params.precision)
     if system in BIENCODERS:
         folder = BIENCODERS[system]
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str]) -> str:
             require(folder)
         biencoder = load_biencoder(str(folder) if folder else resolve(params.base_model), params.biencoder_max_length)
         use_backend(biencoder, params.backend, precision)
-        scores = pair_cosines(biencoder, queries, passages, label=label, precision=precision)
+        scores = pair_cosines(biencoder, queries, passages, label=label, precision=precision, engine=computes)
     else:
         require(PATHS.reranker)
         with loading(str(PATHS.reranker)):
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str]) -> str:
         use_backend(model, params.backend, precision)
         counted = lexical.load(PATHS.reranker / "words.json")
         shown = excerpts(model.tokenizer, model.max_seq_length, counted, queries, passages)
-        scores = score_pairs(model, queries, shown, label=label, precision=precision)
+        scores = score_pairs(model, queries, shown, label=label, precision=precision, engine=computes)
 
     scored = test[["query_id", "passage_id"]].assign(score=scores)
     path = write_scored(scored, test["rank"] <= params.top_k, system)

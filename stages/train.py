@@ -112,7 +112,7 @@ def main(arguments: Sequence[str]) -> str:
     some = dev["query_id"].drop_duplicates()[: params.eval_queries]
     watched, judged = (table[table["query_id"].isin(some)] for table in (dev, judgments))
     evaluator = make_evaluator(params.evaluators, watched, judged, with_texts, precision)
-    about = params.model_dump(exclude={"checkpoint_minutes", "launcher"}), watched, judgments
+    about = params.model_dump(exclude={"checkpoint_minutes", "engine", "launcher"}), watched, judgments
     kept = Checkpoints(PATHS.checkpoints / "train", params.checkpoint_minutes, about)
     training = time.monotonic()
     curve = tune_cross_encoder(

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> str:
     )
     model = load_biencoder(base, params.warm_max_length)
     check_lengths(model[0], warm_max_length=params.warm_max_length, biencoder_max_length=params.biencoder_max_length)
-    about = (params.model_dump(exclude={"checkpoint_minutes", "launcher"}),)
+    about = (params.model_dump(exclude={"checkpoint_minutes", "engine", "launcher"}),)
     kept = Checkpoints(PATHS.checkpoints / label, params.checkpoint_minutes, about)
     training = time.monotonic()
     tune_biencoder(model, rows, schedule, scale=params.warm_scale, label=label, kept=kept)

@@ -1,0 +1,196 @@
+"""Work on a Ray cluster of two machines, which are processes here: the bytes of one process, whatever is lost."""
+
+import fcntl
+import importlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sentence_transformers import CrossEncoder, SentenceTransformer
+
+from reranker import index, scoring
+from reranker.compiled import use_backend
+from reranker.engine import LOCAL, Engine, start
+from reranker.errors import UserError
+from reranker.first_stage import Dense
+from reranker.scoring import embed, load_biencoder, score_pairs
+from reranker.vectors import Cache
+
+WORDS = ["sort", "order", "list", "numbers", "read", "csv", "file", "table", "find", "path", "graph", "red", "apples"]
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def sentences(number: int) -> list[str]:
+    """Different texts of 2 to 25 words."""
+    random = np.random.default_rng(1)
+    return [f"{place} " + " ".join(random.choice(WORDS, random.integers(1, 25))) for place in range(number)]
+
+
+class Machines:
+    """A cluster, and the engine on it."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        self.other = self.cluster.add_node(num_cpus=1)
+        os.environ["RAY_ADDRESS"] = self.cluster.address
+        self.engine: Engine = start("ray")
+
+    def stop(self) -> None:
+        import ray
+
+        ray.shutdown()
+        self.cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[Machines]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", "")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", str(ROOT / "tests"))  # for the functions below
+        threads = scoring.torch.get_num_threads()
+        scoring.torch.set_num_threads(1)
+        machines = Machines()
+        yield machines
+        machines.stop()
+        scoring.torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few texts are many tasks."""
+    monkeypatch.setattr(scoring, "BATCH", 4)
+    monkeypatch.setattr(scoring, "LENGTHS", 16)
+    monkeypatch.setattr(scoring, "TOGETHER", 3)
+    monkeypatch.setattr("reranker.first_stage.QUERIES", 16)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small")
+def test_vectors_scores_and_rankings_have_the_bytes_of_one_process(
+    machines: Machines, biencoder: str, cross_encoder: str, tmp_path: Path
+):
+    texts = sentences(200)
+    model = load_biencoder(biencoder, 32)
+    compiled = load_biencoder(biencoder, 32)
+    use_backend(compiled, "openvino", "float32")
+    for each in (model, compiled):
+        expected = embed(each, texts, label="", prompt="find ")
+        np.testing.assert_array_equal(embed(each, texts, label="", prompt="find ", engine=machines.engine), expected)
+    vectors = Cache(tmp_path / "cluster", machines.engine).embed(model, texts, label="")
+    np.testing.assert_array_equal(vectors, Cache(tmp_path / "here").embed(model, texts, label=""))
+    assert shards(tmp_path / "cluster") == shards(tmp_path / "here")
+
+    reranker = CrossEncoder(cross_encoder)
+    for precision in ("float32", "bfloat16"):
+        scores = score_pairs(reranker, texts, texts[::-1], label="", precision=precision)
+        found = score_pairs(reranker, texts, texts[::-1], label="", precision=precision, engine=machines.engine)
+        np.testing.assert_array_equal(found, scores)
+
+    passages = np.random.default_rng(2).normal(size=(1500, 32)).astype(np.float32)
+    for name in ("flat", "ivf_pq", "hnsw"):
+        lookup = index.build(name, passages, queries=len(vectors))
+        expected, found = (
+            Dense(passages, vectors, lookup, engine).search(np.arange(len(vectors)), 10, label="")
+            for engine in (LOCAL, machines.engine)
+        )
+        np.testing.assert_array_equal(found.positions, expected.positions)
+        np.testing.assert_array_equal(found.scores, expected.scores)
+
+
+def shards(folder: Path) -> list[bytes]:
+    return sorted(path.read_bytes() for path in folder.glob("*/*.npy"))
+
+
+@pytest.mark.slow
+def test_vector_that_is_not_finite_is_the_same_line_as_here(machines: Machines, biencoder: str):
+    model = load_biencoder(biencoder, 32)
+    model[0].model.embeddings.word_embeddings.weight.data[:] = np.nan
+    with pytest.raises(UserError) as here:
+        embed(model, ["sort a list"], label="mine")
+    with pytest.raises(UserError) as there:
+        embed(model, ["sort a list"], label="mine", engine=machines.engine)
+    assert str(there.value) == str(here.value)
+
+
+@pytest.mark.slow
+def test_machine_that_lacks_a_package_is_one_line(machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "only_here.py").write_text("def same(held, items):\n    yield from items\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    work = importlib.import_module("only_here").same
+    message = r"^params.yaml: engine: a machine .* cannot run this \(.*No module named 'only_here'\); install"
+    with pytest.raises(UserError, match=message):
+        list(machines.engine.map(work, Path, [1], together=1))
+
+
+def node() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def until_lost(
+    model: SentenceTransformer, parts: Iterable[list[str]], *, doomed: str, pipe: Path, lock: Path
+) -> Iterator[np.ndarray]:
+    """The vectors; the doomed machine tells that it has started and never ends, the other waits for its end."""
+    if node() == doomed:
+        pipe.write_bytes(b"started")
+        threading.Event().wait()
+    with lock.open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+    yield from scoring._vectors(model, parts, label="", prompt="", precision="float32")
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_or_twice_when_a_machine_dies(machines: Machines, biencoder: str, tmp_path: Path):
+    model, texts = load_biencoder(biencoder, 32), sentences(120)
+    parts = [texts[start : start + 4] for start in range(0, len(texts), 4)]
+    expected = list(scoring._vectors(model, parts, label="", prompt="", precision="float32"))
+    pipe, lock = tmp_path / "pipe", tmp_path / "lock"
+    os.mkfifo(pipe)
+    told: list[bytes] = []
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+        def kill_when_it_has_started() -> None:
+            told.append(pipe.read_bytes())
+            machines.cluster.remove_node(machines.other, allow_graceful=False)
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+        killer = threading.Thread(target=kill_when_it_has_started, daemon=True)
+        killer.start()
+        work = partial(until_lost, doomed=machines.other.node_id, pipe=pipe, lock=lock)
+        found = list(machines.engine.map(work, model, parts, together=1))
+        killer.join()
+    assert told == [b"started"]
+    assert len(found) == len(expected)
+    np.testing.assert_array_equal(np.concatenate(found), np.concatenate(expected))
+
+
+def test_cluster_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    with pytest.raises(UserError, match=r"^params.yaml: engine: no Ray cluster answers at 127.0.0.1:9 \(.*ray start"):
+        start("ray")
+
+
+def test_missing_ray_is_one_line_with_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"^params.yaml: engine: Ray is not installed; run .*pip install ray"):
+        start("ray")
+
+
+def test_this_process_does_without_ray():
+    code = (
+        "import sys, stages.mine, stages.score, reranker.engine as e; e.start('local'); assert 'ray' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
