@@ -67,7 +67,7 @@ LOCAL = Local()
 
 
 class OnRay:
-    """The Ray cluster of RAY_ADDRESS, or else the one that this machine is part of.
+    """The Ray cluster of RAY_ADDRESS, which this machine is part of.
 
     A task is some items. It takes as many cores as this process uses, and a GPU if this process has one, of any
     machine. What is held is sent to each machine once and stays in the processes there. Ray starts the tasks of a
@@ -82,7 +82,7 @@ class OnRay:
             import ray
         except ImportError:
             raise UserError("params.yaml: engine: Ray is not installed; run `.venv/bin/pip install ray`") from None
-        address = os.environ.get("RAY_ADDRESS") or "auto"
+        address = os.environ.get("RAY_ADDRESS", "")
         _check_reachable(address)
         if not ray.is_initialized():
             try:
@@ -93,7 +93,10 @@ class OnRay:
                     logging_level=logging.ERROR,
                 )
             except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-                raise UserError(f"params.yaml: engine: the Ray cluster {address}: {_reason(error)}") from None
+                raise UserError(
+                    f"params.yaml: engine: no Ray cluster for the address '{address}' ({_reason(error)[:100]}); "
+                    "start it with `ray start --head`, or set RAY_ADDRESS"
+                ) from None
         self._ray: Any = ray
         self._threads = torch.get_num_threads()
         self._gpus = int(torch.cuda.is_available())
@@ -162,10 +165,13 @@ def start(name: str) -> Engine:
 
 
 def _check_reachable(address: str) -> None:
-    """Check that something answers there: Ray itself waits for minutes, and then ends the process."""
+    """Check that something answers there: Ray itself waits for minutes."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        return
+        raise UserError(
+            f"params.yaml: engine: RAY_ADDRESS is '{address}'; start a cluster with `ray start --head` and set "
+            "RAY_ADDRESS to its HOST:PORT, such as 127.0.0.1:6379"
+        )
     try:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     except OSError as error:

@@ -182,6 +182,13 @@ def test_cluster_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatc
         start("ray")
 
 
+@pytest.mark.parametrize("address", ["", "auto", "127.0.0.1"])
+def test_address_without_a_port_is_one_line(address: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError, match=rf"^params.yaml: engine: RAY_ADDRESS is '{address}'; start a cluster with"):
+        start("ray")
+
+
 def test_missing_ray_is_one_line_with_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"^params.yaml: engine: Ray is not installed; run .*pip install ray"):
