@@ -14,7 +14,7 @@ from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from reranker.errors import UserError
+from reranker.errors import UserError, first_line
 
 TRACED = ["sort a list", "a text of more words than the first, so that one of them is padded"]
 CHECKED = ["rows", "how to read rows of a file, one after the other", "columns and rows"]
@@ -75,7 +75,7 @@ def use_backend(model: SentenceTransformer | CrossEncoder, wish: str, precision:
     try:
         _compile(transformer, precision)
     except Exception as error:  # whatever a library raises for a model that it does not know
-        reason = f"OpenVINO cannot read this model ({str(error).splitlines()[0][:100]})"
+        reason = f"OpenVINO cannot read this model ({first_line(error)[:100]})"
         if wish == "openvino":
             raise UserError(f"params.yaml: backend: {reason}; use auto or torch") from None
         print(f"{reason}: torch computes")

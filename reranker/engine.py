@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from reranker.errors import UserError
+from reranker.errors import UserError, first_line
 
 Held = TypeVar("Held")
 Item = TypeVar("Item")
@@ -94,7 +94,7 @@ class OnRay:
                 )
             except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
                 raise UserError(
-                    f"params.yaml: engine: no Ray cluster for the address '{address}' ({_reason(error)[:100]}); "
+                    f"params.yaml: engine: no Ray cluster for the address '{address}' ({first_line(error)[:100]}); "
                     "start it with `ray start --head`, or set RAY_ADDRESS"
                 ) from None
         self._ray: Any = ray
@@ -143,14 +143,14 @@ class OnRay:
                 raise error.cause from None
             if isinstance(error.cause, (ImportError, self._ray.exceptions.RaySystemError)):
                 raise UserError(
-                    f"params.yaml: engine: a machine of the Ray cluster cannot run this ({_reason(error.cause)}); "
+                    f"params.yaml: engine: a machine of the Ray cluster cannot run this ({first_line(error.cause)}); "
                     "install the packages of requirements.lock there"
                 ) from None
             raise
         except self._ray.exceptions.RayError as error:
             raise UserError(
                 f"params.yaml: engine: a part of the work was lost {RETRIES + 1} times or the cluster is gone "
-                f"({_reason(error)}); look at the machines' memory with `ray status`, then run this again"
+                f"({first_line(error)}); look at the machines' memory with `ray status`, then run this again"
             ) from None
         return found
 
@@ -179,10 +179,6 @@ def _check_reachable(address: str) -> None:
             f"params.yaml: engine: no Ray cluster answers at {address} ({error.strerror or error}); "
             "start it with `ray start --head`, or correct RAY_ADDRESS"
         ) from None
-
-
-def _reason(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _run(work: Work[Any, Any, Any], held: list[Any], items: list[Any], threads: int) -> list[Any]:

@@ -11,3 +11,8 @@ class UserError(Exception):
 def printable(text: str) -> str:
     """The text with what does not print escaped: nothing in a file may break a line or command a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what a library says, or what its error is called where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from reranker.errors import UserError
-from reranker.params import SourceSection
 from reranker.records import PATHS, Tables
+from reranker.source_params import SourceSection
 
 
 def training_order(queries: pd.DataFrame, sources: Mapping[str, SourceSection], *, salt: int) -> pd.Series:

@@ -16,9 +16,10 @@ from reranker.cleaning import GIVEN, Cleaner, Limits
 from reranker.errors import UserError, printable
 from reranker.lengths import histogram, percentiles, token_lengths
 from reranker.models import tokenizer_file
-from reranker.params import Params, Source, load_params
+from reranker.params import Params, load_params
 from reranker.progress import progress, run_stage
 from reranker.records import PATHS, SPLITS, first_texts, record_time, write_csv, write_json, write_parts, write_table
+from reranker.source_params import Source
 from reranker.sources import reading
 from reranker.spool import Spool
 

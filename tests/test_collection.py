@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from damage import FUZZED, damaged
 from prepared import clean, tables
 from reranker.errors import UserError
-from reranker.params import BeirSource, CollectionSource
 from reranker.records import UNSPLIT, Example
+from reranker.source_params import BeirSource, CollectionSource
 from reranker.sources import reading, streams
 
 CORPUS = [

@@ -13,8 +13,8 @@ from sentence_transformers.util import mine_hard_negatives
 
 from damage import FUZZED
 from reranker.errors import UserError
-from reranker.params import Columns, FileSource
 from reranker.records import Example
+from reranker.source_params import Columns, FileSource
 from reranker.sources import columns, reading, streams
 from reranker.sources.streams import Table
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
-from reranker.params import FileSource
 from reranker.records import Example
+from reranker.source_params import FileSource
 from reranker.sources import reading
 
 PASSWORD = "not-to-be-seen"

@@ -1,6 +1,6 @@
 import pytest
 
-from reranker.errors import UserError
+from reranker.errors import UserError, first_line
 
 
 @pytest.mark.parametrize(
@@ -16,3 +16,8 @@ from reranker.errors import UserError
 def test_message_is_one_line_that_commands_no_terminal(message: str, shown: str):
     assert str(UserError(message)) == shown
     assert len(str(UserError(message)).splitlines()) == 1
+
+
+def test_error_that_says_nothing_goes_by_its_name():
+    assert first_line(NotImplementedError()) == "NotImplementedError"
+    assert first_line(ValueError("\n one\ntwo")) == "one"

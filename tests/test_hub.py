@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from damage import FUZZED, damaged
 from reranker.errors import UserError
-from reranker.params import HubSource
 from reranker.records import UNSPLIT, Example
+from reranker.source_params import HubSource
 from reranker.sources import hub, reading
 
 COLUMNS = {"query": "question", "passage": "answers", "label": "grades"}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from prepared import clean, leaks, tables
-from reranker.params import BeirSource, Columns, FileSource
+from reranker.source_params import BeirSource, Columns, FileSource
 from reranker.sources import reading
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reranker.errors import UserError
-from reranker.params import PackageSource
 from reranker.records import Tables
 from reranker.rows import right_pairs, training_groups, training_order
+from reranker.source_params import PackageSource
 
 ids = st.lists(st.text(min_size=1, max_size=6), unique=True, max_size=20)
 

@@ -5,20 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from reranker.params import (
-    ColumnNames,
-    Count,
-    CountOrZero,
-    Header,
-    Minutes,
-    Name,
-    Rate,
-    Section,
-    Seed,
-    Share,
-    SplitFiles,
-)
+from reranker.params import CountOrZero, Minutes, Rate, Seed, Share
 from reranker.params import read_params as read
+from reranker.source_params import ColumnNames, Count, Header, Name, Section, SplitFiles
 
 Task = Literal["score", "duplicates", "class"]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reranker.errors import UserError
-from reranker.params import BeirSource, CollectionSource, CorpusColumns, Judgments, Queries
 from reranker.records import SPLITS, Example, Part
+from reranker.source_params import BeirSource, CollectionSource, CorpusColumns, Judgments, Queries
 from reranker.sources import cells, files
 from reranker.sources.streams import COMPRESSED, together
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 
 from reranker.errors import UserError
-from reranker.params import Columns
 from reranker.records import UNSPLIT, Example, Part
+from reranker.source_params import Columns
 from reranker.sources import cells
 from reranker.sources.streams import Table, together
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from reranker.params import FileSource, HubSource, PackageSource, Source
 from reranker.records import Part
+from reranker.source_params import FileSource, HubSource, PackageSource, Source
 from reranker.sources import collection, columns, files, hub, pydocs
 
 
