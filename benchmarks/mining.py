@@ -36,7 +36,7 @@ from reranker.models import resolve
 
 PLAIN, OURS = "mine_hard_negatives", "ours"
 SIZES = {"200k": (200_000, 50_000), "1m": (1_000_000, 100_000)}
-REPEATS = {"default": 3, "200k": 1, "1m": 1}
+REPEATS = {"default": 3, "200k": 3, "1m": 1}
 GROWTH, GROWTH_QUERIES = (10_000, 31_623, 100_000, 316_228, 1_000_000), 5_000
 FEW = 20
 """Queries whose candidates a cross-encoder scores."""
