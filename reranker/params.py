@@ -48,6 +48,10 @@ Losses = Annotated[
 """One for all queries, or one for those of each source."""
 
 
+WITHOUT_EFFECT = frozenset({"checkpoint_minutes", "engine"})
+"""Keys that no result depends on: a change need not run a stage again."""
+
+
 class LoraSection(Section):
     """Low-rank adapters, with the names of peft's LoraConfig."""
 

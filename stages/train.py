@@ -26,7 +26,7 @@ from reranker.excerpts import excerpts
 from reranker.layers import one_output
 from reranker.loss_table import LOSSES, needs_teacher
 from reranker.models import resolve
-from reranker.params import load_params
+from reranker.params import WITHOUT_EFFECT, load_params
 from reranker.records import (
     PATHS,
     folder,
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str]) -> str:
     some = dev["query_id"].drop_duplicates()[: params.eval_queries]
     watched, judged = (table[table["query_id"].isin(some)] for table in (dev, judgments))
     evaluator = make_evaluator(params.evaluators, watched, judged, with_texts, precision)
-    about = params.model_dump(exclude={"checkpoint_minutes", "engine", "launcher"}), watched, judgments
+    about = params.model_dump(exclude={*WITHOUT_EFFECT, "launcher"}), watched, judgments
     kept = Checkpoints(PATHS.checkpoints / "train", params.checkpoint_minutes, about)
     training = time.monotonic()
     curve = tune_cross_encoder(

@@ -19,7 +19,7 @@ import numpy as np
 from reranker.checkpoints import Checkpoints
 from reranker.errors import UserError
 from reranker.models import resolve
-from reranker.params import load_params
+from reranker.params import WITHOUT_EFFECT, load_params
 from reranker.records import PATHS, folder, read_tables, record_time, require
 from reranker.rows import right_pairs, training_order
 from reranker.scoring import check_lengths, choose_precision, embed, load_biencoder, load_retriever
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> str:
     )
     model = load_biencoder(base, params.warm_max_length)
     check_lengths(model[0], warm_max_length=params.warm_max_length, biencoder_max_length=params.biencoder_max_length)
-    about = (params.model_dump(exclude={"checkpoint_minutes", "engine", "launcher"}),)
+    about = (params.model_dump(exclude={*WITHOUT_EFFECT, "launcher"}),)
     kept = Checkpoints(PATHS.checkpoints / label, params.checkpoint_minutes, about)
     training = time.monotonic()
     tune_biencoder(model, rows, schedule, scale=params.warm_scale, label=label, kept=kept)

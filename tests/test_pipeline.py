@@ -13,15 +13,13 @@ import pytest
 import yaml
 
 from reranker.pairs.params import PairParams
-from reranker.params import Params
+from reranker.params import WITHOUT_EFFECT, Params
 from stages.train import TOLD
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__")
 PACKAGES = ("reranker", "stages", "pairs")
 TEMPLATES = {".html", ".j2", ".jinja"}
-WITHOUT_EFFECT = {"checkpoint_minutes", "engine"}
-"""Keys that no result depends on: a change need not run a stage again."""
 WITHOUT_TORCH = [
     f"reranker.{name}" for name in ("dataset", "fusion", "metrics", "params", "records", "sources.reading")
 ] + [*(f"stages.{name}" for name in ("prepare", "evaluate", "report")), "pairs.prepare", "reranker.pairs.measures"]
