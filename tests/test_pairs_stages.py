@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -59,9 +60,10 @@ class Place:
         self.values |= values
         (self.path / "pairs" / "params.yaml").write_text(yaml.safe_dump({"pairs": self.values}), encoding="utf-8")
 
-    def start(self, stage: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-        command = [sys.executable, "-m", f"pairs.{stage}"]
+    def start(self, stage: str, *launcher: str) -> subprocess.CompletedProcess[str]:
+        found = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+        environment = {**os.environ, "PYTHONPATH": found, "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, "-m", *launcher, f"pairs.{stage}"]
         return subprocess.run(
             command, cwd=self.path, env=environment, capture_output=True, text=True, check=False, timeout=300
         )
@@ -123,6 +125,31 @@ def test_task_goes_from_rows_to_figures(tmp_path: Path, task: str, headline: str
         assert ((again >= 0) & (again <= 1)).all()
         fused = scored[["zero_shot", "cross_encoder"]].to_dict("series")
         np.testing.assert_allclose(fuse(fused, shipped.weights), scored["fine_tuned"])
+
+
+@pytest.mark.slow
+def test_training_that_was_killed_goes_on_and_ends_with_the_same_bytes(tmp_path: Path):
+    results = []
+    for name, minutes in (("whole", None), ("killed", 0)):
+        place = Place(tmp_path / name, "class")
+        place.set(checkpoint_minutes=minutes)
+        place.run("prepare")
+        if name == "killed":
+            # while the checkpoint after step 4 is written, and when the result is
+            for end, goes_on in (
+                ("checkpoint-4/trainer_state.json", ""),
+                ("classes.json", "train: goes on from step 3"),
+            ):
+                died = place.start("train", "dying", "open", end)
+                assert (died.returncode, died.stdout) == (-signal.SIGKILL, "")
+                assert goes_on in died.stderr.splitlines() or not goes_on
+                assert not (place.path / "models" / "pairs").exists()
+            assert "train: goes on from step 9" in place.start("train").stderr.splitlines()
+        else:
+            place.run("train")
+        files = ("models/pairs/model.safetensors", "metrics/pairs/train.json", "metrics/pairs/curve_dev.csv")
+        results.append([(place.path / file).read_bytes() for file in files])
+    assert results[0] == results[1]
 
 
 def test_pair_on_two_sides_of_a_given_split_stops_unless_it_is_allowed(tmp_path: Path):
