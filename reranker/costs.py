@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from reranker.systems import Loaded
+from reranker.tables import COST_COLUMNS
 
 WIDTHS = (30, 100)
 """Passages of a query."""
@@ -18,11 +19,6 @@ AT_LEAST = 10
 """That are timed, however long they take."""
 SECONDS = 4.0
 """After which a slow system is timed on no more queries of a width."""
-COLUMNS = (
-    "system", "parameters", "megabytes", "pairs_per_second", "p50_ms_30", "p95_ms_30", "p50_ms_100", "p95_ms_100",
-    "usd_per_1000_queries",
-)  # fmt: skip
-
 Seconds = NDArray[np.float64]
 
 
@@ -104,7 +100,7 @@ def table(costs: Mapping[str, Cost], sizes: Mapping[int, Sequence[int]], *, usd_
         usd_per_hour: of the machine.
 
     Returns:
-        Columns `COLUMNS`, one row a system; milliseconds of a query.
+        Columns `COST_COLUMNS`, one row a system; milliseconds of a query.
     """
     rows = []
     few, many = WIDTHS
@@ -117,4 +113,4 @@ def table(costs: Mapping[str, Cost], sizes: Mapping[int, Sequence[int]], *, usd_
             row |= {f"p50_ms_{width}": float(middle), f"p95_ms_{width}": float(late)}
         row["usd_per_1000_queries"] = 1000 * float(times.mean()) / 3600 * usd_per_hour
         rows.append(row)
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(rows, columns=list(COST_COLUMNS))

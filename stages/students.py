@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> str:
         for layers in params.student_layers:
             label = f"student {layers}"
             seed_everything(params.seed)
-            model = build_cross_encoder(start, params.max_length, 0, outputs, layers)
+            model = build_cross_encoder(start, params.max_length, 0, outputs, layers, "student_layers")
             texts = partial(
                 with_texts, texts=tables, tokenizer=model.tokenizer, max_length=params.max_length, counted=counted
             )
