@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from dvc_data.index import DataIndexDirError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -56,7 +58,7 @@ def fetch(revision: Revision, folder: Path) -> None:
     """
     try:
         _files(revision.commit).get(PATHS.reranker.as_posix(), str(folder), recursive=True)
-    except (DvcException, OSError) as error:
+    except (DvcException, DataIndexDirError, OSError) as error:
         raise UserError(
             f"experiment '{revision.name}': {PATHS.reranker} is in no cache and no remote ({first_line(error)[:100]}); "
             f"run `dvc exp apply {revision.name} && dvc repro train`"
@@ -64,9 +66,15 @@ def fetch(revision: Revision, folder: Path) -> None:
 
 
 def _files(name: str) -> Any:
+    """The files of a revision, those of git and of DVC, whose remote is the workspace's present one."""
     try:
-        return DVCFileSystem(rev=name)
-    except DvcException as error:
+        with Repo() as here:
+            remote = here.config["core"].get("remote")
+            config = {"core": {"remote": remote}, "remote": {remote: here.config["remote"][remote]}} if remote else {}
+        files = DVCFileSystem(rev=name, config=config)
+        files.repo.get_rev()  # it is looked for when it is first needed
+    except (DvcException, KeyError) as error:
         raise UserError(
             f"experiment '{name}': git and DVC know no such revision ({first_line(error)[:100]}); see `dvc exp list`"
         ) from None
+    return files

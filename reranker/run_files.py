@@ -91,7 +91,7 @@ def scores_of(run: pd.DataFrame, pairs: pd.DataFrame) -> NDArray[np.float64]:
         A score per pair, in their order.
     """
     keys = ["query_id", "passage_id"]
-    scores = pairs[keys].merge(run, on=keys, how="left")["score"].to_numpy(float)
+    scores = pairs[keys].merge(run, on=keys, how="left")["score"].to_numpy(float, copy=True)
     bounds = run.groupby("query_id")["score"].agg(["min", "max", "size"])
     low, high, size = (pairs["query_id"].map(bounds[column]).fillna(0).to_numpy(float) for column in bounds)
     apart = (high - low) / np.maximum(size, 1)

@@ -69,7 +69,9 @@ class Comparable:
     def set(self, **values: object) -> None:
         """Give keys of params.yaml other values."""
         path = self.path / "params.yaml"
-        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
+        path.write_text(
+            yaml.safe_dump(yaml.safe_load(path.read_text(encoding="utf-8")) | values, sort_keys=False), encoding="utf-8"
+        )
 
     def tables(self, queries: dict[str, str]) -> None:
         """The tables, of so many of the test queries."""
