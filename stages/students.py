@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> str:
     precision = choose_precision(params.precision)
     start = str(PATHS.biencoder) if params.start_from_biencoder else resolve(params.base_model)
     counted = lexical.statistics(tables.passages["text"])
-    found = []
+    found: list[str] = []
     with folder(PATHS.students) as part:
         for layers in params.student_layers:
             label = f"student {layers}"
