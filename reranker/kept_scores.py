@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from reranker import lexical, revisions
+from reranker.errors import UserError
 from reranker.models import fingerprint
 from reranker.records import read_table
 from reranker.system_params import (
@@ -60,10 +61,11 @@ def key(system: System, settings: Settings, pairs: pd.DataFrame) -> str:
 
 
 def kept(path: Path, wanted: str) -> pd.DataFrame | None:
-    """The table at a path if it has this key; None if it has another one or is not there."""
-    if not path.exists():
+    """The table at a path if it has this key; None if it has another one, is damaged or is not there."""
+    try:
+        table = read_table(path, COLUMNS)
+    except UserError:
         return None
-    table = read_table(path, COLUMNS)
     return table if table.attrs.get(KEY) == wanted else None
 
 

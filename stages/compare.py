@@ -66,8 +66,10 @@ def main(arguments: Sequence[str]) -> str:
             singles = repeats(system)
             for number, single in enumerate(singles, start=1):
                 file = name if len(singles) == 1 else f"{name}@{number}"
-                table = _scored(file, single, pairs, settings, scores, tables.passages["passage_id"])
-                write_scored(table, pairs["retrieved"], file, PATHS.compared)
+                table = _kept(file, single, pairs, settings)
+                if table is None:
+                    table = _scored(file, single, pairs, settings, scores, tables.passages["passage_id"])
+                    write_scored(table, pairs["retrieved"], file, PATHS.compared)
                 found.append(table["score"])
                 written.add(file)
             scores[name] = found
@@ -98,6 +100,13 @@ def main(arguments: Sequence[str]) -> str:
     return f"compare: {len(order)} systems on {pairs['query_id'].nunique():,} test queries -> {target}"
 
 
+def _kept(file: str, system: System, pairs: pd.DataFrame, settings: Settings) -> pd.DataFrame | None:
+    """What an earlier run has written for the same system, models, texts and code."""
+    if isinstance(system, FusedSystem | RunSystem):
+        return None
+    return kept(PATHS.compared / f"{file}.parquet", key(system, settings, pairs))
+
+
 def _scored(
     file: str,
     system: System,
@@ -106,7 +115,7 @@ def _scored(
     scores: Mapping[str, Sequence[pd.Series]],
     passages: pd.Series,
 ) -> pd.DataFrame:
-    """Columns query_id, passage_id, score: what is kept, or what the system gives now."""
+    """Columns query_id, passage_id, score; with the key under which they are kept, where the system has one."""
     if isinstance(system, FusedSystem):
         for part in system.fused:
             if part not in scores:
@@ -118,9 +127,6 @@ def _scored(
         run = read_run(path)
         check_ids(run, path, pairs["query_id"], passages)
         return pairs[KEYS].assign(score=scores_of(run, pairs))
-    own = key(system, settings, pairs)
-    if (earlier := kept(PATHS.compared / f"{file}.parquet", own)) is not None:
-        return earlier
     for name in system.experiment if isinstance(system, ExperimentSystem) else ():
         if not revisions.find(name).same_queries:
             print(
@@ -129,7 +135,7 @@ def _scored(
                 file=sys.stderr,
             )
     with opened(system, settings, f"compare {file}") as loaded:
-        return with_key(pairs[KEYS].assign(score=loaded.scores(pairs)), own)
+        return with_key(pairs[KEYS].assign(score=loaded.scores(pairs)), key(system, settings, pairs))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The stages compare and costs as DVC starts them, on tiny models."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from sentence_transformers import CrossEncoder
 
 from comparable import CANDIDATES, PASSAGES, QUERIES, RIGHT, ROOT, Comparable, make_reranker, make_static
@@ -17,6 +19,7 @@ from reranker.combining import added_z_scores, fused_ranks
 from reranker.errors import UserError
 from reranker.fused import Reranker
 from reranker.layers import keep_first
+from reranker.progress import run_stage
 from reranker.scoring import load_retriever, pair_cosines, score_pairs
 from reranker.system_params import EVALUATED
 from reranker.tables import COST_COLUMNS
@@ -108,14 +111,7 @@ def test_each_kind_scores_the_candidates_as_its_model_does(place, biencoder, cro
     assert Path("data/compared/other.trec").read_text().splitlines()[0] == "t0 Q0 p0 1 2.5 other"
 
 
-def start(place: Comparable, stage: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", f"stages.{stage}"], cwd=place.path, env=environment, capture_output=True, text=True
-    )
-
-
-def test_failure_of_one_system_keeps_the_others_and_ends_with_an_error(place, cross_encoder):
+def test_failure_of_one_system_keeps_the_others_and_ends_with_an_error(place, cross_encoder, capsys):
     unknown = place.run_file("t0 Q0 p0 1 1.0 x\nt7 Q0 p0 1 1.0 x\n")
     place.set(
         systems={
@@ -129,9 +125,8 @@ def test_failure_of_one_system_keeps_the_others_and_ends_with_an_error(place, cr
         },
         baseline="gone",
     )
-    done = start(place, "compare")
-    assert (done.returncode, done.stdout) == (1, "")
-    *lines, last = done.stderr.splitlines()
+    assert run_stage(compare.main, []) == 1
+    *lines, last = said(capsys)
     assert [line.split(": ", 2)[1] for line in lines] == [
         f"systems.{name}" for name in ("gone", "needs", "deep", "foreign", "student", "wrong")
     ]
@@ -204,6 +199,32 @@ def test_next_run_computes_what_failed_or_changed_and_nothing_else(place, cross_
     compare.main([])
     assert computed == []
     assert sorted(path.stem for path in Path("data/compared").glob("*.parquet")) == ["words"]
+
+
+def test_dvc_leaves_what_is_kept_to_the_next_run(repository):
+    (stage,) = re.findall(r"^  compare:\n.*?(?=^  \w)", (ROOT / "dvc.yaml").read_text(), re.M | re.S)
+    body = yaml.safe_load(stage)["compare"]
+    named = {"cmd": f"PYTHONPATH={ROOT} {body['cmd']}", "params": ["systems"], "outs": body["outs"]}
+    Path("dvc.yaml").write_text(STAGES + yaml.safe_dump({"stages": {"compare": named}}).removeprefix("stages:\n"))
+    systems = {"words": {"retriever": "bm25"}, "late": {"cross_encoder": "models/late"}}
+    repository.set(systems=systems)
+    with pytest.raises(AssertionError, match=r"systems\.late"):
+        shell(repository.path, "dvc", "repro", "-q", "--single-item", "compare")
+    before = Path("data/compared/words.parquet").stat().st_mtime_ns
+    shutil.copytree("models/reranker", "models/late")
+    shell(repository.path, "dvc", "repro", "-q", "--single-item", "compare")
+    assert Path("data/compared/words.parquet").stat().st_mtime_ns == before
+    assert list(repository.comparison().index) == [*EVALUATED, *systems]
+
+
+def test_damaged_scores_are_computed_again(place, computed):
+    place.set(systems={"words": {"retriever": "bm25"}})
+    compare.main([])
+    first = place.scores("words")
+    Path("data/compared/words.parquet").write_bytes(b"PAR1")
+    compare.main([])
+    assert computed == ["words", "words"]
+    assert place.scores("words") == first
 
 
 def test_no_system_of_ones_own_is_fine_and_so_is_a_single_query(place):
