@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from reranker.lexical import Statistics, rarity, word_spans
+from reranker.records import Tables
 
 GAP = " … "
 HEAD = 3
@@ -64,6 +66,27 @@ def excerpts(
             known[passage] = _read(passage, offsets[passage])
         chosen.append(_excerpt(passage, known[passage], {word for word, _ in word_spans(query)}, counted, room))
     return chosen
+
+
+def with_texts(
+    table: pd.DataFrame, texts: Tables, tokenizer: PreTrainedTokenizerBase, max_length: int, counted: Statistics
+) -> pd.DataFrame:
+    """Pairs with what they say, and what of it a cross-encoder reads.
+
+    Args:
+        table: columns query_id, passage_id.
+        texts: the data set.
+        tokenizer: see `excerpts`.
+        max_length: see `excerpts`.
+        counted: see `excerpts`.
+
+    Returns:
+        The table with the columns query, passage and text, the excerpt of the passage.
+    """
+    queries = table["query_id"].map(texts.queries.set_index("query_id")["text"])
+    passages = table["passage_id"].map(texts.passages.set_index("passage_id")["text"])
+    read = excerpts(tokenizer, max_length, counted, queries.tolist(), passages.tolist())
+    return table.assign(query=queries, passage=passages, text=read)
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], what: str) -> dict[str, list[Any]]:

@@ -55,6 +55,11 @@ class Reranker:
         for model in (self._cross_encoder, self._biencoder):
             use_backend(model, backend, self._precision)
 
+    @property
+    def models(self) -> tuple[CrossEncoder, SentenceTransformer, SentenceTransformer]:
+        """The cross-encoder, the bi-encoder and the static embedding."""
+        return self._cross_encoder, self._biencoder, self._static
+
     def scores(self, queries: Sequence[str], passages: Sequence[str]) -> NDArray[np.float64]:
         """Score of each query with the passage at the same place; shape (pairs,)."""
         shown = excerpts(

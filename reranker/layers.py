@@ -11,17 +11,22 @@ from transformers import PreTrainedModel
 from reranker.errors import UserError
 
 
-def keep_first(body: PreTrainedModel, number: int) -> None:
+def keep_first(body: PreTrainedModel, number: int, key: str = "num_layers") -> None:
     """Cut off all layers but the first so many: a student that starts from its teacher's weights.
 
     Sajjad et al. (2023) find that of the ways to drop layers, this one loses the least.
 
+    Args:
+        body: changed in place.
+        number: of layers, from 1.
+        key: of params.yaml that says the number.
+
     Raises:
         UserError: it has fewer, or no list of layers.
     """
-    layers = _layers(body, "num_layers", "null")
+    layers = _layers(body, key, "null")
     if number > len(layers):
-        raise UserError(f"params.yaml: num_layers: {number}: the model has {len(layers)} layers")
+        raise UserError(f"params.yaml: {key}: {number}: the model has {len(layers)} layers")
     kept = getattr(body.config, "layer_types", None)
     if kept is not None:  # a list of the kind of each, which must be as long as they are many
         body.config.layer_types = kept[:number]

@@ -19,7 +19,7 @@ from reranker.models import loading, resolve
 from reranker.negatives import Mined
 from reranker.records import Tables
 from reranker.retrieval import FirstStage, Vectors
-from reranker.scoring import load_retriever, pair_cosines, score_pairs
+from reranker.scoring import choose_prompt, load_retriever, pair_cosines, score_pairs
 from reranker.vectors import Cache
 
 Scores = NDArray[np.float64]
@@ -79,7 +79,8 @@ def retriever(
         else:
             model = load_retriever(name)
             use_backend(model, backend, "float32")
-            prompts = _prompt(passage_prompt, model, "document", "passage"), _prompt(query_prompt, model, "query")
+            of_passage = choose_prompt(passage_prompt, model, "document", "passage")
+            prompts = of_passage, choose_prompt(query_prompt, model, "query")
             passages, queries = (
                 cache.embed(model, table["text"].tolist(), label=f"mine: {kind}", prompt=prompt)
                 for table, kind, prompt in zip(tables[:2], ("passages", "queries"), prompts, strict=True)
@@ -87,12 +88,6 @@ def retriever(
             indexes.append(Indexed(index.build(index_name, passages, queries=len(queries)), passages, queries))
             parts.append(Dense(passages, queries, indexes[-1].lookup, engine))
     return Retriever(Fused(parts) if len(parts) > 1 else parts[0], indexes)
-
-
-def _prompt(given: str | None, model: SentenceTransformer, *names: str) -> str:
-    if given is not None:
-        return given
-    return next((str(model.prompts[name]) for name in names if model.prompts.get(name)), "")
 
 
 def index_figures(indexes: Sequence[Indexed], queries: Places, *, depth: int, wanted: float) -> dict[str, float]:

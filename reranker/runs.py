@@ -15,18 +15,19 @@ def rank(run: pd.DataFrame) -> pd.DataFrame:
     return ordered.assign(rank=ordered.groupby("query_id").cumcount() + 1)
 
 
-def write_scored(scored: pd.DataFrame, retrieved: pd.Series, system: str) -> Path:
+def write_scored(scored: pd.DataFrame, retrieved: pd.Series, system: str, folder: Path = PATHS.scored) -> Path:
     """Write a system's scores as a table and, beside it, the retrieved candidates as a TREC run.
 
     Args:
         scored: columns query_id, passage_id, score; the right passages that the retriever missed included.
         retrieved: which rows of `scored` the retriever found.
         system: the name of both files and of the run.
+        folder: of both files.
 
     Returns:
         The path of the table.
     """
-    path = PATHS.scored / f"{system}.parquet"
+    path = folder / f"{system}.parquet"
     write_run(rank(scored[retrieved]), path.with_suffix(".trec"), system)
     write_table(scored, path)
     return path

@@ -144,6 +144,13 @@ def load_biencoder(name: str, max_length: int) -> SentenceTransformer:
     return model
 
 
+def choose_prompt(given: str | None, model: SentenceTransformer, *names: str) -> str:
+    """What is put before a text: what was asked for, or the first of these prompts that the model brings, if any."""
+    if given is not None:
+        return given
+    return next((str(model.prompts[name]) for name in names if model.prompts.get(name)), "")
+
+
 def check_lengths(transformer: nn.Module, **lengths: int) -> None:
     """Check that a model has a position for every token.
 
@@ -246,6 +253,8 @@ def pair_cosines(
     *,
     label: str,
     precision: str = "float32",
+    query_prompt: str = "",
+    passage_prompt: str = "",
     cache: Embedder | None = None,
     engine: Engine = LOCAL,
 ) -> NDArray[np.float64]:
@@ -257,14 +266,21 @@ def pair_cosines(
         passages: as many as queries.
         label: what is being done, shown beside the progress.
         precision: float32 or bfloat16.
+        query_prompt: put before each query; the model's own default prompt, if it has one, where it is empty.
+        passage_prompt: the same before each passage.
         cache: where the vectors come from; None: all are computed.
         engine: what computes them where there is no cache, which has its own.
     """
-    texts = list(dict.fromkeys([*queries, *passages]))
+    sides = [[(query_prompt, query) for query in queries], [(passage_prompt, passage) for passage in passages]]
+    texts = list(dict.fromkeys([*sides[0], *sides[1]]))
     place = {text: number for number, text in enumerate(texts)}
     embedded = cache.embed if cache else partial(embed, engine=engine)
-    vectors = embedded(model, texts, label=label, precision=precision)
-    left, right = ([place[text] for text in side] for side in (queries, passages))
+    parts = [
+        embedded(model, [text for own, text in texts if own == prompt], label=label, prompt=prompt, precision=precision)
+        for prompt in dict.fromkeys([query_prompt, passage_prompt])
+    ]
+    vectors = parts[0] if len(parts) == 1 else np.concatenate(parts)  # one that is a memory map stays one
+    left, right = ([place[text] for text in side] for side in sides)
     cosines = np.zeros(len(left))
     for start in range(0, len(left), PAIRS):
         some = slice(start, start + PAIRS)

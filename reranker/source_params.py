@@ -1,5 +1,6 @@
 """The schema of `sources` in params.yaml: what may be said of each kind of source."""
 
+from collections.abc import Callable, Mapping
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
@@ -151,11 +152,16 @@ KINDS: dict[str, type[Section]] = {
 """The key that tells what a source is."""
 
 
-def _kind(entry: object) -> str | None:
-    if isinstance(entry, Section):
-        return next(kind for kind, model in KINDS.items() if isinstance(entry, model))
-    named = [kind for kind in KINDS if isinstance(entry, dict) and kind in entry]
-    return named[0] if len(named) == 1 else None
+def kind_of(kinds: Mapping[str, type[Section]]) -> Callable[[object], str | None]:
+    """What tells the kind of an entry: the only one of these keys that it has; None where there is not one."""
+
+    def kind(entry: object) -> str | None:
+        if isinstance(entry, Section):
+            return next(kind for kind, model in kinds.items() if isinstance(entry, model))
+        named = [kind for kind in kinds if isinstance(entry, dict) and kind in entry]
+        return named[0] if len(named) == 1 else None
+
+    return kind
 
 
 AnySource = Annotated[
@@ -164,5 +170,5 @@ AnySource = Annotated[
     | Annotated[CollectionSource, Tag("corpus")]
     | Annotated[BeirSource, Tag("beir")]
     | Annotated[HubSource, Tag("hub")],
-    Discriminator(_kind),
+    Discriminator(kind_of(KINDS)),
 ]

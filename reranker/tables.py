@@ -26,6 +26,12 @@ SYSTEM_COLUMNS = (
     "system", "mode", "ndcg@10", "ndcg@10_low", "ndcg@10_high", "mrr@10", "map", "recall@10", "recall@30",
 )  # fmt: skip
 
+COST_COLUMNS = (
+    "system", "parameters", "megabytes", "pairs_per_second", "p50_ms_30", "p95_ms_30", "p50_ms_100", "p95_ms_100",
+    "usd_per_1000_queries",
+)  # fmt: skip
+"""Times are of one query with 30 or 100 passages, in milliseconds; megabytes are of 1,000,000 bytes."""
+
 
 class ResultRow(NamedTuple):
     """A system's figures in one mode, rounded."""
@@ -133,10 +139,53 @@ def markdown_table(systems: pd.DataFrame) -> str:
         "|---|---|---:|---:|---:|---|",
     ]
     for row in result_rows(systems, "retrieved"):
-        name = re.sub(r"([\\|*_<>`\[\]])", r"\\\1", row.label)
-        cells = [name, f"{row.ndcg} {row.interval}", row.mrr, row.map, row.recall_30, complete.get(row.label, "–")]
+        cells = [
+            _escaped(row.label),
+            f"{row.ndcg} {row.interval}",
+            row.mrr,
+            row.map,
+            row.recall_30,
+            complete.get(row.label, "–"),
+        ]
         lines.append(f"| {' | '.join(f'**{cell}**' if row.shipped else cell for cell in cells)} |")
     return "\n".join(lines)
+
+
+def cost_table(compared: pd.DataFrame, costs: pd.DataFrame) -> str:
+    """All systems as a Markdown table: size and cost beside NDCG@10 of the retrieved candidates.
+
+    Args:
+        compared: columns system, mode, ndcg@10, ndcg@10_low and ndcg@10_high.
+        costs: columns `COST_COLUMNS`; a system without a row gets dashes.
+    """
+    lines = [
+        "| System | NDCG@10 [95% interval] | Parameters | MB | ms a query, 30 passages (95%) | 100 passages (95%) | "
+        "Pairs/s | USD per 1,000 queries |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    by_system = costs.set_index("system").to_dict("index")
+    for row in compared[compared["mode"] == "retrieved"].to_dict("records"):
+        interval = f"[{score(row['ndcg@10_low'])}, {score(row['ndcg@10_high'])}]"
+        cells = [_escaped(label(row["system"])), f"{score(row['ndcg@10'])} {interval}"]
+        cost = by_system.get(row["system"])
+        cells += (
+            [
+                count(cost["parameters"]),
+                f"{cost['megabytes']:,.1f}",
+                *(f"{cost[f'p50_ms_{width}']:,.1f} ({cost[f'p95_ms_{width}']:,.1f})" for width in (30, 100)),
+                count(cost["pairs_per_second"]),
+                f"{cost['usd_per_1000_queries']:.4f}",
+            ]
+            if cost
+            else ["–"] * 6
+        )
+        lines.append(f"| {' | '.join(f'**{cell}**' if row['system'] == SHIPPED else cell for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def _escaped(text: str) -> str:
+    """A text for a cell of Markdown."""
+    return re.sub(r"([\\|*_<>`\[\]])", r"\\\1", text)
 
 
 def count(value: float) -> str:

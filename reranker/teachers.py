@@ -12,6 +12,7 @@ from torch import nn
 from reranker import fusion
 from reranker.errors import UserError
 from reranker.models import loading, resolve
+from reranker.records import read_scores
 from reranker.scoring import score_pairs
 
 SIGNALS = {
@@ -35,16 +36,18 @@ def logits(
     """A teacher's scores of the mined pairs.
 
     Args:
-        teacher: one of `SIGNALS`, or a cross-encoder.
+        teacher: one of `SIGNALS`, a cross-encoder, or a file of scores.
         negatives: the signals' columns, query and passage (whole texts).
         dev: see `fusion.fit_weights`.
         judgments: see `fusion.fit_weights`.
         precision: float32 or bfloat16.
 
     Raises:
-        UserError: see `from_cross_encoder`.
+        UserError: see `from_cross_encoder` and `records.read_scores`.
         ValueError: see `fusion.fit_weights`.
     """
+    if is_file(teacher):
+        return read_scores(Path(teacher), negatives).to_numpy(float)
     if teacher in SIGNALS:
         return from_signals(teacher, negatives, dev, judgments)
     return from_cross_encoder(teacher, negatives["query"].tolist(), negatives["passage"].tolist(), precision)

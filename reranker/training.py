@@ -88,7 +88,12 @@ def seed_everything(seed: int) -> None:
 
 
 def build_cross_encoder(
-    name: str, max_length: int, frozen_layers: int = 0, outputs: int = 1, num_layers: int | None = None
+    name: str,
+    max_length: int,
+    frozen_layers: int = 0,
+    outputs: int = 1,
+    num_layers: int | None = None,
+    layers_key: str = "num_layers",
 ) -> CrossEncoder:
     """A cross-encoder on a bi-encoder's or language model's weights: mean of the joint tokens, then a linear layer.
 
@@ -102,6 +107,7 @@ def build_cross_encoder(
             saves two thirds of its share of the training time.
         outputs: of the linear layer, one for a score or one for each class.
         num_layers: keep the first so many layers, and no others; None: all.
+        layers_key: the key of params.yaml that says so.
 
     Raises:
         UserError: there is no usable model of that name, it has fewer layers or cannot read so many tokens.
@@ -110,7 +116,7 @@ def build_cross_encoder(
         transformer = Transformer(name, max_seq_length=max_length, model_kwargs={"dtype": torch.float32})
     check_lengths(transformer, max_length=max_length)
     if num_layers is not None:
-        keep_first(transformer.model, num_layers)
+        keep_first(transformer.model, num_layers, layers_key)
     size = transformer.get_embedding_dimension()
     head = Dense(size, outputs, activation_function=nn.Identity(), module_output_name="scores")
     model: CrossEncoder = CrossEncoder(modules=[transformer, Pooling(size), head], activation_fn=nn.Identity())

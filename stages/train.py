@@ -13,16 +13,14 @@ from reranker.progress import first_process, quiet_libraries, run_stage
 quiet_libraries()
 
 import json
-from pathlib import Path
-
-import pandas as pd
+from functools import partial
 
 from reranker import fusion, lexical, lora, metrics, teachers
 from reranker.card import model_card
 from reranker.checkpoints import Checkpoints
 from reranker.errors import UserError
 from reranker.evaluator import check_evaluators, make_evaluator
-from reranker.excerpts import excerpts
+from reranker.excerpts import with_texts
 from reranker.layers import one_output
 from reranker.loss_table import LOSSES, needs_teacher
 from reranker.models import resolve
@@ -30,7 +28,6 @@ from reranker.params import WITHOUT_EFFECT, load_params
 from reranker.records import (
     PATHS,
     folder,
-    read_scores,
     read_table,
     read_tables,
     record_time,
@@ -64,10 +61,8 @@ def main(arguments: Sequence[str]) -> str:
     negatives = read_table(PATHS.negatives, ["query_id", "passage_id", "kind", "relevance", *FEATURES])
     require(PATHS.biencoder)
     require(PATHS.static)
-    query_text, source = (tables.queries.set_index("query_id")[column] for column in ("text", "source"))
-    passage_text = tables.passages.set_index("passage_id")["text"]
     judgments = tables.judgments
-    negatives["source"] = negatives["query_id"].map(source)
+    negatives["source"] = negatives["query_id"].map(tables.queries.set_index("query_id")["source"])
     losses = choose_losses(params.loss, params.loss_arguments, sorted(negatives["source"].unique()))
     taught = True in {needs_teacher(loss.name, params.targets, params.distillation) for loss in losses.values()}
     outputs = max(LOSSES[loss.name].outputs for loss in losses.values())
@@ -84,19 +79,10 @@ def main(arguments: Sequence[str]) -> str:
     if params.lora:
         lora.attach(model, lora.Lora(**params.lora.model_dump()), params.frozen_layers)
     counted = lexical.statistics(tables.passages["text"])
-
-    def with_texts(table: pd.DataFrame) -> pd.DataFrame:
-        queries, passages = table["query_id"].map(query_text), table["passage_id"].map(passage_text)
-        read = excerpts(model.tokenizer, params.max_length, counted, queries.tolist(), passages.tolist())
-        return table.assign(query=queries, passage=passages, text=read)
-
-    dev, negatives = with_texts(dev), with_texts(negatives)
+    texts = partial(with_texts, texts=tables, tokenizer=model.tokenizer, max_length=params.max_length, counted=counted)
+    dev, negatives = texts(dev), texts(negatives)
     if taught:
-        negatives["teacher"] = (
-            read_scores(Path(params.teacher), negatives)
-            if teachers.is_file(params.teacher)
-            else teachers.logits(params.teacher, negatives, dev, judgments, precision)
-        )
+        negatives["teacher"] = teachers.logits(params.teacher, negatives, dev, judgments, precision)
     lesson = make_lesson(
         negatives, model, losses, targets=params.targets, distillation=params.distillation, seed=params.seed
     )
@@ -111,7 +97,7 @@ def main(arguments: Sequence[str]) -> str:
     )
     some = dev["query_id"].drop_duplicates()[: params.eval_queries]
     watched, judged = (table[table["query_id"].isin(some)] for table in (dev, judgments))
-    evaluator = make_evaluator(params.evaluators, watched, judged, with_texts, precision)
+    evaluator = make_evaluator(params.evaluators, watched, judged, texts, precision)
     about = params.model_dump(exclude={*WITHOUT_EFFECT, "launcher"}), watched, judgments
     kept = Checkpoints(PATHS.checkpoints / "train", params.checkpoint_minutes, about)
     training = time.monotonic()

@@ -34,6 +34,8 @@ TINY = {
     "num_negatives": 3,
     "range_max": 20,
     "eval_queries": 4,
+    "student_layers": [1],
+    "systems": {"student": {"cross_encoder": "models/students/1"}},
 }
 
 pytestmark = pytest.mark.slow
@@ -89,7 +91,7 @@ class Repo:
 
     def tracked_metrics(self) -> dict[str, bytes]:
         files = (self.path / "metrics").iterdir()
-        return {file.name: file.read_bytes() for file in files if file.name != "timing.json"}
+        return {file.name: file.read_bytes() for file in files if file.name not in ("timing.json", "costs.csv")}
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +131,8 @@ def repo(tmp_path_factory: pytest.TempPathFactory, hub: Hub) -> Repo:
 def test_repro_ends_with_the_result_table_and_lets_no_library_chatter_through(repo: Repo) -> None:
     lines = repo.output.splitlines()
     assert any("Results on" in line for line in lines[-30:])
-    for stage in ("prepare:", "warm:", "static:", "mine:", "train:", "control:", "score:", "evaluate:", "report:"):
+    names = "prepare warm static mine train students control score evaluate compare costs report"
+    for stage in (f"{name}:" for name in names.split()):
         assert any(line.startswith(stage) for line in lines), stage
     for noise in ("Warning", "Loading weights", "example/s", "Traceback"):
         assert noise not in repo.output
@@ -189,7 +192,7 @@ def test_two_runs_give_the_same_bytes(repo: Repo) -> None:
 def test_exp_run_brings_the_learning_rate_to_the_optimiser_and_repeats_no_earlier_stage(repo: Repo) -> None:
     output = repo.run("dvc", "exp", "run", "-S", "lr=2e-5", "--name", "slower")
     ran = {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
-    assert ran == {"train", "score@cross_encoder", "evaluate", "report"}
+    assert ran == {"train", "students", "score@cross_encoder", "evaluate", "compare", "costs", "report"}
     assert repo.json("train")["learning_rate"] == 2e-05
     shown = list(csv.DictReader(StringIO(repo.run("dvc", "exp", "show", "--csv", "--only-changed"))))
     rates = {row["Experiment"]: float(row["lr"]) for row in shown if row["Experiment"] == "slower"}

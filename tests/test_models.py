@@ -5,7 +5,7 @@ import pytest
 
 from reranker import models
 from reranker.errors import UserError
-from reranker.models import BUNDLED, bundled_weights, loading, resolve, tokenizer_file
+from reranker.models import BUNDLED, bundled_weights, fingerprint, loading, resolve, tokenizer_file, weight_files
 
 STATIC = "bundled/static-256"
 TRANSFORMER = "bundled/all-MiniLM-L6-v2"
@@ -108,3 +108,45 @@ def test_local_folder_is_taken_as_it_is():
     assert tokenizer_file("models/mine") is None
     Path("models/mine/tokenizer.json").write_text("{}")
     assert tokenizer_file("models/mine") == Path("models/mine/tokenizer.json")
+
+
+def test_weights_of_a_folder_are_those_of_its_modules_alone(tmp_path: Path):
+    for name in (
+        "model.safetensors",
+        "2_Dense/model.safetensors",
+        "biencoder/model.safetensors",
+        "2_Dense/config.json",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert weight_files(str(tmp_path)) == [tmp_path / "model.safetensors"]
+    (tmp_path / "modules.json").write_text('[{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}]')
+    assert weight_files(str(tmp_path)) == [tmp_path / "model.safetensors", tmp_path / "2_Dense" / "model.safetensors"]
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    (tmp_path / "2_Dense" / "model.safetensors").unlink()
+    assert weight_files(str(tmp_path)) == [tmp_path / "pytorch_model.bin"]
+    assert weight_files(STATIC) == [bundled_weights(STATIC)]
+
+
+def test_fingerprint_changes_with_a_byte_a_name_or_a_file_of_a_folder_and_not_with_its_place(tmp_path: Path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        (folder / "inner").mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        (folder / "inner" / "weights").write_bytes(b"12")
+    assert fingerprint(str(one)) == fingerprint(str(two))
+    prints = {fingerprint(str(one))}
+    (two / "inner" / "weights").write_bytes(b"13")
+    prints.add(fingerprint(str(two)))
+    (two / "inner" / "weights").rename(two / "inner" / "other")
+    prints.add(fingerprint(str(two)))
+    (two / "empty").touch()
+    prints.add(fingerprint(str(two)))
+    assert len(prints) == 4
+    assert fingerprint(STATIC) == BUNDLED[STATIC].sha256
+
+
+@pytest.mark.usefixtures("offline")
+def test_model_of_a_hub_that_is_not_in_the_cache_has_its_name_for_a_fingerprint_and_no_weights():
+    assert fingerprint("someone/some-model") == "someone/some-model"
+    assert weight_files("someone/some-model") == []

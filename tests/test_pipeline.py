@@ -21,7 +21,8 @@ SCRIPTS = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.st
 PACKAGES = ("reranker", "stages", "pairs")
 TEMPLATES = {".html", ".j2", ".jinja"}
 WITHOUT_TORCH = [
-    f"reranker.{name}" for name in ("dataset", "fusion", "metrics", "params", "records", "sources.reading")
+    f"reranker.{name}"
+    for name in ("comparing", "dataset", "fusion", "metrics", "params", "records", "run_files", "sources.reading")
 ] + [*(f"stages.{name}" for name in ("prepare", "evaluate", "report")), "pairs.prepare", "reranker.pairs.measures"]
 
 

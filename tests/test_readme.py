@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.readme import results, with_results
+from tools.readme import with_block, written
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -33,21 +33,21 @@ def broken_links(page: Path) -> list[str]:
     return broken
 
 
-def test_the_result_table_is_the_one_of_the_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tables_are_those_of_the_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert with_results(readme, results()) == readme, "run `make readme`"
+    assert written(readme) == readme, "run `make readme`"
 
 
 @pytest.mark.parametrize("readme", ["# no markers", "<!-- results -->\nx\n<!-- /results -->\n" * 2])
 def test_readme_without_its_markers_or_with_two_pairs_is_refused(readme: str) -> None:
     with pytest.raises(ValueError, match="markers"):
-        with_results(readme, "| a |")
+        with_block(readme, "results", "| a |")
 
 
 def test_block_is_taken_as_it_is() -> None:
-    written = with_results("a\n<!-- results -->\nold\n<!-- /results -->\nb", r"| \_x \1 |")
-    assert written == "a\n<!-- results -->\n| \\_x \\1 |\n<!-- /results -->\nb"
+    readme = "a\n<!-- results -->\nold\n<!-- /results -->\nb"
+    assert with_block(readme, "results", r"| \_x \1 |") == "a\n<!-- results -->\n| \\_x \\1 |\n<!-- /results -->\nb"
 
 
 def test_links_lead_to_a_file_and_a_heading_that_are_there() -> None:

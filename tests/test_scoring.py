@@ -16,6 +16,7 @@ from reranker.scoring import (
     batches,
     check_lengths,
     choose_precision,
+    choose_prompt,
     embed,
     load_biencoder,
     load_retriever,
@@ -111,6 +112,23 @@ def test_cosine_of_a_pair_is_the_product_of_its_vectors(two_towers):
     np.testing.assert_allclose(cosines, (left * right).sum(axis=1), atol=1e-5)
     np.testing.assert_allclose(pair_cosines(two_towers, TEXTS, TEXTS, label=""), 1, rtol=1e-5)
     assert cosines.dtype == np.float64
+
+
+@pytest.mark.parametrize(("of_query", "of_passage"), [("find ", ""), ("find ", "the "), ("the ", "the ")])
+def test_cosine_is_of_the_texts_with_their_prompts(two_towers, of_query, of_passage):
+    found = pair_cosines(two_towers, TEXTS, TEXTS[::-1], label="", query_prompt=of_query, passage_prompt=of_passage)
+    queries = embed(two_towers, TEXTS, label="", prompt=of_query)
+    passages = embed(two_towers, TEXTS[::-1], label="", prompt=of_passage)
+    np.testing.assert_allclose(found, (queries * passages).sum(axis=1), atol=1e-6)
+
+
+def test_prompt_is_what_was_asked_for_or_the_first_that_the_model_brings(two_towers, monkeypatch):
+    monkeypatch.setattr(two_towers, "prompts", {"query": "find ", "document": "", "passage": "the "})
+    assert choose_prompt("ask ", two_towers, "query") == "ask "
+    assert choose_prompt("", two_towers, "query") == ""
+    assert choose_prompt(None, two_towers, "query") == "find "
+    assert choose_prompt(None, two_towers, "document", "passage") == "the "
+    assert choose_prompt(None, two_towers, "other") == ""
 
 
 def test_cosines_are_the_same_in_parts_and_from_a_cache(two_towers, tmp_path, monkeypatch):

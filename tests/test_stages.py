@@ -26,6 +26,9 @@ HEAVY = (
     "static",
     "mine",
     "train",
+    "students",
+    "compare",
+    "costs",
     "score zero_shot",
     "score tuned_biencoder",
     "score cross_encoder",
@@ -126,7 +129,7 @@ def test_report_before_evaluate_names_its_file_and_evaluate(place):
     assert place.error("report") == missing("metrics/systems.csv", "evaluate")
 
 
-@pytest.mark.parametrize("stage", stages("evaluate", "train", "score zero_shot"))
+@pytest.mark.parametrize("stage", stages("evaluate", "train", "compare", "score zero_shot"))
 def test_stage_before_mine_names_the_candidates_and_mine(place, stage):
     place.prepared()
     assert place.error(stage) == missing("data/mined/candidates.parquet", "mine")

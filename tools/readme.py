@@ -1,4 +1,4 @@
-"""Write the result table of the committed metrics into README.md.
+"""Write the tables of the committed metrics into README.md: the results, and all systems with their costs.
 
 python -m tools.readme
 """
@@ -6,8 +6,9 @@ python -m tools.readme
 import re
 from pathlib import Path
 
+from reranker import comparing
 from reranker.records import PATHS, read_csv, read_json, write_text
-from reranker.tables import SYSTEM_COLUMNS, comparison_rows, label, markdown_table, p_relation
+from reranker.tables import COST_COLUMNS, SYSTEM_COLUMNS, comparison_rows, cost_table, label, markdown_table, p_relation
 from tools.training_time import minutes
 
 README = Path("README.md")
@@ -33,18 +34,30 @@ def results() -> str:
     )
 
 
-def with_results(readme: str, block: str) -> str:
-    """The README with the block between its markers.
+def systems() -> str:
+    """The block of all systems: size, time and price beside NDCG@10."""
+    compared = read_csv(PATHS.metrics / "comparison.csv", comparing.COLUMNS)
+    measured = read_csv(PATHS.metrics / "costs.csv", COST_COLUMNS)
+    return cost_table(compared, measured)
+
+
+def with_block(readme: str, name: str, block: str) -> str:
+    """The README with a block between its markers.
 
     Raises:
         ValueError: the markers are not there.
     """
-    between = re.compile(r"(<!-- results[^>]*-->\n).*?(<!-- /results -->)", flags=re.DOTALL)
+    between = re.compile(rf"(<!-- {name}[^>]*-->\n).*?(<!-- /{name} -->)", flags=re.DOTALL)
     written, number = between.subn(lambda found: f"{found[1]}{block}\n{found[2]}", readme)
     if number != 1:
-        raise ValueError("README.md must have the markers `<!-- results -->` and `<!-- /results -->` once")
+        raise ValueError(f"README.md must have the markers `<!-- {name} -->` and `<!-- /{name} -->` once")
     return written
 
 
+def written(readme: str) -> str:
+    """The README with all its blocks."""
+    return with_block(with_block(readme, "results", results()), "systems", systems())
+
+
 if __name__ == "__main__":
-    write_text(with_results(README.read_text(encoding="utf-8"), results()), README)
+    write_text(written(README.read_text(encoding="utf-8")), README)

@@ -1,0 +1,96 @@
+"""Scores of systems that an earlier run has computed, kept by all that they depend on.
+
+The key of a table is in it, so the two change together.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from reranker import lexical, revisions
+from reranker.errors import UserError
+from reranker.models import fingerprint
+from reranker.records import read_table
+from reranker.system_params import (
+    BiencoderSystem,
+    CrossEncoderSystem,
+    ExperimentSystem,
+    RetrieverSystem,
+    StaticSystem,
+    System,
+)
+from reranker.systems import BM25, Settings
+
+COLUMNS = ("query_id", "passage_id", "score")
+KEY = "key"
+CODE = (
+    "combining", "compiled", "excerpts", "first_stage", "fused", "fusion", "layers", "lexical", "models", "scoring",
+    "systems",
+)  # fmt: skip
+"""The files beside this one that decide a score."""
+LIBRARIES = ("torch", "transformers", "sentence-transformers", "tokenizers", "openvino")
+
+
+def key(system: System, settings: Settings, pairs: pd.DataFrame) -> str:
+    """A hash over all that decides the scores of a system: what is said of it, its model, the texts, the code.
+
+    Args:
+        system: of any kind but `fused` and `run`; one experiment at most.
+        settings: see `Settings`.
+        pairs: columns query_id, passage_id, query, passage and retrieved.
+
+    Raises:
+        UserError: a revision is unknown or has no reranker, or there is no such bundled model.
+    """
+    here = Path(__file__).parent
+    decided = {
+        "system": system.model_dump(),
+        "models": _models(system),
+        "settings": {**settings._asdict(), "words": _hash(lexical.dump(settings.words))},
+        "pairs": _hash(pairs[[*COLUMNS[:2], "query", "passage", "retrieved"]].to_csv(index=False)),
+        "device": torch.cuda.is_available(),
+        "code": {name: _hash((here / f"{name}.py").read_text(encoding="utf-8")) for name in CODE},
+        "libraries": {name: metadata.version(name) for name in LIBRARIES},
+    }
+    return _hash(json.dumps(decided, sort_keys=True))
+
+
+def kept(path: Path, wanted: str) -> pd.DataFrame | None:
+    """The table at a path if it has this key; None if it has another one, is damaged or is not there."""
+    try:
+        table = read_table(path, COLUMNS)
+    except UserError:
+        return None
+    return table if table.attrs.get(KEY) == wanted else None
+
+
+def with_key(table: pd.DataFrame, own: str) -> pd.DataFrame:
+    """The table with its key, which Parquet keeps."""
+    labelled = table.copy()
+    labelled.attrs = {KEY: own}
+    return labelled
+
+
+def _models(system: System) -> Mapping[str, str]:
+    if isinstance(system, ExperimentSystem):
+        return {name: revisions.find(name).model for name in system.experiment}
+    if isinstance(system, RetrieverSystem):
+        names = [name for name in system.retriever if name != BM25]
+    elif isinstance(system, BiencoderSystem):
+        names = [system.biencoder]
+    elif isinstance(system, StaticSystem):
+        names = [system.static]
+    elif isinstance(system, CrossEncoderSystem):
+        names = [system.cross_encoder]
+    else:
+        raise TypeError(f"{type(system).__name__} has no scores of its own")
+    return {name: fingerprint(name) for name in names}
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

@@ -1,0 +1,200 @@
+"""The systems that are compared: from what params.yaml says of one to something that scores candidates."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+from reranker import lexical, revisions
+from reranker.combining import fused_ranks
+from reranker.compiled import use_backend
+from reranker.errors import UserError
+from reranker.excerpts import excerpts
+from reranker.fused import Reranker
+from reranker.layers import keep_first
+from reranker.models import loading, resolve, weight_files
+from reranker.records import PATHS
+from reranker.scoring import check_lengths, choose_prompt, load_biencoder, load_retriever, pair_cosines, score_pairs
+from reranker.system_params import (
+    BiencoderSystem,
+    CrossEncoderSystem,
+    ExperimentSystem,
+    RetrieverSystem,
+    StaticSystem,
+    System,
+)
+
+Scores = NDArray[np.float64]
+BM25 = "bm25"
+
+
+class Settings(NamedTuple):
+    """What the systems share."""
+
+    words: lexical.Statistics
+    """Of the corpus."""
+    max_length: int
+    """Tokens of a text for a bi-encoder that says nothing else."""
+    query_prompt: str | None
+    """Put before each query for a model of `retriever`; None: what the model brings."""
+    passage_prompt: str | None
+    """The same before each passage."""
+    precision: str
+    """float32 or bfloat16."""
+    backend: str
+    """See `use_backend`."""
+
+
+class Loaded(NamedTuple):
+    """A system that is ready."""
+
+    scores: Callable[[pd.DataFrame], Scores]
+    """Of pairs: columns query_id, query, passage and retrieved, see `combining`; a score per row, higher is better."""
+    parameters: int
+    """Of its models; 0 where it has none."""
+    megabytes: float
+    """Of their weights on disk, in units of 1,000,000 bytes."""
+
+
+@contextmanager
+def opened(system: System, settings: Settings, label: str) -> Iterator[Loaded]:
+    """A system with a way to score pairs by itself, until the block ends.
+
+    Args:
+        system: of any kind but `fused` and `run`; one experiment at most.
+        settings: see `Settings`.
+        label: shown beside the progress.
+
+    Raises:
+        UserError: there is no usable model of a name, it cannot read so many tokens or has fewer layers, or the
+            revision is unknown or its reranker cannot be fetched.
+    """
+    if isinstance(system, ExperimentSystem):
+        (name,) = system.experiment
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "reranker"
+            revisions.fetch(revisions.find(name), folder)
+            if system.model == "reranker":
+                yield shipped(folder, settings)
+            else:
+                words = lexical.load(folder / "words.json")
+                alone = CrossEncoderSystem(cross_encoder=str(folder))
+                yield _cross_encoder(alone, settings._replace(words=words), label)
+    elif isinstance(system, RetrieverSystem):
+        yield _retriever(system.retriever, settings, label)
+    elif isinstance(system, BiencoderSystem):
+        model = load_biencoder(resolve(system.biencoder), system.max_length or settings.max_length)
+        check_lengths(model[0], max_length=model.max_seq_length or 0)
+        prompts = system.query_prompt, system.passage_prompt
+        yield _vectors(model, system.biencoder, prompts, settings.precision, settings.backend, label)
+    elif isinstance(system, StaticSystem):
+        static = load_retriever(system.static)
+        if not isinstance(static[0], StaticEmbedding):
+            raise UserError(f"model '{system.static}' is not a static embedding; name it under biencoder")
+        yield _vectors(static, system.static, ("", ""), "float32", settings.backend, label)
+    elif isinstance(system, CrossEncoderSystem):
+        yield _cross_encoder(system, settings, label)
+    else:
+        raise TypeError(f"{type(system).__name__} has no scores of its own")
+
+
+def shipped(folder: Path, settings: Settings) -> Loaded:
+    """The fused reranker of a folder."""
+    reranker = Reranker(folder, settings.precision, settings.backend)
+    parameters = sum(_parameters(model) for model in reranker.models)
+    megabytes = sum(_megabytes(str(part)) for part in (folder, folder / "biencoder", folder / "static"))
+
+    def scores(pairs: pd.DataFrame) -> Scores:
+        return reranker.scores(pairs["query"].tolist(), pairs["passage"].tolist())
+
+    return Loaded(scores, parameters, megabytes)
+
+
+def _retriever(names: Sequence[str], settings: Settings, label: str) -> Loaded:
+    """Several are fused by the ranks of the query's candidates, not of the corpus."""
+    parts = [_first_stage(name, settings, label) for name in names]
+    if len(parts) == 1:
+        return parts[0]
+
+    def scores(pairs: pd.DataFrame) -> Scores:
+        return fused_ranks([part.scores(pairs) for part in parts], pairs)
+
+    return Loaded(scores, sum(part.parameters for part in parts), sum(part.megabytes for part in parts))
+
+
+def _first_stage(name: str, settings: Settings, label: str) -> Loaded:
+    if name == BM25:
+        words = settings.words
+        return Loaded(lambda pairs: lexical.bm25(words, pairs["query"].tolist(), pairs["passage"].tolist()), 0, 0.0)
+    prompts = settings.query_prompt, settings.passage_prompt
+    return _vectors(load_retriever(name), name, prompts, "float32", settings.backend, label)
+
+
+def _vectors(
+    model: SentenceTransformer,
+    name: str,
+    prompts: tuple[str | None, str | None],
+    precision: str,
+    backend: str,
+    label: str,
+) -> Loaded:
+    of_query = choose_prompt(prompts[0], model, "query")
+    of_passage = choose_prompt(prompts[1], model, "document", "passage")
+    parameters = _parameters(model)
+    use_backend(model, backend, precision)
+
+    def scores(pairs: pd.DataFrame) -> Scores:
+        return pair_cosines(
+            model,
+            pairs["query"].tolist(),
+            pairs["passage"].tolist(),
+            label=label,
+            precision=precision,
+            query_prompt=of_query,
+            passage_prompt=of_passage,
+        )
+
+    return Loaded(scores, parameters, _megabytes(name))
+
+
+def _cross_encoder(system: CrossEncoderSystem, settings: Settings, label: str) -> Loaded:
+    """It reads excerpts of passages that do not fit, as the cross-encoder that `train` makes does."""
+    name = system.cross_encoder
+    if Path(name).is_relative_to(PATHS.students) and not Path(name).is_dir():
+        raise UserError(f"{name} does not exist: student_layers in params.yaml says which students are trained")
+    path = resolve(name)
+    with loading(name):
+        model = CrossEncoder(path)
+    if model.num_labels != 1:
+        raise UserError(f"model '{name}' has {model.num_labels} outputs; a reranker has one")
+    megabytes = _megabytes(name)
+    if system.num_layers is not None:
+        keep_first(model[0].model, system.num_layers)
+        megabytes = sum(part.numel() * part.element_size() for part in model.parameters()) / 1e6
+    if system.max_length is not None:
+        check_lengths(model[0], max_length=system.max_length)
+        model.max_seq_length = system.max_length
+    parameters = _parameters(model)
+    use_backend(model, settings.backend, settings.precision)
+
+    def scores(pairs: pd.DataFrame) -> Scores:
+        queries, passages = pairs["query"].tolist(), pairs["passage"].tolist()
+        shown = excerpts(model.tokenizer, model.max_seq_length, settings.words, queries, passages)
+        return score_pairs(model, queries, shown, label=label, precision=settings.precision)
+
+    return Loaded(scores, parameters, megabytes)
+
+
+def _parameters(model: SentenceTransformer | CrossEncoder) -> int:
+    return sum(part.numel() for part in model.parameters())
+
+
+def _megabytes(name: str) -> float:
+    return sum(path.stat().st_size for path in weight_files(name)) / 1e6

@@ -1,0 +1,142 @@
+"""compare: the systems that params.yaml names, on the same test candidates as those of evaluate.
+
+Scores whose system, model, texts and code are as before are kept. A system that fails costs the others nothing: the
+tables hold those that worked, and the stage ends with an error.
+
+python -m stages.compare
+"""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from reranker.progress import quiet_libraries, run_stage
+
+quiet_libraries()
+
+import pandas as pd
+
+from reranker import comparing, evaluation, lexical, revisions
+from reranker.combining import added_z_scores
+from reranker.errors import UserError, first_line, printable
+from reranker.kept_scores import kept, key, with_key
+from reranker.params import load_params
+from reranker.records import PATHS, read_table, read_tables, record_time, write_csv
+from reranker.run_files import check_ids, read_run, scores_of
+from reranker.runs import write_scored
+from reranker.scoring import choose_precision
+from reranker.system_params import EVALUATED, ExperimentSystem, FusedSystem, RunSystem, System, in_order, kind, repeats
+from reranker.systems import Settings, opened
+
+KEYS = ["query_id", "passage_id"]
+
+
+def main(arguments: Sequence[str]) -> str:
+    started = time.monotonic()
+    params = load_params(PATHS.params)
+    tables = read_tables()
+    candidates = read_table(PATHS.candidates, [*KEYS, "rank", "split"])
+    pairs = candidates[candidates["split"] == "test"].reset_index(drop=True)
+    if pairs.empty:
+        raise UserError(f"{PATHS.candidates}: has no test query to compare systems on; raise test_share in params.yaml")
+    pairs = pairs.assign(
+        query=pairs["query_id"].map(tables.queries.set_index("query_id")["text"]),
+        passage=pairs["passage_id"].map(tables.passages.set_index("passage_id")["text"]),
+        retrieved=pairs["rank"] <= params.top_k,
+    )
+    judgments = tables.judgments[tables.judgments["query_id"].isin(pairs["query_id"])]
+    scores: dict[str, list[pd.Series]] = {}
+    for name in EVALUATED:
+        scored = read_table(PATHS.scored / f"{name}.parquet", [*KEYS, "score"])
+        scores[name] = [evaluation.align(pairs, scored, name)]
+    settings = Settings(
+        words=lexical.statistics(tables.passages["text"]),
+        max_length=params.biencoder_max_length,
+        query_prompt=params.query_prompt,
+        passage_prompt=params.passage_prompt,
+        precision=choose_precision(params.precision),
+        backend=params.backend,
+    )
+    failures: dict[str, str] = {}
+    written: set[str] = set()
+    for name, system in in_order(params.systems):
+        try:
+            found = []
+            singles = repeats(system)
+            for number, single in enumerate(singles, start=1):
+                file = name if len(singles) == 1 else f"{name}@{number}"
+                table = _kept(file, single, pairs, settings)
+                if table is None:
+                    table = _scored(file, single, pairs, settings, scores, tables.passages["passage_id"])
+                    write_scored(table, pairs["retrieved"], file, PATHS.compared)
+                found.append(table["score"])
+                written.add(file)
+            scores[name] = found
+        except Exception as error:  # whatever a library raises for a model that it does not know
+            failures[name] = first_line(error)
+            print(printable(f"error: systems.{name}: {failures[name]}"), file=sys.stderr, flush=True)
+    PATHS.compared.mkdir(parents=True, exist_ok=True)
+    for path in PATHS.compared.iterdir():
+        if path.stem not in written:
+            path.unlink()
+
+    order = [*EVALUATED, *(name for name in params.systems if name not in failures)]
+    values, deviations = comparing.judge(
+        pairs, judgments, {name: scores[name] for name in order}, judged_only=params.judged_only
+    )
+    kinds = {name: EVALUATED.get(name) or kind(params.systems[name]) for name in order}
+    baseline = None if params.baseline in failures else params.baseline
+    compared = comparing.table(values, kinds, baseline, deviations, seed=params.statistics_seed)
+    write_csv(compared, PATHS.metrics / "comparison.csv")
+    write_csv(evaluation.by_query(values, comparing.MEASURE), PATHS.metrics / "comparison_per_query.csv")
+    record_time("compare", time.monotonic() - started)
+    target = PATHS.metrics / "comparison.csv"
+    if failures:
+        raise UserError(
+            f"compare: {len(failures)} of {len(params.systems)} systems failed ({', '.join(failures)}); the others are "
+            f"in {target} and are kept: correct systems in params.yaml and run `dvc repro compare` again"
+        )
+    return f"compare: {len(order)} systems on {pairs['query_id'].nunique():,} test queries -> {target}"
+
+
+def _kept(file: str, system: System, pairs: pd.DataFrame, settings: Settings) -> pd.DataFrame | None:
+    """What an earlier run has written for the same system, models, texts and code."""
+    if isinstance(system, FusedSystem | RunSystem):
+        return None
+    return kept(PATHS.compared / f"{file}.parquet", key(system, settings, pairs))
+
+
+def _scored(
+    file: str,
+    system: System,
+    pairs: pd.DataFrame,
+    settings: Settings,
+    scores: Mapping[str, Sequence[pd.Series]],
+    passages: pd.Series,
+) -> pd.DataFrame:
+    """Columns query_id, passage_id, score; with the key under which they are kept, where the system has one."""
+    if isinstance(system, FusedSystem):
+        for part in system.fused:
+            if part not in scores:
+                raise UserError(f"'{part}' has no scores, for it failed")
+        parts = {part: scores[part][0].to_numpy(float) for part in system.fused}
+        return pairs[KEYS].assign(score=added_z_scores(parts, system.fused, pairs))
+    if isinstance(system, RunSystem):
+        path = Path(system.run)
+        run = read_run(path)
+        check_ids(run, path, pairs["query_id"], passages)
+        return pairs[KEYS].assign(score=scores_of(run, pairs))
+    for name in system.experiment if isinstance(system, ExperimentSystem) else ():
+        if not revisions.find(name).same_queries:
+            print(
+                printable(f"compare: experiment '{name}' has other queries or splits: it may have been trained on ")
+                + "some of these test queries",
+                file=sys.stderr,
+            )
+    with opened(system, settings, f"compare {file}") as loaded:
+        return with_key(pairs[KEYS].assign(score=loaded.scores(pairs)), key(system, settings, pairs))
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage(main, sys.argv[1:]))

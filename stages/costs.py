@@ -1,0 +1,97 @@
+"""costs: size of each system and its time for one query at a time. Times differ from run to run, so no diff shows them.
+
+python -m stages.costs
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+
+from reranker.progress import quiet_libraries, run_stage
+
+quiet_libraries()
+
+from reranker import costs, lexical
+from reranker.errors import UserError, first_line, printable
+from reranker.params import load_params
+from reranker.records import PATHS, read_table, read_tables, record_time, require, write_csv
+from reranker.scoring import choose_precision
+from reranker.system_params import (
+    EVALUATED,
+    BiencoderSystem,
+    CrossEncoderSystem,
+    FusedSystem,
+    RetrieverSystem,
+    RunSystem,
+    StaticSystem,
+    System,
+    in_order,
+    repeats,
+)
+from reranker.systems import Settings, opened, shipped
+
+
+def main(arguments: Sequence[str]) -> str:
+    started = time.monotonic()
+    params = load_params(PATHS.params)
+    tables = read_tables()
+    candidates = read_table(PATHS.candidates, ["query_id", "passage_id", "rank", "split"])
+    for path in (PATHS.static, PATHS.control, PATHS.reranker):
+        require(path)
+    pairs = candidates[(candidates["split"] == "test") & (candidates["rank"] <= params.top_k)]
+    if pairs.empty:
+        raise UserError(f"{PATHS.candidates}: has no test query to time systems on; raise test_share in params.yaml")
+    pairs = pairs.assign(
+        query=pairs["query_id"].map(tables.queries.set_index("query_id")["text"]),
+        passage=pairs["passage_id"].map(tables.passages.set_index("passage_id")["text"]),
+    )
+    queries = {width: costs.asked(pairs, tables.passages, width, seed=params.statistics_seed) for width in costs.WIDTHS}
+    settings = Settings(
+        words=lexical.statistics(tables.passages["text"]),
+        max_length=params.biencoder_max_length,
+        query_prompt=params.query_prompt,
+        passage_prompt=params.passage_prompt,
+        precision=choose_precision(params.precision),
+        backend=params.backend,
+    )
+    of_evaluate: dict[str, System] = {
+        "retriever": RetrieverSystem(retriever=params.retriever),
+        "bm25": RetrieverSystem(retriever=["bm25"]),
+        "tuned_static": StaticSystem(static=str(PATHS.static)),
+        "zero_shot": BiencoderSystem(biencoder=params.base_model, query_prompt="", passage_prompt=""),
+        "tuned_biencoder": BiencoderSystem(biencoder=str(PATHS.control), query_prompt="", passage_prompt=""),
+        "cross_encoder": CrossEncoderSystem(cross_encoder=str(PATHS.reranker)),
+        # its bi-encoder is models/biencoder, which is as large and as slow
+        "fusion_without_cross_encoder": FusedSystem(fused={"bm25": 1, "tuned_static": 1, "tuned_biencoder": 1}),
+    }
+    measured = {"reranker": costs.measure(shipped(PATHS.reranker, settings), queries)}
+    failures: dict[str, str] = {}
+    for name, system in [*of_evaluate.items(), *in_order(params.systems)]:
+        try:
+            if isinstance(system, FusedSystem):
+                if {*system.fused} <= {*measured}:  # a run has no cost, and no sum with it
+                    measured[name] = costs.added([measured[part] for part in system.fused])
+            elif not isinstance(system, RunSystem):
+                first, *_ = repeats(system)
+                with opened(first, settings, f"costs {name}") as loaded:
+                    measured[name] = costs.measure(loaded, queries)
+        except Exception as error:  # whatever a library raises for a model that it does not know
+            failures[name] = first_line(error)
+            print(printable(f"error: systems.{name}: {failures[name]}"), file=sys.stderr, flush=True)
+
+    order = [name for name in [*EVALUATED, *params.systems] if name in measured]
+    sizes = {width: [len(table) for table in asked] for width, asked in queries.items()}
+    table = costs.table({name: measured[name] for name in order}, sizes, usd_per_hour=params.usd_per_hour)
+    target = PATHS.metrics / "costs.csv"
+    write_csv(table, target)
+    record_time("costs", time.monotonic() - started)
+    if failures:
+        raise UserError(
+            f"costs: {len(failures)} systems failed ({', '.join(failures)}); the others are in {target}: correct "
+            "systems in params.yaml and run `dvc repro costs` again"
+        )
+    return f"costs: {len(order)} systems, {len(queries[costs.WIDTHS[0]])} queries each at most -> {target}"
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage(main, sys.argv[1:]))
