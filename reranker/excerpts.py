@@ -5,14 +5,18 @@ query; a bi-encoder, which reads the passage alone, cannot. Choosing the part by
 passage selection of Zou et al. (KDD 2021) and of IDCM (Hofstätter et al., SIGIR 2021) in its simplest form.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer
 
-from reranker.lexical import Statistics, rarity, word_spans
+from reranker.lexical import Statistics, rarity, word_spans, words
+
+if TYPE_CHECKING:  # it brings torch, which the report does without
+    from transformers import PreTrainedTokenizerBase
 
 GAP = " … "
 HEAD = 3
@@ -28,7 +32,7 @@ class _Passage(NamedTuple):
 
 
 def excerpts(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     max_length: int,
     counted: Statistics,
     queries: Sequence[str],
@@ -55,8 +59,7 @@ def excerpts(
     special = tokenizer.num_special_tokens_to_add(pair=True)
     chosen = []
     for query, passage in zip(queries, passages, strict=True):
-        # the tokenizer cuts the longer of the two texts, so a passage keeps half of the room at least
-        room = max(max_length - special - lengths[query], (max_length - special) // 2)
+        room = _room(max_length - special, lengths[query])
         if len(offsets[passage]) <= room:
             chosen.append(passage)
             continue
@@ -66,7 +69,41 @@ def excerpts(
     return chosen
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], what: str) -> dict[str, list[Any]]:
+def can_hold(tokenizer: Tokenizer, max_length: int, query: str, passage: str) -> bool:
+    """Whether some excerpt can hold every word of the query that the passage has.
+
+    Args:
+        tokenizer: of the cross-encoder; it is left without truncation and padding.
+        max_length: tokens of a pair.
+        query: a text.
+        passage: a text.
+    """
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    of_query, of_passage = tokenizer.encode_batch([query, passage], add_special_tokens=False)
+    room = _room(max_length - tokenizer.num_special_tokens_to_add(is_pair=True), len(of_query.ids))
+    if len(of_passage.ids) <= room:
+        return True
+    head = room // HEAD
+    width = room - head - 1
+    known = _read(passage, of_passage.offsets).words
+    # what the beginning does not show must stand in one window
+    late = [known[word].tolist() for word in sorted({*words(query)} & known.keys()) if known[word][0] >= head]
+    starts = sorted({place for places in late for place in places})
+    return not late or any(all(_within(places, start, width) for places in late) for start in starts)
+
+
+def _within(places: list[int], start: int, width: int) -> bool:
+    found = bisect_left(places, start)
+    return found < len(places) and places[found] < start + width
+
+
+def _room(both: int, query: int) -> int:
+    """Tokens that a passage may have beside a query of so many; the longer of two texts is cut, so half at least."""
+    return max(both - query, both // 2)
+
+
+def _encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], what: str) -> dict[str, list[Any]]:
     distinct = list(dict.fromkeys(texts))
     if not distinct:
         return {}
