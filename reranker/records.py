@@ -125,6 +125,9 @@ PRODUCER = {
     PATHS.metrics / "curve_dev.csv": "train",
     PATHS.metrics / "systems.csv": "evaluate",
     PATHS.metrics / "per_query.csv": "evaluate",
+    PATHS.metrics / "comparison.csv": "compare",
+    PATHS.metrics / "costs.csv": "costs",
+    **{PATHS.scored / f"{name}.parquet": "evaluate" for name in ("retriever", "reranker")},
     PATHS.pairs: "pairs/dvc.yaml:prepare",
     PATHS.pair_model: "pairs/dvc.yaml:train",
 }

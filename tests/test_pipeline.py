@@ -19,7 +19,7 @@ from stages.train import TOLD
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__")
 PACKAGES = ("reranker", "stages", "pairs")
-TEMPLATES = {".html", ".j2", ".jinja"}
+TEMPLATES = {".html", ".j2", ".jinja", ".js"}
 WITHOUT_TORCH = [
     f"reranker.{name}" for name in ("dataset", "fusion", "metrics", "params", "records", "sources.reading")
 ] + [*(f"stages.{name}" for name in ("prepare", "evaluate", "report")), "pairs.prepare", "reranker.pairs.measures"]
