@@ -1,11 +1,12 @@
 """A guess at why a right passage does not stand first: something to look at, not a finding."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
-from reranker.duplicates import runs
+from reranker import duplicates
 
 MISSED = "right passage not retrieved"
 NEAR = "unjudged near-duplicate of the right answer"
@@ -15,6 +16,10 @@ REASONS = (NONE, MISSED, NEAR, CUT)
 """In the order in which they are looked for."""
 CONTAINED = 0.8
 """Share of the shorter passage's runs of words from which two passages are taken to be nearly the same."""
+
+
+runs = lru_cache(100_000)(duplicates.runs)
+"""A passage stands in the rankings of many queries."""
 
 
 class Passage(NamedTuple):

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -38,7 +39,7 @@ from reported import (
     TRAIN,
     pictures,
 )  # fmt: skip
-from reranker import figures, report, tables
+from reranker import figures, reasons, report, tables
 from reranker.errors import UserError
 from stages.report import main
 
@@ -355,6 +356,43 @@ def test_stage_writes_the_page_and_its_pictures_and_ends_with_the_table(tmp_path
     assert {path.name for path in (tmp_path / "report").iterdir()} == names | {"index.html"}
     assert tables.text_table(SYSTEMS, 1234) in summary
     assert "report/index.html" in summary.splitlines()[-1]
+
+
+def explored() -> dict[str, dict[str, object]]:
+    """What the written page holds of each test query, by its id: text, places of right passages, reason."""
+    found = re.search(r'<script id="queries-data"[^>]*>([^<]*)<', Path("report/index.html").read_text(encoding="utf-8"))
+    content = json.loads(zlib.decompress(base64.b64decode(found[1])))
+    return {
+        query[0]: {"text": query[1], "right": query[6][0][1:], "reason": content["reasons"][query[3]]}
+        for query in content["queries"]
+    }
+
+
+def test_page_holds_the_test_queries_and_guesses_with_the_tokens_of_the_base_model(inputs: Path) -> None:
+    data = inputs.parent / "data"
+    apart = f"{'x ' * 200}list {'x ' * 200}sort"  # no excerpt has both words
+    far = PASSAGES.assign(text=PASSAGES["text"].where(PASSAGES["passage_id"] != "p02", apart))
+    far.to_parquet(data / "prepared" / "passages.parquet")
+    main([])
+    found = explored()
+    assert sorted(found) == ["q1", "q2", "q3", "q4"]
+    assert found["q1"] == {"text": "sort a list", "right": [3, 3], "reason": reasons.CUT}
+    assert found["q2"]["right"] == [0, 0]
+    assert found["q2"]["reason"] == reasons.MISSED
+    assert found["q3"]["reason"] == reasons.NEAR  # the passages differ in a word
+
+
+def test_ids_that_look_like_numbers_stay_as_they_are(inputs: Path) -> None:
+    data = inputs.parent / "data"
+    for path in [*data.rglob("*.parquet")]:
+        table = pd.read_parquet(path)
+        if "query_id" in table:
+            table.assign(query_id=table["query_id"].str.replace("q", "00")).to_parquet(path)
+    PER_QUERY.assign(query_id=PER_QUERY["query_id"].str.replace("q", "00")).to_csv(
+        inputs / "per_query.csv", index=False
+    )
+    main([])
+    assert sorted(explored()) == ["001", "002", "003", "004"]
 
 
 @pytest.mark.parametrize(
