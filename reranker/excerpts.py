@@ -5,15 +5,15 @@ query; a bi-encoder, which reads the passage alone, cannot. Choosing the part by
 passage selection of Zou et al. (KDD 2021) and of IDCM (Hofstätter et al., SIGIR 2021) in its simplest form.
 """
 
-from bisect import bisect_left
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
-from reranker.lexical import Statistics, rarity, word_spans, words
+from reranker.lexical import Statistics, rarity, word_spans
 
 if TYPE_CHECKING:  # it brings torch, which the report does without
     from transformers import PreTrainedTokenizerBase
@@ -23,7 +23,9 @@ HEAD = 3
 """The beginning of the passage gets one part in so many, for it often says what all of it is about."""
 
 
-class _Passage(NamedTuple):
+class Tokens(NamedTuple):
+    """Where a passage's tokens and words stand."""
+
     starts: NDArray[np.int64]
     """Place of each token's first character."""
     ends: NDArray[np.int64]
@@ -32,7 +34,7 @@ class _Passage(NamedTuple):
 
 
 def excerpts(
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     counted: Statistics,
     queries: Sequence[str],
@@ -55,55 +57,21 @@ def excerpts(
     """
     lengths = {text: len(ids) for text, ids in _encode(tokenizer, queries, "input_ids").items()}
     offsets = _encode(tokenizer, passages, "offset_mapping")
-    known: dict[str, _Passage] = {}
+    known: dict[str, Tokens] = {}
     special = tokenizer.num_special_tokens_to_add(pair=True)
     chosen = []
     for query, passage in zip(queries, passages, strict=True):
-        room = _room(max_length - special, lengths[query])
+        room = room_beside(lengths[query], max_length - special)
         if len(offsets[passage]) <= room:
             chosen.append(passage)
             continue
         if passage not in known:
-            known[passage] = _read(passage, offsets[passage])
+            known[passage] = read(passage, offsets[passage])
         chosen.append(_excerpt(passage, known[passage], {word for word, _ in word_spans(query)}, counted, room))
     return chosen
 
 
-def can_hold(tokenizer: Tokenizer, max_length: int, query: str, passage: str) -> bool:
-    """Whether some excerpt can hold every word of the query that the passage has.
-
-    Args:
-        tokenizer: of the cross-encoder; it is left without truncation and padding.
-        max_length: tokens of a pair.
-        query: a text.
-        passage: a text.
-    """
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    of_query, of_passage = tokenizer.encode_batch([query, passage], add_special_tokens=False)
-    room = _room(max_length - tokenizer.num_special_tokens_to_add(is_pair=True), len(of_query.ids))
-    if len(of_passage.ids) <= room:
-        return True
-    head = room // HEAD
-    width = room - head - 1
-    known = _read(passage, of_passage.offsets).words
-    # what the beginning does not show must stand in one window
-    late = [known[word].tolist() for word in sorted({*words(query)} & known.keys()) if known[word][0] >= head]
-    starts = sorted({place for places in late for place in places})
-    return not late or any(all(_within(places, start, width) for places in late) for start in starts)
-
-
-def _within(places: list[int], start: int, width: int) -> bool:
-    found = bisect_left(places, start)
-    return found < len(places) and places[found] < start + width
-
-
-def _room(both: int, query: int) -> int:
-    """Tokens that a passage may have beside a query of so many; the longer of two texts is cut, so half at least."""
-    return max(both - query, both // 2)
-
-
-def _encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], what: str) -> dict[str, list[Any]]:
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], what: str) -> dict[str, list[Any]]:
     distinct = list(dict.fromkeys(texts))
     if not distinct:
         return {}
@@ -111,15 +79,32 @@ def _encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], what: st
     return dict(zip(distinct, encoded[what], strict=True))
 
 
-def _read(text: str, offsets: list[tuple[int, int]]) -> _Passage:
+def room_beside(query: int, both: int) -> int:
+    """Tokens that a passage may have beside a query.
+
+    Args:
+        query: its tokens.
+        both: tokens of the two together.
+    """
+    # the tokenizer cuts the longer of the two texts, so a passage keeps half of the room at least
+    return max(both - query, both // 2)
+
+
+def read(text: str, offsets: Sequence[tuple[int, int]]) -> Tokens:
+    """A passage's tokens and words.
+
+    Args:
+        text: the passage.
+        offsets: first character and end of each token.
+    """
     starts, ends = np.asarray(offsets, dtype=np.int64).T
     places: dict[str, list[int]] = {}
     for word, start in word_spans(text):
         places.setdefault(word, []).append(int(np.searchsorted(starts, start, side="right")) - 1)
-    return _Passage(starts, ends, {word: np.asarray(tokens) for word, tokens in places.items()})
+    return Tokens(starts, ends, {word: np.asarray(tokens) for word, tokens in places.items()})
 
 
-def _excerpt(text: str, passage: _Passage, wanted: set[str], counted: Statistics, room: int) -> str:
+def _excerpt(text: str, passage: Tokens, wanted: set[str], counted: Statistics, room: int) -> str:
     head = room // HEAD
     width = room - head - 1  # one token stands for the gap
     last = len(passage.starts) - width

@@ -37,7 +37,7 @@ def guess(query: str, right: Sequence[Passage], above: Sequence[Passage], holds:
         query: its text.
         right: the right passages that were retrieved, the best ranked first.
         above: the passages that the reranker put above the first of them and that nobody has judged.
-        holds: whether the cross-encoder can read all the words of a query that a passage has, see `excerpts.can_hold`.
+        holds: whether the cross-encoder can read all the words of a query that a passage has, see `reach.can_hold`.
 
     Returns:
         One of `REASONS`.

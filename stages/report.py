@@ -12,10 +12,10 @@ from tokenizers import Tokenizer
 
 from reranker import cost_figures, cost_table, explorer, figures, report, tables
 from reranker.errors import UserError
-from reranker.excerpts import can_hold
 from reranker.models import tokenizer_file
 from reranker.params import Params, load_params
 from reranker.progress import run_stage
+from reranker.reach import can_hold
 from reranker.reasons import Passage
 from reranker.records import PATHS, read_csv, read_json, read_table, read_tables, record_time, write_bytes, write_text
 

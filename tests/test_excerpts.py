@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from reranker.excerpts import GAP, can_hold, excerpts
+from reranker.excerpts import GAP, excerpts
 from reranker.lexical import Statistics, statistics
 from reranker.models import resolve
 
@@ -93,24 +93,3 @@ def test_no_pairs_give_no_excerpts(tokenizer):
 def test_any_text_gives_a_part_of_itself(tokenizer, query, passage, max_length):
     text = one(tokenizer, query, passage, max_length)
     assert all(part in passage for part in text.split(GAP)) or GAP in passage
-
-
-@pytest.mark.parametrize(
-    ("passage", "expected"),
-    [
-        ("sparse matrix", True),
-        (f"a sparse thing. {FILLER} a matrix here", True),  # one word in the beginning, one in the window
-        (f"Opening. {FILLER} sparse matrix {FILLER}", True),
-        (f"Opening. {FILLER} sparse {FILLER} matrix {FILLER}", False),
-        (f"Opening. {FILLER} sparse {FILLER} matrix {FILLER} matrix sparse", True),
-        (f"Opening. {FILLER}", True),
-    ],
-)
-def test_excerpt_can_hold_the_words_of_the_query_where_they_stand_together(tokenizer, passage, expected):
-    assert can_hold(tokenizer.backend_tokenizer, 32, "sparse matrix", passage) is expected
-
-
-def test_what_no_excerpt_can_hold_the_chosen_one_lacks(tokenizer):
-    passage = f"Opening. {FILLER} sparse {FILLER} matrix {FILLER}"
-    text = one(tokenizer, "sparse matrix", passage)
-    assert ("sparse" in text) != ("matrix" in text)

@@ -410,7 +410,6 @@ def test_ids_that_look_like_numbers_stay_as_they_are(inputs: Path) -> None:
         ("mine.json", "mine"),
         ("prepare.json", "prepare"),
         ("lengths.csv", "prepare"),
-        ("comparison.csv", "compare"),
         ("costs.csv", "costs"),
         ("../data/prepared/passages.parquet", "prepare"),
         ("../data/mined/candidates.parquet", "mine"),
