@@ -5,23 +5,29 @@ query; a bi-encoder, which reads the passage alone, cannot. Choosing the part by
 passage selection of Zou et al. (KDD 2021) and of IDCM (Hofstätter et al., SIGIR 2021) in its simplest form.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
 
 from reranker.lexical import Statistics, rarity, word_spans
 from reranker.records import Tables
+
+if TYPE_CHECKING:  # it brings torch, which the report does without
+    from transformers import PreTrainedTokenizerBase
 
 GAP = " … "
 HEAD = 3
 """The beginning of the passage gets one part in so many, for it often says what all of it is about."""
 
 
-class _Passage(NamedTuple):
+class Tokens(NamedTuple):
+    """Where a passage's tokens and words stand."""
+
     starts: NDArray[np.int64]
     """Place of each token's first character."""
     ends: NDArray[np.int64]
@@ -53,17 +59,16 @@ def excerpts(
     """
     lengths = {text: len(ids) for text, ids in _encode(tokenizer, queries, "input_ids").items()}
     offsets = _encode(tokenizer, passages, "offset_mapping")
-    known: dict[str, _Passage] = {}
+    known: dict[str, Tokens] = {}
     special = tokenizer.num_special_tokens_to_add(pair=True)
     chosen = []
     for query, passage in zip(queries, passages, strict=True):
-        # the tokenizer cuts the longer of the two texts, so a passage keeps half of the room at least
-        room = max(max_length - special - lengths[query], (max_length - special) // 2)
+        room = room_beside(lengths[query], max_length - special)
         if len(offsets[passage]) <= room:
             chosen.append(passage)
             continue
         if passage not in known:
-            known[passage] = _read(passage, offsets[passage])
+            known[passage] = read(passage, offsets[passage])
         chosen.append(_excerpt(passage, known[passage], {word for word, _ in word_spans(query)}, counted, room))
     return chosen
 
@@ -97,15 +102,32 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], what: str)
     return dict(zip(distinct, encoded[what], strict=True))
 
 
-def _read(text: str, offsets: list[tuple[int, int]]) -> _Passage:
+def room_beside(query: int, both: int) -> int:
+    """Tokens that a passage may have beside a query.
+
+    Args:
+        query: its tokens.
+        both: tokens of the two together.
+    """
+    # the tokenizer cuts the longer of the two texts, so a passage keeps half of the room at least
+    return max(both - query, both // 2)
+
+
+def read(text: str, offsets: Sequence[tuple[int, int]]) -> Tokens:
+    """A passage's tokens and words.
+
+    Args:
+        text: the passage.
+        offsets: first character and end of each token.
+    """
     starts, ends = np.asarray(offsets, dtype=np.int64).T
     places: dict[str, list[int]] = {}
     for word, start in word_spans(text):
         places.setdefault(word, []).append(int(np.searchsorted(starts, start, side="right")) - 1)
-    return _Passage(starts, ends, {word: np.asarray(tokens) for word, tokens in places.items()})
+    return Tokens(starts, ends, {word: np.asarray(tokens) for word, tokens in places.items()})
 
 
-def _excerpt(text: str, passage: _Passage, wanted: set[str], counted: Statistics, room: int) -> str:
+def _excerpt(text: str, passage: Tokens, wanted: set[str], counted: Statistics, room: int) -> str:
     head = room // HEAD
     width = room - head - 1  # one token stands for the gap
     last = len(passage.starts) - width

@@ -61,12 +61,21 @@ WIDTH = 5.6
 """Of a figure in inches: little enough for its text to be read on a phone."""
 
 
+class Tip(NamedTuple):
+    """What is said of a part of a figure when it is pointed at."""
+
+    id: str
+    """Of the part in the SVG."""
+    text: str
+
+
 class Picture(NamedTuple):
     """A figure in both formats and in words."""
 
     svg: str
     png: bytes
     alt: str
+    tips: tuple[Tip, ...] = ()
 
 
 def systems_figure(systems: pd.DataFrame) -> Picture:
@@ -109,7 +118,7 @@ def systems_figure(systems: pd.DataFrame) -> Picture:
         axes.set_xlabel("NDCG@10, 95% interval; dashed: the retriever")
 
     alt = f"NDCG@10 by system with 95% intervals: {listed}. The exact figures are in the table."
-    return _render(draw, height=1.1 + 0.45 * max(len(rows), 1), alt=alt)
+    return render(draw, height=1.1 + 0.45 * max(len(rows), 1), alt=alt)
 
 
 def training_figure(loss: pd.DataFrame, dev: pd.DataFrame) -> Picture:
@@ -137,7 +146,7 @@ def training_figure(loss: pd.DataFrame, dev: pd.DataFrame) -> Picture:
     if not dev.empty:
         ends = [f"{score(row['ndcg@10'])} at step {count(row['step'])}" for row in dev.iloc[[0, -1]].to_dict("records")]
         alt += f", from {' to '.join(ends)}"
-    return _render(draw, height=4.4, alt=f"{alt}.")
+    return render(draw, height=4.4, alt=f"{alt}.")
 
 
 def gains_figure(per_query: pd.DataFrame) -> Picture:
@@ -165,7 +174,7 @@ def gains_figure(per_query: pd.DataFrame) -> Picture:
         axes.set_xlabel("Test queries, sorted by gain")
         axes.set_ylabel("Gain in NDCG@10")
 
-    return _render(draw, height=3.2, alt=f"Gain in NDCG@10 of the reranker over the retriever per query: {counted}.")
+    return render(draw, height=3.2, alt=f"Gain in NDCG@10 of the reranker over the retriever per query: {counted}.")
 
 
 def lengths_figure(lengths: pd.DataFrame) -> Picture:
@@ -194,7 +203,7 @@ def lengths_figure(lengths: pd.DataFrame) -> Picture:
     most = lengths.sort_values("share", ascending=False).drop_duplicates("text")
     told = [f"{names[bar['text']].lower()} {bar['from']} to {bar['to'] - 1}" for bar in most.to_dict("records")]
     alt = f"Histograms of the lengths in tokens; most often: {', '.join(sorted(told)) or 'none were counted'}."
-    return _render(draw, height=4.0, alt=alt)
+    return render(draw, height=4.0, alt=alt)
 
 
 def _mark_best(axes: Axes, dev: pd.DataFrame) -> None:
@@ -210,7 +219,15 @@ def _mark_best(axes: Axes, dev: pd.DataFrame) -> None:
     )
 
 
-def _render(draw: Callable[[Figure], None], *, height: float, alt: str) -> Picture:
+def render(draw: Callable[[Figure], None], *, height: float, alt: str, tips: tuple[Tip, ...] = ()) -> Picture:
+    """Draw a figure in both formats.
+
+    Args:
+        draw: fills the figure.
+        height: in inches; the width is `WIDTH`.
+        alt: the figure in words.
+        tips: of parts that `draw` has given an id (matplotlib's gid).
+    """
     # the default style first: a reader's own matplotlibrc must not change the report
     with style.context(["default", STYLE]):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -218,4 +235,4 @@ def _render(draw: Callable[[Figure], None], *, height: float, alt: str) -> Pictu
         svg, png = io.StringIO(), io.BytesIO()
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None, "Title": alt})
         figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
-    return Picture(svg.getvalue(), png.getvalue(), alt)
+    return Picture(svg.getvalue(), png.getvalue(), alt, tips)

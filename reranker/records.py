@@ -122,6 +122,7 @@ PRODUCER = {
     PATHS.reranker: "train",
     PATHS.reranker / "fusion.json": "train",
     **{PATHS.scored / f"{name}.parquet": f"score@{name}" for name in SCORED},
+    **{PATHS.scored / f"{name}.parquet": "evaluate" for name in ("retriever", "reranker")},
     PATHS.metrics / "lengths.csv": "prepare",
     PATHS.metrics / "curve_loss.csv": "train",
     PATHS.metrics / "curve_dev.csv": "train",

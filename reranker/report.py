@@ -1,10 +1,13 @@
-"""The figures of a run as one page: a file without script that needs no network.
+"""The figures of a run as one page: a file that needs no network.
 
-The page is the same to the byte for the same numbers.
+The page is the same to the byte for the same numbers. Its scripts are a part of it, and its Content-Security-Policy
+lets run nothing but them, by their hashes.
 """
 
+import base64
+import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,10 +15,16 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
+from reranker.cost_table import cost_rows
+from reranker.explorer import Query, cut, pack, worst
 from reranker.figures import DARK, LIGHT, Picture
-from reranker.tables import comparison_rows, count, headline, result_rows
+from reranker.reasons import Passage
+from reranker.tables import BASELINE, SHIPPED, comparison_rows, count, headline, result_rows, score, signed
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
+SCRIPTS = tuple(TEMPLATE.with_name(name) for name in ("explorer.js", "tips.js"))
+SHOWN_LOSSES = 50
+"""Queries of the table that stands there without a script and in print."""
 SHOWN_ORIGINS = 3
 """Dropped rows that are named for each reason."""
 SHOWN_LEAKS = 5
@@ -46,6 +55,14 @@ class Numbers(NamedTuple):
     audit: pd.DataFrame
     """The most suspicious candidates of mining, the most suspicious first; columns `AUDIT_COLUMNS`, as text."""
     train: Mapping[str, object]
+    comparison: pd.DataFrame
+    """Columns `COMPARISON_COLUMNS`."""
+    costs: pd.DataFrame
+    """Columns `COST_COLUMNS`."""
+    queries: Sequence[Query]
+    """The test queries, one at least, as `explorer.explore` gives them."""
+    passages: Mapping[str, Passage]
+    """Those that the queries name, by passage_id."""
 
 
 class Fact(NamedTuple):
@@ -88,6 +105,22 @@ class AuditRow(NamedTuple):
     verdict: str
 
 
+class LossRow(NamedTuple):
+    """A query that the reranker loses on against the retriever."""
+
+    query_id: str
+    query: str
+    change: str
+    """Of NDCG@10, with the figures of both."""
+    right: str
+    """The right passage that the reranker puts first."""
+    ranks: str
+    """Of that passage with the retriever and the reranker."""
+    first: str
+    """The passage that the reranker puts first."""
+    reason: str
+
+
 class LanguageRow(NamedTuple):
     """The commonest languages of one kind of text."""
 
@@ -110,7 +143,7 @@ def page(numbers: Numbers, pictures: Mapping[str, Picture]) -> str:
 
     Args:
         numbers: see `Numbers`.
-        pictures: `systems`, `training`, `gains` and `lengths`.
+        pictures: `systems`, `size`, `latency`, `training`, `gains` and `lengths`.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE.parent),
@@ -120,10 +153,13 @@ def page(numbers: Numbers, pictures: Mapping[str, Picture]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    scripts = [path.read_text(encoding="utf-8") for path in SCRIPTS]
     shown_apart = re.compile("dropped_|refused_|(query|passage)_(tokens|language)_")
     counts = {key: value for key, value in numbers.prepare.items() if not shown_apart.match(key)}
     mined = {key: value for key, value in numbers.mine.items() if not shown_apart.match(key)}
     return environment.get_template(TEMPLATE.name).render(
+        scripts=[Markup(text) for text in scripts],  # noqa: S704  our own files
+        hashes=" ".join(f"'sha256-{_hash(text)}'" for text in scripts),
         light=LIGHT,
         dark=DARK,
         headline=headline(numbers.evaluation),
@@ -132,6 +168,9 @@ def page(numbers: Numbers, pictures: Mapping[str, Picture]) -> str:
         all_positives=result_rows(numbers.systems, "all_positives"),
         by_source=_facts({key: value for key, value in numbers.evaluation.items() if "_of_" in key}),
         comparisons=comparison_rows(numbers.systems, numbers.evaluation),
+        costs=cost_rows(numbers.comparison, numbers.costs),
+        explored=pack(numbers.queries, numbers.passages),
+        losses=_loss_rows(worst(numbers.queries, SHOWN_LOSSES), numbers.passages),
         figures={name: _inline(picture, name) for name, picture in pictures.items()},
         counts=_facts(counts),
         dropped=_drop_rows(numbers.prepare, numbers.dropped),
@@ -154,8 +193,34 @@ def _inline(picture: Picture, name: str) -> Markup:
         body = body.replace(colour, f"var(--{variable})")
     view_box = re.search(r'viewBox="[^"]*"', body)
     inner = body[body.index(">") + 1 :]
-    opening = f'<svg role="img" aria-label="{escape(picture.alt)}" {view_box.group() if view_box else ""}>'
+    for tip in picture.tips:
+        part = f'<g id="{name}-{tip.id}"'
+        inner = inner.replace(part, f'{part} class="point" tabindex="0" role="img" aria-label="{escape(tip.text)}"')
+    role = "group" if picture.tips else "img"  # what is inside an image cannot get the focus
+    opening = f'<svg role="{role}" aria-label="{escape(picture.alt)}" {view_box.group() if view_box else ""}>'
     return Markup(opening + inner)  # noqa: S704  matplotlib escaped the names inside, escape() the text above
+
+
+def _hash(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _loss_rows(losses: Sequence[Query], passages: Mapping[str, Passage]) -> list[LossRow]:
+    rows = []
+    for query in losses:
+        best = query.right[0]  # a query without a right passage has nothing to lose
+        rows.append(
+            LossRow(
+                query.query_id,
+                cut(query.text, CUT_QUERY),
+                f"{signed(query.gain())} ({score(query.ndcg[BASELINE])} → {score(query.ndcg[SHIPPED])})",
+                cut(passages[best.passage_id].text, CUT_PASSAGE),
+                f"{best.retriever or '–'} → {best.reranker or '–'}",
+                cut(passages[query.reranker[0].passage_id].text, CUT_PASSAGE),
+                query.reason or "–",
+            )
+        )
+    return rows
 
 
 def _facts(values: Mapping[str, object], prefix: str = "") -> list[Fact]:
@@ -174,16 +239,16 @@ def _example(rows: pd.DataFrame) -> str:
     """Of the first row the text that the reason names; the other one where that is empty."""
     row = rows.iloc[0]
     kinds = ("passage", "query") if row["reason"].startswith("passage") else ("query", "passage")
-    return next((text for kind in kinds if (text := _cut(row[kind], CUT_TEXT))), "")
+    return next((text for kind in kinds if (text := cut(row[kind], CUT_TEXT))), "")
 
 
 def _leak_rows(leaks: pd.DataFrame) -> list[LeakRow]:
     shown = leaks.groupby(["split", "equal"], sort=False).head(SHOWN_LEAKS)
     return [
         LeakRow(
-            _cut(row["query"], CUT_QUERY),
+            cut(row["query"], CUT_QUERY),
             row["split"],
-            _cut(row["other"], CUT_QUERY),
+            cut(row["other"], CUT_QUERY),
             row["other_split"],
             "equal" if row["equal"] else "near",
         )
@@ -194,20 +259,14 @@ def _leak_rows(leaks: pd.DataFrame) -> list[LeakRow]:
 def _audit_rows(audit: pd.DataFrame) -> list[AuditRow]:
     return [
         AuditRow(
-            _cut(row["query"], CUT_QUERY),
-            _cut(row["passage"], CUT_PASSAGE),
-            _cut(row["right_passage"], CUT_PASSAGE),
+            cut(row["query"], CUT_QUERY),
+            cut(row["passage"], CUT_PASSAGE),
+            cut(row["right_passage"], CUT_PASSAGE),
             f"{float(row['teacher_score']):.3f} / {float(row['teacher_score_of_right']):.3f}",
             row["verdict"].replace("_", " "),
         )
         for row in audit.to_dict("records")
     ]
-
-
-def _cut(text: str, size: int) -> str:
-    """A text in one line of so many characters at most."""
-    line = " ".join(text.split())
-    return line if len(line) <= size else f"{line[: size - 1].rstrip()}…"
 
 
 def _language_rows(prepare: Mapping[str, object]) -> list[LanguageRow]:

@@ -1,34 +1,41 @@
-"""report: the figures of the earlier stages as one page, four pictures and the table of results.
+"""report: the figures of the earlier stages as one page with every test query, six pictures and the table of results.
 
 python -m stages.report
 """
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from reranker import figures, report, tables
+import pandas as pd
+from tokenizers import Tokenizer
+
+from reranker import cost_figures, cost_table, explorer, figures, report, tables
 from reranker.errors import UserError
+from reranker.models import tokenizer_file
+from reranker.params import Params, load_params
 from reranker.progress import run_stage
-from reranker.records import PATHS, read_csv, read_json, read_table, record_time, write_bytes, write_text
+from reranker.reach import can_hold
+from reranker.reasons import Passage
+from reranker.records import PATHS, read_csv, read_json, read_table, read_tables, record_time, write_bytes, write_text
+
+KEYS = ["query_id", "passage_id"]
 
 
 def main(arguments: Sequence[str]) -> str:
     started = time.monotonic()
+    params = load_params(PATHS.params)
     systems = read_csv(PATHS.metrics / "systems.csv", tables.SYSTEM_COLUMNS)
     evaluation = read_json(PATHS.metrics / "evaluate.json")
-    pictures = {
-        "systems": figures.systems_figure(systems),
-        "training": figures.training_figure(
-            read_csv(PATHS.metrics / "curve_loss.csv", ["step", "loss"]),
-            read_csv(PATHS.metrics / "curve_dev.csv", ["step", "ndcg@10"]),
-        ),
-        "gains": figures.gains_figure(
-            read_csv(PATHS.metrics / "per_query.csv", ["query_id", tables.BASELINE, tables.SHIPPED])
-        ),
-    }
+    comparison = read_csv(PATHS.metrics / "comparison.csv", cost_table.COMPARISON_COLUMNS)
+    costs = read_csv(PATHS.metrics / "costs.csv", cost_table.COST_COLUMNS)
+    names = systems["system"].unique().tolist()
+    per_query = read_csv(PATHS.metrics / "per_query.csv", ["query_id", *names], as_text=True)
+    per_query[names] = per_query[names].astype(float)
+    loss = read_csv(PATHS.metrics / "curve_loss.csv", ["step", "loss"])
+    dev = read_csv(PATHS.metrics / "curve_dev.csv", ["step", "ndcg@10"])
     lengths = read_csv(PATHS.metrics / "lengths.csv", ["text", "from", "to", "share"])
-    pictures["lengths"] = figures.lengths_figure(lengths)
+    queries, passages = _explored(params, per_query)
     numbers = report.Numbers(
         systems=systems,
         evaluation=evaluation,
@@ -38,7 +45,19 @@ def main(arguments: Sequence[str]) -> str:
         mine=read_json(PATHS.metrics / "mine.json"),
         audit=read_csv(PATHS.audit, report.AUDIT_COLUMNS, as_text=True),
         train=read_json(PATHS.metrics / "train.json"),
+        comparison=comparison,
+        costs=costs,
+        queries=queries,
+        passages=passages,
     )
+    pictures = {
+        "systems": figures.systems_figure(systems),
+        "size": cost_figures.size_figure(comparison, costs),
+        "latency": cost_figures.latency_figure(comparison, costs),
+        "training": figures.training_figure(loss, dev),
+        "gains": figures.gains_figure(per_query),
+        "lengths": figures.lengths_figure(lengths),
+    }
     try:
         html = report.page(numbers, pictures)
     except KeyError as missing:
@@ -52,6 +71,33 @@ def main(arguments: Sequence[str]) -> str:
     record_time("report", time.monotonic() - started)
     table = tables.text_table(systems, int(evaluation["queries"]))
     return f"\n{table}\n\nreport: figures, comparisons and data -> {index}"
+
+
+def _explored(params: Params, per_query: pd.DataFrame) -> tuple[list[explorer.Query], dict[str, Passage]]:
+    """The test queries with the first passages of both rankings, and the texts of these."""
+    data = read_tables()
+    judgments = data.judgments[data.judgments["query_id"].isin(per_query["query_id"])]
+    candidates = read_table(PATHS.candidates, [*KEYS, "rank"])
+    retrieved = candidates.loc[candidates["rank"] <= params.top_k, KEYS]
+    scored = {
+        system: retrieved.merge(read_table(PATHS.scored / f"{system}.parquet", [*KEYS, "score"]), on=KEYS)
+        for system in (tables.BASELINE, tables.SHIPPED)
+    }
+    passages = explorer.lookup(data.passages, judgments, *scored.values())
+    texts = dict(zip(data.queries["query_id"], data.queries["text"], strict=True))
+    try:
+        return explorer.explore(per_query, texts, passages, judgments, scored, _reader(params)), passages
+    except KeyError as missing:
+        raise UserError(f"{PATHS.queries.parent}/: the text of {missing} is missing; run `dvc repro`") from None
+
+
+def _reader(params: Params) -> Callable[[str, str], bool]:
+    """Whether the cross-encoder can read a query's words in a passage; of a hub's model that is not known here."""
+    file = tokenizer_file(params.base_model)
+    if not file:
+        return lambda query, passage: True
+    tokenizer = Tokenizer.from_file(str(file))
+    return lambda query, passage: can_hold(tokenizer, params.max_length, query, passage)
 
 
 if __name__ == "__main__":

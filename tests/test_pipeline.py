@@ -19,7 +19,7 @@ from stages.train import TOLD
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__")
 PACKAGES = ("reranker", "stages", "pairs")
-TEMPLATES = {".html", ".j2", ".jinja"}
+TEMPLATES = {".html", ".j2", ".jinja", ".js"}
 WITHOUT_TORCH = [
     f"reranker.{name}"
     for name in ("comparing", "dataset", "fusion", "metrics", "params", "records", "run_files", "sources.reading")

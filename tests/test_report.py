@@ -1,8 +1,12 @@
 """The report shows the numbers that it is given, rounded, escaped and the same every time."""
 
+import base64
+import hashlib
 import json
 import os
 import re
+import shutil
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -10,68 +14,39 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 
-from reranker import figures, report, tables
+import reported
+from reported import (
+    AUDIT,
+    CANDIDATES,
+    COMPARISON,
+    COSTS,
+    DEV,
+    DROPPED,
+    EVALUATION,
+    HOSTILE,
+    JUDGMENTS,
+    LEAKS,
+    LENGTHS,
+    LOSS,
+    MINE,
+    ORIGINS,
+    PASSAGES,
+    PER_QUERY,
+    PREPARE,
+    QUERIES,
+    SCORED,
+    SYSTEMS,
+    TRAIN,
+    pictures,
+)  # fmt: skip
+from reranker import figures, reasons, report, tables
 from reranker.errors import UserError
 from stages.report import main
 
-HOSTILE = "<script>alert('x')</script> & $a_b$"
-SYSTEMS = pd.DataFrame(
-    [
-        ("retriever", "retrieved", 0.51249, 0.49, 0.53, 0.4, 0.3, 0.6, 0.7),
-        (HOSTILE, "retrieved", 0.5, 0.4, 0.6, 0.5, 0.5, 0.5, 0.5),
-        ("reranker", "retrieved", 0.64151, 0.62, 0.66, 0.61, 0.6, 0.68, 0.7),
-        ("retriever", "all_positives", 0.6, 0.58, 0.62, 0.5, 0.4, 0.7, 1.0),
-        (HOSTILE, "all_positives", 0.55, 0.5, 0.6, 0.5, 0.5, 0.6, 1.0),
-        ("reranker", "all_positives", 0.75, 0.73, 0.77, 0.71, 0.7, 0.8, 1.0),
-    ],
-    columns=list(tables.SYSTEM_COLUMNS),
-)
-EVALUATION = {
-    "queries": 1234,
-    "ndcg@10": 0.64151,
-    "gain_vs_retriever": 0.12902,
-    "gain_vs_retriever_low": 0.11,
-    "gain_vs_retriever_high": 0.148,
-    "p_vs_retriever": 0.00005,
-    f"gain_vs_{HOSTILE}": -0.0002,
-    "queries_of_faq": 1000,
-    "ndcg@10_retriever_of_faq": 0.51,
-    f"gain_vs_{HOSTILE}_low": -0.01,
-    f"gain_vs_{HOSTILE}_high": 0.0096,
-    f"p_vs_{HOSTILE}": 0.4321,
-}
-PREPARE = {
-    "rows": 48211,
-    "dropped_query_short": 17,
-    "dropped_passage_empty": 0,
-    **{f"{kind}_tokens_{key}": 9 for kind in ("query", "passage") for key in ("p50", "p90", "p99", "max")},
-    "passage_language_de": 0.0266,
-    "passage_language_en": 0.97,
-    "passage_language_zh": 0.0034,
-}
-MINE = {"ndcg@10": 0.5, "negatives": 100, "refused_near_duplicate": 23}
-TRAIN = {"steps": 600, "precision": "float32", "weight_bm25": 0.00004}
-LOSS = pd.DataFrame({"step": [5, 10], "loss": [1.5, 0.5]})
-DEV = pd.DataFrame({"step": [0, 10], "ndcg@10": [0.3, 0.6]})
-LENGTHS = pd.DataFrame(
-    [("query", 6, 8, 0.75), ("query", 8, 11, 0.25), ("passage", 32, 45, 0.2), ("passage", 45, 64, 0.8)],
-    columns=["text", "from", "to", "share"],
-)
-# 0.1 + 0.2 is not 0.3 to the last bit, and yet a tie
-PER_QUERY = pd.DataFrame(
-    {"query_id": ["q1", "q2", "q3", "q4"], "retriever": [0.5, 0.3, 1.0, 0.0], "reranker": [1.0, 0.1 + 0.2, 0.5, 1.0]}
-)
-ORIGINS = ["a.csv: row 1", "a.csv: row 8", f"{HOSTILE}: row 9", "a.csv: row 12"]
-DROPPED = pd.DataFrame({"reason": "query_short", "origin": ORIGINS, "query": "sort", "passage": "Sorts."})
-LEAKS = pd.DataFrame(
-    [(f"sort it {number}", "test", HOSTILE, "train", number > 2) for number in range(9)],
-    columns=list(report.LEAK_COLUMNS),
-)
-AUDIT = pd.DataFrame(
-    [("refused: near_duplicate", "0.91249", "0.5", "how to sort", HOSTILE, "Sorts. " * 99)],
-    columns=list(report.AUDIT_COLUMNS),
-)
-NUMBERS = report.Numbers(SYSTEMS, EVALUATION, PREPARE, DROPPED, LEAKS, MINE, AUDIT, TRAIN)
+ROOT = Path(__file__).resolve().parent.parent
+NUMBERS = reported.numbers()
+SCRIPTS = 1 + len(report.SCRIPTS)
+"""The data of the explorer stands in one too."""
 
 
 class Reader(HTMLParser):
@@ -83,10 +58,15 @@ class Reader(HTMLParser):
         self.tags: list[str] = []
         self.ids: list[str] = []
         self.attributes: list[tuple[str, str | None]] = []
+        self.scripts: list[str] = []
         self._in_cell = False
+        self._in_script = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        if tag == "script":
+            self.scripts.append("")
+            self._in_script = True
         self.attributes += attrs
         self.ids += [value or "" for key, value in attrs if key == "id"]
         if tag == "tr":
@@ -98,19 +78,13 @@ class Reader(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         if tag in ("td", "th"):
             self._in_cell = False
+        self._in_script = False
 
     def handle_data(self, data: str) -> None:
         if self._in_cell:
             self.rows[-1][-1] += data
-
-
-def pictures() -> dict[str, figures.Picture]:
-    return {
-        "systems": figures.systems_figure(SYSTEMS),
-        "training": figures.training_figure(LOSS, DEV),
-        "gains": figures.gains_figure(PER_QUERY),
-        "lengths": figures.lengths_figure(LENGTHS),
-    }
+        elif self._in_script:
+            self.scripts[-1] += data
 
 
 @pytest.fixture(scope="module")
@@ -142,15 +116,21 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "curve_loss": LOSS,
         "curve_dev": DEV,
         "per_query": PER_QUERY,
+        "comparison": COMPARISON,
+        "costs": COSTS,
     }
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False)
     for name, values in {"evaluate": EVALUATION, "prepare": PREPARE, "mine": MINE, "train": TRAIN}.items():
         (folder / f"{name}.json").write_text(json.dumps(values), encoding="utf-8")
-    (tmp_path / "data" / "prepared").mkdir(parents=True)
-    for name, table in {"dropped": DROPPED, "leaks": LEAKS}.items():
-        table.to_parquet(tmp_path / "data" / "prepared" / f"{name}.parquet")
-    (tmp_path / "data" / "mined").mkdir()
+    kept = {"prepared/dropped": DROPPED, "prepared/leaks": LEAKS, "prepared/passages": PASSAGES}
+    kept |= {"prepared/queries": QUERIES, "prepared/judgments": JUDGMENTS, "mined/candidates": CANDIDATES}
+    kept |= {f"scored/{system}": table for system, table in SCORED.items()}
+    for name, table in kept.items():
+        path = tmp_path / "data" / f"{name}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table.to_parquet(path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
     AUDIT.to_csv(tmp_path / "data" / "mined" / "audit.csv", index=False)
     return folder
 
@@ -190,7 +170,7 @@ def dropped_texts(drawn: dict[str, figures.Picture], *rows: tuple[str, str | Non
     counts = {f"dropped_{reason}": 1 for reason, _, _ in rows}
     reader = Reader()
     reader.feed(report.page(NUMBERS._replace(dropped=dropped, prepare=counts), drawn))
-    assert "script" not in reader.tags
+    assert reader.tags.count("script") == SCRIPTS
     found = {reason: reason.replace("_", " ").capitalize() for reason, _, _ in rows}
     return {reason: row[2] for reason, words in found.items() for row in reader.rows if row[0] == words}
 
@@ -248,20 +228,49 @@ def test_page_without_leaks_and_languages_has_no_such_tables(html: str, drawn: d
 
 
 def test_names_are_escaped_in_tables_figures_and_alternative_texts(html: str, read: Reader) -> None:
-    assert "script" not in read.tags
+    assert read.tags.count("script") == SCRIPTS
     assert HOSTILE in [row[0] for row in read.rows]
     assert "&lt;script&gt;" in html
 
 
 def test_page_fetches_nothing(html: str, read: Reader) -> None:
-    assert not {"link", "img", "iframe", "object", "script"} & set(read.tags)
+    assert not {"link", "img", "iframe", "object"} & set(read.tags)
     assert [value for key, value in read.attributes if key in ("src", "href")] == []
     assert not re.search(r"@import|url\((?!#)", html)
 
 
+def test_policy_lets_run_the_pages_own_scripts_and_nothing_else(read: Reader) -> None:
+    [policy] = [value for key, value in read.attributes if key == "content" and "default-src" in str(value)]
+    rules = dict(rule.strip().split(" ", 1) for rule in str(policy).split(";"))
+    own = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in read.scripts[1:]]
+    assert rules["default-src"] == "'none'"
+    assert rules["script-src"].split() == [f"'sha256-{value}'" for value in own]
+    assert not [key for key, _ in read.attributes if key.startswith("on")]
+
+
+def test_largest_losses_stand_there_without_a_script(read: Reader, drawn: dict[str, figures.Picture]) -> None:
+    [row] = [row for row in read.rows if row[0].startswith("Read a file of numbers")]
+    assert row[0].endswith("q3")
+    assert row[1] == "−0.500 (1.000 → 0.500)"
+    assert row[2].startswith("Passage p00 of <b>sorted</b> lists.")
+    assert row[3] == "1 → 8"
+    assert row[4].startswith("Passage p03 of <b>sorted</b> lists.")
+    won = [query for query in NUMBERS.queries if query.query_id != "q3"]
+    assert "loses on no test query" in report.page(NUMBERS._replace(queries=won), drawn)
+    assert "loses on no test query" in report.page(NUMBERS._replace(queries=won[:1]), drawn)
+
+
+def test_costs_are_shown_rounded(read: Reader) -> None:
+    row = ["Reranker (shipped: fused)", "0.642", "53M", "212", "290", "101 / 120", "330 / 400", "0.0033"]
+    assert row in read.rows
+
+
 def test_tables_have_captions_and_figures_have_names(read: Reader) -> None:
     assert read.tags.count("caption") == read.tags.count("table")
-    assert read.attributes.count(("role", "img")) == read.tags.count("svg") == 4
+    assert read.tags.count("svg") == 6
+    points = sum(len(picture.tips) for picture in pictures().values())
+    assert points == 5
+    assert read.attributes.count(("role", "img")) == 4 + points
     assert ("aria-label", figures.gains_figure(PER_QUERY).alt) in read.attributes
 
 
@@ -273,7 +282,7 @@ def test_ids_are_unique_and_every_reference_has_its_target(html: str, read: Read
 
 
 def test_inline_figures_follow_the_readers_colours(html: str) -> None:
-    drawn = html[html.index("<figure>") :]
+    drawn = html[html.index("<figure>") : html.index('<script id="queries-data"')]
     assert [colour for colour in figures.LIGHT.values() if colour in drawn] == []
     assert "var(--accent)" in drawn
 
@@ -341,12 +350,49 @@ def test_markdown_table_has_the_same_figures_and_cells_in_every_row() -> None:
 
 
 @pytest.mark.usefixtures("inputs")
-def test_stage_writes_the_page_and_four_pictures_and_ends_with_the_table(tmp_path: Path) -> None:
+def test_stage_writes_the_page_and_its_pictures_and_ends_with_the_table(tmp_path: Path) -> None:
     summary = main([])
     names = {f"{name}.{kind}" for name in pictures() for kind in ("svg", "png")}
     assert {path.name for path in (tmp_path / "report").iterdir()} == names | {"index.html"}
     assert tables.text_table(SYSTEMS, 1234) in summary
     assert "report/index.html" in summary.splitlines()[-1]
+
+
+def explored() -> dict[str, dict[str, object]]:
+    """What the written page holds of each test query, by its id: text, places of right passages, reason."""
+    found = re.search(r'<script id="queries-data"[^>]*>([^<]*)<', Path("report/index.html").read_text(encoding="utf-8"))
+    content = json.loads(zlib.decompress(base64.b64decode(found[1])))
+    return {
+        query[0]: {"text": query[1], "right": query[6][0][1:], "reason": content["reasons"][query[3]]}
+        for query in content["queries"]
+    }
+
+
+def test_page_holds_the_test_queries_and_guesses_with_the_tokens_of_the_base_model(inputs: Path) -> None:
+    data = inputs.parent / "data"
+    apart = f"{'x ' * 200}list {'x ' * 200}sort"  # no excerpt has both words
+    far = PASSAGES.assign(text=PASSAGES["text"].where(PASSAGES["passage_id"] != "p02", apart))
+    far.to_parquet(data / "prepared" / "passages.parquet")
+    main([])
+    found = explored()
+    assert sorted(found) == ["q1", "q2", "q3", "q4"]
+    assert found["q1"] == {"text": "sort a list", "right": [3, 3], "reason": reasons.CUT}
+    assert found["q2"]["right"] == [0, 0]
+    assert found["q2"]["reason"] == reasons.MISSED
+    assert found["q3"]["reason"] == reasons.NEAR  # the passages differ in a word
+
+
+def test_ids_that_look_like_numbers_stay_as_they_are(inputs: Path) -> None:
+    data = inputs.parent / "data"
+    for path in [*data.rglob("*.parquet")]:
+        table = pd.read_parquet(path)
+        if "query_id" in table:
+            table.assign(query_id=table["query_id"].str.replace("q", "00")).to_parquet(path)
+    PER_QUERY.assign(query_id=PER_QUERY["query_id"].str.replace("q", "00")).to_csv(
+        inputs / "per_query.csv", index=False
+    )
+    main([])
+    assert sorted(explored()) == ["001", "002", "003", "004"]
 
 
 @pytest.mark.parametrize(
@@ -364,6 +410,10 @@ def test_stage_writes_the_page_and_four_pictures_and_ends_with_the_table(tmp_pat
         ("mine.json", "mine"),
         ("prepare.json", "prepare"),
         ("lengths.csv", "prepare"),
+        ("costs.csv", "costs"),
+        ("../data/prepared/passages.parquet", "prepare"),
+        ("../data/mined/candidates.parquet", "mine"),
+        ("../data/scored/reranker.parquet", "evaluate"),
     ],
 )
 def test_missing_input_is_one_line_that_names_the_stage_to_run(inputs: Path, name: str, stage: str) -> None:
@@ -384,4 +434,11 @@ def test_lacking_figure_is_one_line_that_names_it(inputs: Path) -> None:
 def test_lacking_column_is_one_line_that_names_it(inputs: Path) -> None:
     SYSTEMS.drop(columns="map").to_csv(inputs / "systems.csv", index=False)
     with pytest.raises(UserError, match=r"metrics/systems\.csv: .*'map'.*`dvc repro --force evaluate`"):
+        main([])
+
+
+def test_query_without_a_text_is_one_line_that_names_it(inputs: Path) -> None:
+    QUERIES[1:].to_parquet(inputs.parent / "data" / "prepared" / "queries.parquet")
+    JUDGMENTS[1:].to_parquet(inputs.parent / "data" / "prepared" / "judgments.parquet")
+    with pytest.raises(UserError, match="data/prepared/: the text of 'q1' is missing; run `dvc repro`"):
         main([])
