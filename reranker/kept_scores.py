@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from reranker import lexical, revisions
+from reranker import lexical, revision_models
 from reranker.errors import UserError
 from reranker.models import fingerprint
 from reranker.records import read_table
@@ -78,7 +78,7 @@ def with_key(table: pd.DataFrame, own: str) -> pd.DataFrame:
 
 def _models(system: System) -> Mapping[str, str]:
     if isinstance(system, ExperimentSystem):
-        return {name: revisions.find(name).model for name in system.experiment}
+        return {name: revision_models.find(name).model for name in system.experiment}
     if isinstance(system, RetrieverSystem):
         names = [name for name in system.retriever if name != BM25]
     elif isinstance(system, BiencoderSystem):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
-from reranker import lexical, revisions
+from reranker import lexical, revision_models
 from reranker.combining import fused_ranks
 from reranker.compiled import use_backend
 from reranker.errors import UserError
@@ -80,7 +80,7 @@ def opened(system: System, settings: Settings, label: str) -> Iterator[Loaded]:
         (name,) = system.experiment
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "reranker"
-            revisions.fetch(revisions.find(name), folder)
+            revision_models.fetch(revision_models.find(name), folder)
             if system.model == "reranker":
                 yield shipped(folder, settings)
             else:

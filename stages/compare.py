@@ -17,7 +17,7 @@ quiet_libraries()
 
 import pandas as pd
 
-from reranker import comparing, evaluation, lexical, revisions
+from reranker import comparing, evaluation, lexical, revision_models
 from reranker.combining import added_z_scores
 from reranker.errors import UserError, first_line, printable
 from reranker.kept_scores import kept, key, with_key
@@ -128,7 +128,7 @@ def _scored(
         check_ids(run, path, pairs["query_id"], passages)
         return pairs[KEYS].assign(score=scores_of(run, pairs))
     for name in system.experiment if isinstance(system, ExperimentSystem) else ():
-        if not revisions.find(name).same_queries:
+        if not revision_models.find(name).same_queries:
             print(
                 printable(f"compare: experiment '{name}' has other queries or splits: it may have been trained on ")
                 + "some of these test queries",
