@@ -48,7 +48,9 @@ Losses = Annotated[
 """One for all queries, or one for those of each source."""
 
 
-WITHOUT_EFFECT = frozenset({"checkpoint_minutes", "engine"})
+WITHOUT_EFFECT = frozenset(
+    {"checkpoint_minutes", "engine", "review_min_gain", "review_max_loss", "review_alpha", "review_test_looks"}
+)
 """Keys that no result depends on: a change need not run a stage again."""
 
 
@@ -147,6 +149,11 @@ class Params(Section):
     seed: Seed
 
     statistics_seed: Seed
+
+    review_min_gain: Annotated[float, Field(ge=0)]
+    review_max_loss: Annotated[float, Field(ge=0)]
+    review_alpha: Annotated[float, Field(gt=0, lt=1)]
+    review_test_looks: Count
 
     @model_validator(mode="after")
     def _consistent(self) -> "Params":
