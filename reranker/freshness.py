@@ -73,7 +73,9 @@ def _forget(file: Path, folders: Collection[str]) -> None:
 def _planned(folder: Path) -> list[str]:
     command = [sys.executable, "-m", "dvc", "repro", "--dry", "--allow-missing"]
     done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", errors="replace", check=False)
-    if done.returncode:
+    planned = list(dict.fromkeys(re.findall(r"^Running stage '(.+)':", done.stdout, flags=re.MULTILINE)))
+    # Behind a stale stage whose outputs are not here, DVC gives up; what it found until then is enough to know.
+    if done.returncode and not planned:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[0].removeprefix("ERROR: ")
         raise UserError(f"DVC cannot say which results are stale: {reason}")
-    return list(dict.fromkeys(re.findall(r"^Running stage '(.+)':", done.stdout, flags=re.MULTILINE)))
+    return planned

@@ -43,7 +43,7 @@ def read_side(name: str, commit: str | None) -> Side:
     if "ndcg@10" not in figures["evaluate"]:
         raise UserError(f"{name}: no ndcg@10 in {PATHS.metrics / 'evaluate.json'}; {REMEDY}")
     return Side(
-        name=name if commit is None or commit.startswith(name) else f"{name} ({commit[:7]})",
+        name=_shown(name, commit),
         params=needed(PATHS.params, _mapping),
         lock=needed(Path("dvc.lock"), _lock),
         figures=figures,
@@ -53,6 +53,12 @@ def read_side(name: str, commit: str | None) -> Side:
             path: needed(Path(path), _tracked) for path in revisions.files(commit, PATHS.raw) if path.endswith(".dvc")
         },
     )
+
+
+def _shown(name: str, commit: str | None) -> str:
+    if commit is None:
+        return name
+    return commit[:7] if commit.startswith(name) else f"{name} ({commit[:7]})"
 
 
 def _mapping(text: str) -> dict[str, Any]:
