@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 IN_VENV = PATH="$(CURDIR)/.venv/bin:$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test lint check-fresh readme lock clean
+.PHONY: help setup repro experiments test lint check-fresh readme lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +17,11 @@ setup: .venv/.installed ## create .venv with the locked packages
 
 repro: setup ## reproduce the pipeline: run the stages whose inputs changed
 	@$(IN_VENV) dvc repro
+
+# `dvc exp show` has no setting for its columns, and by itself some 300 of them.
+experiments: setup ## the experiments of this commit in a short table: make experiments KEYS="lr|loss"
+	@$(IN_VENV) COLUMNS=$${COLUMNS:-120} dvc exp show --no-pager --sort-by 'dev_ndcg@10' --sort-order desc --drop '.*' \
+		--keep 'Experiment|(dev_)?ndcg@10$$|ndcg@10_cross_encoder|($(or $(KEYS),lr|seed))$$'
 
 test: setup ## run the whole test suite, slow tests included
 	@$(IN_VENV) python -m pytest

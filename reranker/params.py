@@ -48,7 +48,9 @@ Losses = Annotated[
 UNIONS = {"sources": KINDS, "systems": SYSTEM_KINDS}
 """Keys with entries of several kinds: what tells them apart."""
 
-WITHOUT_EFFECT = frozenset({"checkpoint_minutes", "engine"})
+WITHOUT_EFFECT = frozenset(
+    {"checkpoint_minutes", "engine", "review_min_gain", "review_max_loss", "review_alpha", "review_test_looks"}
+)
 """Keys that no result depends on: a change need not run a stage again."""
 
 
@@ -155,6 +157,10 @@ class Params(Section):
     judged_only: bool
 
     usd_per_hour: Annotated[float, Field(ge=0)]
+    review_min_gain: Annotated[float, Field(ge=0)]
+    review_max_loss: Annotated[float, Field(ge=0)]
+    review_alpha: Annotated[float, Field(gt=0, lt=1)]
+    review_test_looks: Count
 
     @model_validator(mode="after")
     def _consistent(self) -> "Params":

@@ -299,6 +299,17 @@ def test_baseline_may_be_an_experiment(tried: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
+def test_make_experiments_shows_few_columns_best_on_dev_first(tried: Path) -> None:
+    makefile = Path(__file__).resolve().parent.parent / "Makefile"
+    done = shell(tried, "make", "-f", str(makefile), "-o", ".venv/.installed", "experiments", "KEYS=lr")
+    assert done.returncode == 0, done.stderr
+    _, head, _, *rows = (line.split() for line in done.stdout.splitlines())
+    assert [word for word in head if word not in ("State", "Created")] == ["Experiment", "dev_ndcg@10", "lr"]
+    named = [row[2].strip("[]") for row in rows if row[0] in ("├──", "└──")]
+    assert named.index("low-13") < named.index("low") < named.index("seed-13")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("state", UNFINISHED)
 def test_experiment_that_has_not_succeeded_is_not_read(
     state: str, tried: Path, monkeypatch: pytest.MonkeyPatch

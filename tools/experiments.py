@@ -5,7 +5,6 @@ python -m tools.experiments [--baseline REV] [--sort FIGURE] [--markdown]
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from io import StringIO
@@ -15,9 +14,8 @@ from typing import Any, NamedTuple
 import dvc.api
 import pandas as pd
 from dvc.exceptions import DvcException
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
+from reranker import revisions
 from reranker.errors import UserError
 from reranker.experiment_table import text_page
 from reranker.experiments import (
@@ -115,8 +113,8 @@ def read_run(experiment: Listed) -> Run:
     """
     if experiment.state in UNFINISHED:
         raise Unusable(f"{experiment.state.lower()}, without figures")
-    params = _read(experiment, PATHS.params, _yaml)
-    lock = _read(experiment, Path("dvc.lock"), _yaml)
+    params = _read(experiment, PATHS.params, revisions.read_yaml)
+    lock = _read(experiment, Path("dvc.lock"), revisions.read_yaml)
     if STAGE not in lock["stages"]:
         raise Unusable(f"the stage {STAGE} did not run")
     if stale := stale_stages(lock, params, STAGE):
@@ -140,19 +138,10 @@ def read_run(experiment: Listed) -> Run:
 
 
 def _read(experiment: Listed, path: Path, parse: Callable[[str], Any]) -> Any:
-    command = ["git", "show", "--end-of-options", f"{experiment.revision}:{path.as_posix()}"]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
-    if done.returncode:
-        raise Unusable(f"git has no {path} in it")
     try:
-        return parse(done.stdout)
-    except (ValueError, YAMLError):
-        raise Unusable(f"its {path} cannot be read") from None
-
-
-def _yaml(text: str) -> Any:
-    # YAML 1.2, as DVC reads it: 2e-05 is a number.
-    return YAML(typ="safe").load(text)
+        return revisions.read(experiment.revision, path, parse)
+    except revisions.Unreadable as error:
+        raise Unusable(str(error)) from None
 
 
 def _csv(text: str) -> pd.DataFrame:
