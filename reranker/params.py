@@ -82,7 +82,7 @@ class Params(Section):
     max_length: Annotated[int, Field(ge=8, le=8192)]
     biencoder_max_length: Annotated[int, Field(ge=8, le=8192)]
     precision: Literal["auto", "float32", "bfloat16"]
-    backend: Literal["auto", "torch", "openvino"]
+    backend: Literal["auto", "torch", "openvino", "openvino-int8", "onnx-int8"]
     engine: Literal["local", "ray"]
     checkpoint_minutes: Minutes
     launcher: Name

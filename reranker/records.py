@@ -45,6 +45,7 @@ class Paths:
     static: Path = Path("models/static")
     control: Path = Path("models/control")
     reranker: Path = Path("models/reranker")
+    export: Path = Path("models/export")
     metrics: Path = Path("metrics")
     timing: Path = Path("metrics/timing.json")
     report: Path = Path("report")
@@ -119,6 +120,8 @@ PRODUCER = {
     PATHS.control: "control",
     PATHS.reranker: "train",
     PATHS.reranker / "fusion.json": "train",
+    PATHS.export: "export/dvc.yaml:export",
+    **{PATHS.export / name: "export/dvc.yaml:export" for name in ("openvino", "openvino-int8", "onnx-int8")},
     **{PATHS.scored / f"{name}.parquet": f"score@{name}" for name in SCORED},
     PATHS.metrics / "lengths.csv": "prepare",
     PATHS.metrics / "curve_loss.csv": "train",
