@@ -62,12 +62,14 @@ def model_card(base: str, params: Mapping[str, object], figures: Mapping[str, ob
         base=base,
         queries=figures["groups"],
         pairs=figures["pairs"],
-        figures=_table("measured", figures),
-        params=_table("parameter", params),
+        figures=two_columns("measured", figures),
+        params=two_columns("parameter", params),
     )
 
 
-def _table(head: str, values: Mapping[str, object]) -> str:
+def two_columns(head: str, values: Mapping[str, object]) -> str:
+    """Names and values as a table in Markdown, numbers with four digits."""
+
     def show(value: object) -> str:
         return f"{value:.4g}" if isinstance(value, float) else str(value)
 

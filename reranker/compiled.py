@@ -1,112 +1,152 @@
-"""A transformer's forward pass by OpenVINO: on a CPU, scores and vectors in about half the time that torch takes."""
+"""A transformer's forward pass by OpenVINO or ONNX Runtime: on a CPU, faster than torch."""
 
-import warnings
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from openvino import Core, Model
-from openvino.frontend import FrontEndManager
-from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from reranker.errors import UserError, first_line
+from reranker.graphs import onnx_graph, openvino_graph
+from reranker.quantised import check_installed, quantise_onnx, quantise_openvino
+from reranker.runtimes import Compute, onnx_runtime, openvino_runtime
 
 TRACED = ["sort a list", "a text of more words than the first, so that one of them is padded"]
 CHECKED = ["rows", "how to read rows of a file, one after the other", "columns and rows"]
 """Texts of which torch and the compiled model must think alike: other lengths, and another number, than `TRACED`."""
-APART = {"float32": 1e-3, "bfloat16": 1e-1}
+APART = {"float32": 1e-3, "bfloat16": 1e-1, "int8": 5e-1}
 """Norm of the difference that is allowed, as a share of the norm."""
+
+Features = Mapping[str, Tensor]
+"""What a transformer is given, in its order."""
 
 
 class CompiledTransformer(nn.Module):
-    """A transformer that computes with OpenVINO in place of torch; it cannot be trained, and not be saved.
+    """A transformer that another library computes in place of torch; it cannot be trained, and not be saved.
 
     Another process that is sent it compiles it anew.
 
     Args:
         body: on the CPU; its weights are kept, for they tell models apart.
-        inputs: tensors as it is given them, by their names and in their order.
+        inputs: tensors as it is given them.
         output: the tensor that is wanted of it.
         precision: float32 or bfloat16.
+        backend: openvino, openvino-int8 or onnx-int8.
+        examples: for int8: what it is given for one text or pair each.
     """
 
-    def __init__(self, body: PreTrainedModel, inputs: Mapping[str, Tensor], output: str, precision: str) -> None:
+    def __init__(
+        self,
+        body: PreTrainedModel,
+        inputs: Features,
+        output: str,
+        precision: str,
+        backend: str = "openvino",
+        examples: Sequence[Features] = (),
+    ) -> None:
         super().__init__()
         self.body = body
         self.config = body.config
-        self._inputs, self._output, self._precision = inputs, output, precision
-        hint = {"float32": "f32", "bfloat16": "bf16"}[precision]
-        settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-        self._compiled = Core().compile_model(_traced(body, inputs, output), "CPU", settings)
+        self._made_of = body, inputs, output, precision, backend, examples
+        self._inputs, self._output = list(inputs), output
+        if backend != "openvino":
+            self.register_buffer("rounding", _fingerprint(backend, examples), persistent=False)
+        self._compute = _compute(*self._made_of)
 
     def __reduce__(self) -> tuple[type["CompiledTransformer"], tuple[object, ...]]:
-        return CompiledTransformer, (self.body, self._inputs, self._output, self._precision)
+        return CompiledTransformer, self._made_of
 
     def forward(self, **inputs: Any) -> Mapping[str, Tensor]:
         """The wanted tensor by its name."""
-        given = [inputs[name].numpy() for name in self._inputs]
-        # a copy: the next call writes over what OpenVINO gives
-        return {self._output: torch.from_numpy(np.array(self._compiled(given)[0], dtype=np.float32))}
+        return {self._output: torch.from_numpy(self._compute({name: inputs[name].numpy() for name in self._inputs}))}
 
 
-def use_backend(model: SentenceTransformer | CrossEncoder, wish: str, precision: str) -> None:
+def use_backend(
+    model: SentenceTransformer | CrossEncoder, wish: str, precision: str, examples: Sequence[tuple[str, str]] = ()
+) -> None:
     """Let a model compute its scores or vectors with what was asked for.
 
     Args:
         model: changed in place; a static embedding stays as it is.
-        wish: torch; openvino; or auto: openvino on a CPU, for a model that OpenVINO can read.
+        wish: torch; openvino, openvino-int8 or onnx-int8; or auto: openvino on a CPU, for a model that OpenVINO can
+            read.
         precision: float32 or bfloat16, see `reranker.scoring.choose_precision`.
+        examples: pairs of a query and a passage, on which int8 chooses its steps; no other backend needs any.
 
     Raises:
-        UserError: openvino is asked for, and the model is on a GPU or OpenVINO cannot read it.
+        UserError: openvino or int8 is asked for, and the model is on a GPU, a package is missing, there are no
+            examples, or the library cannot read the model.
     """
     transformer = model[0]
     if wish == "torch" or not isinstance(transformer, Transformer):
         return
     if model.device.type != "cpu":
-        if wish == "openvino":
-            raise UserError("params.yaml: backend: openvino computes on the CPU, and here is a GPU; use auto or torch")
+        if wish != "auto":
+            raise UserError(f"params.yaml: backend: {wish} computes on the CPU, and here is a GPU; use auto or torch")
         return
+    check_installed(wish)
+    if wish == "openvino-int8" and not examples:
+        raise UserError("params.yaml: backend: openvino-int8 needs pairs of training queries, and there are none")
+    texts = list(examples) if isinstance(model, CrossEncoder) else [text for pair in examples for text in pair]
     try:
-        _compile(transformer, precision)
+        _compile(transformer, precision, "openvino" if wish == "auto" else wish, texts)
     except Exception as error:  # whatever a library raises for a model that it does not know
-        reason = f"OpenVINO cannot read this model ({first_line(error)[:100]})"
-        if wish == "openvino":
+        library = "ONNX Runtime" if wish == "onnx-int8" else "OpenVINO"
+        reason = f"{library} cannot read this model ({first_line(error)[:100]})"
+        if wish != "auto":
             raise UserError(f"params.yaml: backend: {reason}; use auto or torch") from None
         print(f"{reason}: torch computes")
 
 
-def _compile(transformer: Transformer, precision: str) -> None:
+def _compile(
+    transformer: Transformer, precision: str, backend: str, texts: Sequence[str] | Sequence[tuple[str, str]]
+) -> None:
     output = transformer.modality_config["text"]["method_output_name"]
     if not isinstance(output, str):
         raise TypeError(f"it gives {output}")
     inputs, _ = _called(transformer, TRACED)
     _, expected = _called(transformer, CHECKED)
+    int8 = backend.endswith("int8")
+    examples = [_tensors(transformer.preprocess([text])) for text in texts] if int8 else []
     body = transformer.model
-    compiled = CompiledTransformer(body, inputs, output, precision)
+    compiled = CompiledTransformer(body, inputs, output, precision, backend, examples)
     transformer.model = compiled  # type: ignore[assignment]  # it is called like one
     _, found = _called(transformer, CHECKED)
     apart = float((found - expected).norm() / expected.norm())
-    if not apart < APART[precision]:
+    if not apart < APART["int8" if int8 else precision]:
         transformer.model = body
         raise ValueError(f"its output is {apart:.1e} away from torch's")
 
 
-def _called(transformer: Transformer, texts: list[str]) -> tuple[dict[str, Tensor], Tensor]:
+def _called(transformer: Transformer, texts: list[str]) -> tuple[Features, Tensor]:
     """The tensors that a transformer is given for some texts, and what comes out, without the padding."""
     features = transformer.preprocess(texts)
-    inputs = {name: value for name, value in features.items() if isinstance(value, Tensor)}
+    inputs = _tensors(features)
     with torch.inference_mode():
         found = transformer(features)[transformer.module_output_name].float()
     return inputs, found[inputs["attention_mask"].bool()] if found.ndim == 3 else found
 
 
-def _traced(body: PreTrainedModel, inputs: Mapping[str, Tensor], output: str) -> Model:
+def _tensors(features: Mapping[str, Any]) -> Features:
+    return {name: value for name, value in features.items() if isinstance(value, Tensor)}
+
+
+def _fingerprint(backend: str, examples: Sequence[Features]) -> Tensor:
+    """What int8 depends on beside the weights: it tells models apart as they do."""
+    digest = hashlib.blake2b(backend.encode(), digest_size=16)
+    for example in examples:
+        for value in example.values():
+            digest.update(value.numpy().tobytes())
+    return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
+
+
+def _compute(
+    body: PreTrainedModel, inputs: Features, output: str, precision: str, backend: str, examples: Sequence[Features]
+) -> Compute:
     class Positional(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -116,9 +156,9 @@ def _traced(body: PreTrainedModel, inputs: Mapping[str, Tensor], output: str) ->
             found: Tensor = self.body(**dict(zip(inputs, tensors, strict=True)), return_dict=True)[output]
             return found
 
-    # not openvino.convert_model, which reports to its maker that it was called
-    front_end = FrontEndManager().load_by_framework("pytorch")
-    with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of tracing: that shapes become constants, which the check below would find
-        decoder = TorchScriptPythonDecoder(Positional().eval(), example_input=tuple(inputs.values()))
-        return front_end.convert(front_end.load(decoder))
+    if backend == "onnx-int8":
+        return onnx_runtime(quantise_onnx(onnx_graph(Positional(), inputs, [output])), output)
+    graph = openvino_graph(Positional(), inputs, [output])
+    if backend == "openvino-int8":
+        graph = quantise_openvino(graph, [{name: one[name].numpy() for name in inputs} for one in examples])
+    return openvino_runtime(graph, output, precision)

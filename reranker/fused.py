@@ -37,13 +37,22 @@ class Reranker:
     Args:
         path: the folder that the train stage writes; `CrossEncoder(path)` loads the cross-encoder alone.
         precision: `auto`, `float32` or `bfloat16`.
-        backend: `auto`, `torch` or `openvino`.
+        backend: `auto`, `torch`, `openvino`, `openvino-int8` or `onnx-int8`.
+        examples: pairs of a query and a passage, a hundred or so, that are like those to come: `openvino-int8` chooses
+            its steps on them.
 
     Raises:
-        UserError: the folder lacks the fusion's weights or word statistics, or a model in it cannot be loaded.
+        UserError: the folder lacks the fusion's weights or word statistics, or a model in it cannot be loaded; or see
+            `use_backend`.
     """
 
-    def __init__(self, path: str | Path, precision: str = "auto", backend: str = "auto") -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        precision: str = "auto",
+        backend: str = "auto",
+        examples: Sequence[tuple[str, str]] = (),
+    ) -> None:
         path = Path(path)
         self.weights = read_weights(path / "fusion.json", "reranker")["reranker"]
         self._words = lexical.load(path / "words.json")
@@ -53,7 +62,7 @@ class Reranker:
             self._static = SentenceTransformer(str(path / "static"))
         self._precision = choose_precision(precision)
         for model in (self._cross_encoder, self._biencoder):
-            use_backend(model, backend, self._precision)
+            use_backend(model, backend, self._precision, examples)
 
     @property
     def models(self) -> tuple[CrossEncoder, SentenceTransformer, SentenceTransformer]:
@@ -79,6 +88,10 @@ class Reranker:
 
     def rank(self, query: str, passages: Sequence[str]) -> list[Ranked]:
         """The passages, best first; equal scores stay in the order given."""
-        scores = self.scores([query] * len(passages), passages)
-        order = np.argsort(-scores, kind="stable")
-        return [Ranked(int(place), float(scores[place]), passages[place]) for place in order]
+        return in_order(self.scores([query] * len(passages), passages), passages)
+
+
+def in_order(scores: NDArray[np.float64], passages: Sequence[str]) -> list[Ranked]:
+    """The passages by their scores, best first; equal scores stay in the order given."""
+    order = np.argsort(-scores, kind="stable")
+    return [Ranked(int(place), float(scores[place]), passages[place]) for place in order]

@@ -29,11 +29,11 @@ from reranker.systems import BM25, Settings
 COLUMNS = ("query_id", "passage_id", "score")
 KEY = "key"
 CODE = (
-    "combining", "compiled", "excerpts", "first_stage", "fused", "fusion", "layers", "lexical", "models", "scoring",
-    "systems",
+    "combining", "compiled", "excerpts", "first_stage", "fused", "fusion", "graphs", "layers", "lexical", "models",
+    "quantised", "runtimes", "scoring", "systems",
 )  # fmt: skip
 """The files beside this one that decide a score."""
-LIBRARIES = ("torch", "transformers", "sentence-transformers", "tokenizers", "openvino")
+LIBRARIES = ("torch", "transformers", "sentence-transformers", "tokenizers", "openvino", "nncf", "onnxruntime")
 
 
 def key(system: System, settings: Settings, pairs: pd.DataFrame) -> str:
@@ -55,7 +55,7 @@ def key(system: System, settings: Settings, pairs: pd.DataFrame) -> str:
         "pairs": _hash(pairs[[*COLUMNS[:2], "query", "passage", "retrieved"]].to_csv(index=False)),
         "device": torch.cuda.is_available(),
         "code": {name: _hash((here / f"{name}.py").read_text(encoding="utf-8")) for name in CODE},
-        "libraries": {name: metadata.version(name) for name in LIBRARIES},
+        "libraries": {each.name: each.version for each in metadata.distributions() if each.name in LIBRARIES},
     }
     return _hash(json.dumps(decided, sort_keys=True))
 

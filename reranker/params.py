@@ -84,7 +84,7 @@ class Params(Section):
     max_length: Length
     biencoder_max_length: Length
     precision: Literal["auto", "float32", "bfloat16"]
-    backend: Literal["auto", "torch", "openvino"]
+    backend: Literal["auto", "torch", "openvino", "openvino-int8", "onnx-int8"]
     engine: Literal["local", "ray"]
     checkpoint_minutes: Minutes
     launcher: Name

@@ -47,6 +47,7 @@ class Paths:
     control: Path = Path("models/control")
     reranker: Path = Path("models/reranker")
     students: Path = Path("models/students")
+    export: Path = Path("models/export")
     metrics: Path = Path("metrics")
     timing: Path = Path("metrics/timing.json")
     report: Path = Path("report")
@@ -121,6 +122,8 @@ PRODUCER = {
     PATHS.control: "control",
     PATHS.reranker: "train",
     PATHS.reranker / "fusion.json": "train",
+    PATHS.export: "export/dvc.yaml:export",
+    **{PATHS.export / name: "export/dvc.yaml:export" for name in ("openvino", "openvino-int8", "onnx-int8")},
     **{PATHS.scored / f"{name}.parquet": f"score@{name}" for name in SCORED},
     **{PATHS.scored / f"{name}.parquet": "evaluate" for name in ("retriever", "reranker")},
     PATHS.metrics / "lengths.csv": "prepare",

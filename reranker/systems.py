@@ -16,7 +16,7 @@ from reranker import lexical, revision_models
 from reranker.combining import fused_ranks
 from reranker.compiled import use_backend
 from reranker.errors import UserError
-from reranker.excerpts import excerpts
+from reranker.excerpts import excerpt_pairs, excerpts
 from reranker.fused import Reranker
 from reranker.layers import keep_first
 from reranker.models import loading, resolve, weight_files
@@ -50,6 +50,8 @@ class Settings(NamedTuple):
     """float32 or bfloat16."""
     backend: str
     """See `use_backend`."""
+    examples: Sequence[tuple[str, str]]
+    """The same."""
 
 
 class Loaded(NamedTuple):
@@ -93,12 +95,12 @@ def opened(system: System, settings: Settings, label: str) -> Iterator[Loaded]:
         model = load_biencoder(resolve(system.biencoder), system.max_length or settings.max_length)
         check_lengths(model[0], max_length=model.max_seq_length or 0)
         prompts = system.query_prompt, system.passage_prompt
-        yield _vectors(model, system.biencoder, prompts, settings.precision, settings.backend, label)
+        yield _vectors(model, system.biencoder, prompts, settings, label)
     elif isinstance(system, StaticSystem):
         static = load_retriever(system.static)
         if not isinstance(static[0], StaticEmbedding):
             raise UserError(f"model '{system.static}' is not a static embedding; name it under biencoder")
-        yield _vectors(static, system.static, ("", ""), "float32", settings.backend, label)
+        yield _vectors(static, system.static, ("", ""), settings._replace(precision="float32"), label)
     elif isinstance(system, CrossEncoderSystem):
         yield _cross_encoder(system, settings, label)
     else:
@@ -107,7 +109,7 @@ def opened(system: System, settings: Settings, label: str) -> Iterator[Loaded]:
 
 def shipped(folder: Path, settings: Settings) -> Loaded:
     """The fused reranker of a folder."""
-    reranker = Reranker(folder, settings.precision, settings.backend)
+    reranker = Reranker(folder, settings.precision, settings.backend, settings.examples)
     parameters = sum(_parameters(model) for model in reranker.models)
     megabytes = sum(_megabytes(str(part)) for part in (folder, folder / "biencoder", folder / "static"))
 
@@ -134,21 +136,20 @@ def _first_stage(name: str, settings: Settings, label: str) -> Loaded:
         words = settings.words
         return Loaded(lambda pairs: lexical.bm25(words, pairs["query"].tolist(), pairs["passage"].tolist()), 0, 0.0)
     prompts = settings.query_prompt, settings.passage_prompt
-    return _vectors(load_retriever(name), name, prompts, "float32", settings.backend, label)
+    return _vectors(load_retriever(name), name, prompts, settings._replace(precision="float32"), label)
 
 
 def _vectors(
     model: SentenceTransformer,
     name: str,
     prompts: tuple[str | None, str | None],
-    precision: str,
-    backend: str,
+    settings: Settings,
     label: str,
 ) -> Loaded:
     of_query = choose_prompt(prompts[0], model, "query")
     of_passage = choose_prompt(prompts[1], model, "document", "passage")
     parameters = _parameters(model)
-    use_backend(model, backend, precision)
+    use_backend(model, settings.backend, settings.precision, settings.examples)
 
     def scores(pairs: pd.DataFrame) -> Scores:
         return pair_cosines(
@@ -156,7 +157,7 @@ def _vectors(
             pairs["query"].tolist(),
             pairs["passage"].tolist(),
             label=label,
-            precision=precision,
+            precision=settings.precision,
             query_prompt=of_query,
             passage_prompt=of_passage,
         )
@@ -182,7 +183,8 @@ def _cross_encoder(system: CrossEncoderSystem, settings: Settings, label: str) -
         check_lengths(model[0], max_length=system.max_length)
         model.max_seq_length = system.max_length
     parameters = _parameters(model)
-    use_backend(model, settings.backend, settings.precision)
+    examples = excerpt_pairs(model.tokenizer, model.max_seq_length, settings.words, settings.examples)
+    use_backend(model, settings.backend, settings.precision, examples)
 
     def scores(pairs: pd.DataFrame) -> Scores:
         queries, passages = pairs["query"].tolist(), pairs["passage"].tolist()

@@ -17,7 +17,11 @@ from reranker.params import WITHOUT_EFFECT, Params
 from stages.train import TOLD
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__")
+COMMANDS = {"rerank"}
+"""Scripts beside the stages that DVC does not run."""
+SCRIPTS = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem not in {"__init__", *COMMANDS})
+FILES = "dvc.yaml", "export/dvc.yaml"
+"""Pipelines whose stages lie in stages/."""
 PACKAGES = ("reranker", "stages", "pairs")
 TEMPLATES = {".html", ".j2", ".jinja", ".js"}
 WITHOUT_TORCH = [
@@ -159,7 +163,7 @@ def relative(files: set[Path]) -> set[str]:
 
 @pytest.fixture(scope="module")
 def stages() -> list[Stage]:
-    return read_stages((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+    return [stage for name in FILES for stage in read_stages((ROOT / name).read_text(encoding="utf-8"))]
 
 
 @pytest.fixture(params=SCRIPTS)

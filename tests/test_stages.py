@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from sentence_transformers import CrossEncoder
 
-from reranker import duplicates, leaks
+from reranker import duplicates, leaks, lexical
 from reranker.errors import UserError
 from reranker.scoring import load_biencoder, load_static, pair_cosines
 from stages import mine, prepare, train
@@ -32,6 +32,7 @@ HEAVY = (
     "score zero_shot",
     "score tuned_biencoder",
     "score cross_encoder",
+    "export",
 )
 """Those that import torch, which takes seconds."""
 
@@ -397,6 +398,32 @@ def test_split_without_queries_is_named(small):
 def test_score_without_one_of_its_systems_lists_them(place, arguments):
     line = place.error(f"score{arguments}")
     assert line == "python -m stages.score: name one of the systems zero_shot, tuned_biencoder, cross_encoder"
+
+
+@pytest.mark.slow
+def test_export_before_train_names_the_model_and_train(place):
+    place.mined()
+    assert place.error("export") == missing("models/reranker", "train")
+
+
+@pytest.mark.slow
+def test_export_measures_what_it_writes_on_dev_and_rerank_reads_it(place, cross_encoder):
+    place.mined()
+    reranker = place.path / "models" / "reranker"
+    shutil.copytree(cross_encoder, reranker)
+    (reranker / "words.json").write_text(lexical.dump(lexical.statistics(["Read a table."])), encoding="utf-8")
+    told = place.run("export")
+    assert told.startswith("export: NDCG@10 1.0000 on dev; openvino +0.0000, openvino-int8 +0.0000, onnx-int8 +0.0000")
+    folders = sorted((place.path / "models" / "export").iterdir())
+    assert [folder.name for folder in folders] == ["onnx-int8", "openvino", "openvino-int8"]
+    passages = place.path / "passages.txt"
+    passages.write_text("sort a list\nread a table\n", encoding="utf-8")
+    for folder in folders:
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        for line in ("dev queries | 1", "NDCG@10 of torch in float32 | 1", "NDCG@10 | 1", "difference | 0"):
+            assert f"\n| {line} |\n" in card
+        assert (folder / "words.json").read_bytes() == (reranker / "words.json").read_bytes()
+        assert len(place.run(f"rerank --query list --model {folder} {passages}").splitlines()) == 2
 
 
 @pytest.mark.slow

@@ -126,6 +126,7 @@ CHANGES: dict[str, Callable[[SentenceTransformer], object]] = {
     "cut side": lambda model: setattr(model.tokenizer, "truncation_side", "left"),
     "activation": lambda model: setattr(model[0].model.config, "hidden_act", "relu"),
     "backend": lambda model: use_backend(model, "openvino", "float32"),
+    "int8": lambda model: use_backend(model, "openvino-int8", "float32", [("sort a list", "of numbers")]),
     "default prompt": lambda model: vars(model).update(prompts={"query": "find "}, default_prompt_name="query"),
 }
 
@@ -134,6 +135,19 @@ CHANGES: dict[str, Callable[[SentenceTransformer], object]] = {
 def test_key_is_another_for_another(change: str, biencoder: str):
     model = load_biencoder(biencoder, 32)
     assert model_key(changed(load_biencoder(biencoder, 32), CHANGES[change])) != model_key(model)
+
+
+def test_key_is_another_for_another_int8(biencoder: str):
+    made = [
+        ("openvino", ()),
+        ("onnx-int8", ()),
+        ("openvino-int8", [("sort a list", "of numbers")]),
+        ("openvino-int8", [("sort a list", "of apples")]),
+    ]
+    models = [load_biencoder(biencoder, 32) for _ in made]
+    for model, (backend, examples) in zip(models, made, strict=True):
+        use_backend(model, backend, "float32", examples)
+    assert len({model_key(model) for model in models}) == len(made)
 
 
 def test_key_is_another_for_another_use_and_the_same_at_another_place(biencoder: str, tmp_path: Path):

@@ -1,0 +1,106 @@
+"""The model card of an exported cross-encoder, with a program that runs it without this project."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+
+from transformers import PreTrainedTokenizerBase
+
+from reranker.card import two_columns
+
+TEMPLATE = """---
+library_name: {library}
+pipeline_tag: text-ranking
+tags:
+- cross-encoder
+- reranker
+---
+
+# Cross-encoder for {backend}
+
+The cross-encoder of `models/reranker`{rounded}. It reads pairs of up to {max_length} tokens. Compare scores between
+passages of one query only.
+
+## Use
+
+With the tokenizer and the runtime alone:
+
+```python
+import numpy as np
+{imports}
+from tokenizers import Tokenizer
+
+folder = "models/export/{backend}"
+tokenizer = Tokenizer.from_file(f"{{folder}}/tokenizer.json")
+tokenizer.enable_truncation({max_length})
+tokenizer.enable_padding(pad_id={pad_id}, pad_token="{pad_token}")
+pairs = tokenizer.encode_batch([("your question", "a passage"), ("your question", "another passage")])
+columns = {columns}
+inputs = {{name: np.array([getattr(pair, column) for pair in pairs]) for name, column in columns.items()}}
+{compute}
+print(scores)
+```
+
+From the folder of the project, which shows it excerpts of long passages:
+
+```bash
+python -m stages.rerank --model models/export/{backend} --query "your question" passages.txt
+```
+
+The files lie where Sentence Transformers looks for them, given a version of optimum that goes with its transformers:
+`CrossEncoder("models/export/{backend}", backend="{library}", model_kwargs={{"file_name": "{file}"}})`.
+
+## Measured
+
+On the candidates of the dev queries, as excerpts, beside torch in float32 on the same machine:
+
+{figures}
+"""
+
+RUNTIMES = {
+    "openvino": (
+        "from openvino import Core",
+        'model = Core().compile_model(f"{{folder}}/{file}", "CPU")\nscores = model(inputs)["scores"]',
+    ),
+    "onnx": (
+        "from onnxruntime import InferenceSession",
+        'model = InferenceSession(f"{{folder}}/{file}")\n(scores,) = model.run(["scores"], inputs)',
+    ),
+}
+"""What the program imports and how it computes, by library."""
+COLUMNS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+"""A model's inputs as the tokenizers library calls them."""
+
+
+def export_card(
+    backend: str,
+    file: str,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: Sequence[str],
+    max_length: int,
+    figures: Mapping[str, object],
+) -> str:
+    """A filled-in model card in Markdown.
+
+    Args:
+        backend: see `exported.FILES`.
+        file: of the graph, in the folder of the card.
+        tokenizer: of the model.
+        inputs: names of the graph's inputs.
+        max_length: tokens of a pair.
+        figures: what was measured.
+    """
+    library = backend.partition("-")[0]
+    imports, compute = RUNTIMES[library]
+    return TEMPLATE.format(
+        library=library,
+        backend=backend,
+        rounded=", whose matrix products are in int8" if backend.endswith("int8") else "",
+        max_length=max_length,
+        imports=imports,
+        pad_id=tokenizer.pad_token_id,
+        pad_token=tokenizer.pad_token,
+        columns={name: COLUMNS[name] for name in inputs},
+        compute=compute.format(file=file),
+        file=PurePosixPath(file).name,
+        figures=two_columns("measured", figures),
+    )

@@ -1,0 +1,101 @@
+"""A cross-encoder as files for other runtimes gives the scores of torch, read by us or by a program of a few lines."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sentence_transformers import CrossEncoder
+
+from reranker.errors import UserError
+from reranker.export_card import export_card
+from reranker.exported import FILES, Exported, export, graph_file
+from reranker.scoring import score_pairs
+
+QUERIES = ["sort a list", "read", "shortest path", "write a csv file", "red apples"] * 8
+PASSAGES = [
+    "order numbers in a list",
+    "",
+    "find the shortest path " * 20,
+    "table of numbers",
+    "green apples",
+    "a",
+    "in",
+]
+PASSAGES = (PASSAGES * 6)[: len(QUERIES)]
+EXAMPLES = list(zip(QUERIES, PASSAGES, strict=True))[:10]
+
+
+@pytest.fixture(scope="module")
+def folders(cross_encoder: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    top = tmp_path_factory.mktemp("project")
+    folders = {backend: top / "models" / "export" / backend for backend in FILES}
+    for backend, folder in folders.items():
+        folder.mkdir(parents=True)
+        export(CrossEncoder(cross_encoder), backend, folder, EXAMPLES)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def expected(cross_encoder: str) -> np.ndarray:
+    return score_pairs(CrossEncoder(cross_encoder), QUERIES, PASSAGES, label="")
+
+
+def test_float_has_the_scores_of_torch(folders, expected):
+    found = Exported(folders["openvino"], precision="float32").scores(QUERIES, PASSAGES)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.ptp(expected) > 0.1
+
+
+@pytest.mark.parametrize("backend", ["openvino-int8", "onnx-int8"])
+def test_int8_is_near_torch_and_smaller(backend: str, folders, expected):
+    found = Exported(folders[backend], precision="float32").scores(QUERIES, PASSAGES)
+    assert 0 < np.abs(found - expected).mean() < 0.1 * np.ptp(expected)
+    assert np.corrcoef(found, expected)[0, 1] > 0.98
+
+
+def test_folder_holds_a_graph_and_what_sentence_transformers_wants_beside_it(folders):
+    for backend, folder in folders.items():
+        assert graph_file(folder) == (backend, folder / FILES[backend])
+        names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        assert {"config.json", "modules.json", "tokenizer.json", "2_Dense/model.safetensors", FILES[backend]} <= names
+        assert {Path(name).suffix for name in names} <= {".json", ".safetensors", ".xml", ".bin", ".onnx"}
+        assert "model.safetensors" not in names
+
+
+@pytest.mark.parametrize("backend", FILES)
+def test_program_of_the_card_runs_alone_and_prints_the_scores(backend: str, folders):
+    exported = Exported(folders[backend])
+    card = export_card(
+        backend, FILES[backend], exported.tokenizer, exported.inputs, exported.max_length, {"NDCG@10": 0.5}
+    )
+    assert "| NDCG@10 | 0.5 |" in card
+    (program,) = re.findall(r"^```python\n(.*?)^```$", card, flags=re.MULTILINE | re.DOTALL)
+    top = folders[backend].parent.parent.parent
+    done = subprocess.run([sys.executable, "-c", program], cwd=top, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    printed = [float(number) for number in re.findall(r"-?[\d.]+(?:e-?\d+)?", done.stdout)]
+    wanted = exported.scores(["your question"] * 2, ["a passage", "another passage"])
+    np.testing.assert_allclose(printed, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_no_pairs_have_no_scores(folders):
+    assert Exported(folders["openvino"]).scores([], []).shape == (0,)
+
+
+@pytest.mark.parametrize("backend", FILES)
+def test_graph_that_is_cut_off_is_an_error_of_one_line(backend: str, folders, tmp_path: Path):
+    broken = Path(shutil.copytree(folders[backend], tmp_path / "broken"))
+    graph = broken / FILES[backend]
+    graph.write_bytes(graph.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"broken' could not be loaded \(.*run `python -m stages.export`") as caught:
+        Exported(broken)
+    assert "\n" not in str(caught.value)
+
+
+def test_folder_without_a_graph_is_refused(cross_encoder: str):
+    with pytest.raises(UserError, match=r"is not an exported one; run `python -m stages.export`"):
+        Exported(Path(cross_encoder))
