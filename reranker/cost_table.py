@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from reranker.tables import SHIPPED, count, label, score
+from reranker.tables import SHIPPED, count, escaped, label, score
 
 COST_COLUMNS = (
     "system", "parameters", "megabytes", "pairs_per_second", "p50_ms_30", "p95_ms_30", "p50_ms_100", "p95_ms_100",
     "usd_per_1000_queries",
 )  # fmt: skip
-COMPARISON_COLUMNS = ("system", "mode", "ndcg@10")
+"""Times are of one query with 30 or 100 passages, in milliseconds; megabytes are of 1,000,000 bytes."""
 
 
 class CostRow(NamedTuple):
@@ -36,7 +36,7 @@ def cost_rows(comparison: pd.DataFrame, costs: pd.DataFrame) -> list[CostRow]:
     """The systems whose costs are known, in the order of the comparison.
 
     Args:
-        comparison: columns `COMPARISON_COLUMNS`; figures of the mode `retrieved` are taken.
+        comparison: columns system, mode and ndcg@10; figures of the mode `retrieved` are taken.
         costs: columns `COST_COLUMNS`.
     """
     both = comparison[comparison["mode"] == "retrieved"].merge(costs, on="system")
@@ -54,6 +54,19 @@ def cost_rows(comparison: pd.DataFrame, costs: pd.DataFrame) -> list[CostRow]:
         )
         for row in both.to_dict("records")
     ]
+
+
+def markdown_costs(comparison: pd.DataFrame, costs: pd.DataFrame) -> str:
+    """The same as a Markdown table, the shipped reranker in bold."""
+    lines = [
+        "| System | NDCG@10 | Parameters | MB | Pairs/s | ms, top 30, p50 / p95 | ms, top 100 | USD / 1,000 queries |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in cost_rows(comparison, costs):
+        name, shipped, *figures = row
+        cells = [escaped(name), *figures]
+        lines.append(f"| {' | '.join(f'**{cell}**' if shipped else cell for cell in cells)} |")
+    return "\n".join(lines)
 
 
 def magnitude(value: float) -> str:

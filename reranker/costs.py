@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from reranker.cost_table import COST_COLUMNS
 from reranker.systems import Loaded
-from reranker.tables import COST_COLUMNS
 
 WIDTHS = (30, 100)
 """Passages of a query."""

@@ -15,6 +15,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
+from reranker.comparison_table import compared_rows
 from reranker.cost_table import cost_rows
 from reranker.explorer import Query, cut, pack, worst
 from reranker.figures import DARK, LIGHT, Picture
@@ -168,6 +169,7 @@ def page(numbers: Numbers, pictures: Mapping[str, Picture]) -> str:
         all_positives=result_rows(numbers.systems, "all_positives"),
         by_source=_facts({key: value for key, value in numbers.evaluation.items() if "_of_" in key}),
         comparisons=comparison_rows(numbers.systems, numbers.evaluation),
+        compared=compared_rows(numbers.comparison),
         costs=cost_rows(numbers.comparison, numbers.costs),
         explored=pack(numbers.queries, numbers.passages),
         losses=_loss_rows(worst(numbers.queries, SHOWN_LOSSES), numbers.passages),

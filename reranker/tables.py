@@ -26,12 +26,6 @@ SYSTEM_COLUMNS = (
     "system", "mode", "ndcg@10", "ndcg@10_low", "ndcg@10_high", "mrr@10", "map", "recall@10", "recall@30",
 )  # fmt: skip
 
-COST_COLUMNS = (
-    "system", "parameters", "megabytes", "pairs_per_second", "p50_ms_30", "p95_ms_30", "p50_ms_100", "p95_ms_100",
-    "usd_per_1000_queries",
-)  # fmt: skip
-"""Times are of one query with 30 or 100 passages, in milliseconds; megabytes are of 1,000,000 bytes."""
-
 
 class ResultRow(NamedTuple):
     """A system's figures in one mode, rounded."""
@@ -89,7 +83,7 @@ def comparison_rows(systems: pd.DataFrame, evaluation: Mapping[str, float]) -> l
             label=label(system),
             gain=signed(evaluation[f"gain_vs_{system}"]),
             interval=_signed_interval(evaluation, system),
-            p=_p_value(evaluation[f"p_vs_{system}"]),
+            p=p_value(evaluation[f"p_vs_{system}"]),
         )
         for system in systems["system"].unique()
         if f"gain_vs_{system}" in evaluation
@@ -140,7 +134,7 @@ def markdown_table(systems: pd.DataFrame) -> str:
     ]
     for row in result_rows(systems, "retrieved"):
         cells = [
-            _escaped(row.label),
+            escaped(row.label),
             f"{row.ndcg} {row.interval}",
             row.mrr,
             row.map,
@@ -151,39 +145,7 @@ def markdown_table(systems: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def cost_table(compared: pd.DataFrame, costs: pd.DataFrame) -> str:
-    """All systems as a Markdown table: size and cost beside NDCG@10 of the retrieved candidates.
-
-    Args:
-        compared: columns system, mode, ndcg@10, ndcg@10_low and ndcg@10_high.
-        costs: columns `COST_COLUMNS`; a system without a row gets dashes.
-    """
-    lines = [
-        "| System | NDCG@10 [95% interval] | Parameters | MB | ms a query, 30 passages (95%) | 100 passages (95%) | "
-        "Pairs/s | USD per 1,000 queries |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    by_system = costs.set_index("system").to_dict("index")
-    for row in compared[compared["mode"] == "retrieved"].to_dict("records"):
-        interval = f"[{score(row['ndcg@10_low'])}, {score(row['ndcg@10_high'])}]"
-        cells = [_escaped(label(row["system"])), f"{score(row['ndcg@10'])} {interval}"]
-        cost = by_system.get(row["system"])
-        cells += (
-            [
-                count(cost["parameters"]),
-                f"{cost['megabytes']:,.1f}",
-                *(f"{cost[f'p50_ms_{width}']:,.1f} ({cost[f'p95_ms_{width}']:,.1f})" for width in (30, 100)),
-                count(cost["pairs_per_second"]),
-                f"{cost['usd_per_1000_queries']:.4f}",
-            ]
-            if cost
-            else ["–"] * 6
-        )
-        lines.append(f"| {' | '.join(f'**{cell}**' if row['system'] == SHIPPED else cell for cell in cells)} |")
-    return "\n".join(lines)
-
-
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """A text for a cell of Markdown."""
     return re.sub(r"([\\|*_<>`\[\]])", r"\\\1", text)
 
@@ -210,9 +172,10 @@ def _signed_interval(evaluation: Mapping[str, float], system: str) -> str:
 
 def p_relation(value: float) -> str:
     """`p = 0.012`, or `p < 0.001`."""
-    shown = _p_value(value)
+    shown = p_value(value)
     return f"p {shown}" if shown.startswith("<") else f"p = {shown}"
 
 
-def _p_value(value: float) -> str:
+def p_value(value: float) -> str:
+    """`0.012`, or `< 0.001`."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 from tokenizers import Tokenizer
 
-from reranker import cost_figures, cost_table, explorer, figures, report, tables
+from reranker import comparison_table, cost_figures, cost_table, explorer, figures, report, tables
 from reranker.errors import UserError
 from reranker.models import tokenizer_file
 from reranker.params import Params, load_params
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> str:
     params = load_params(PATHS.params)
     systems = read_csv(PATHS.metrics / "systems.csv", tables.SYSTEM_COLUMNS)
     evaluation = read_json(PATHS.metrics / "evaluate.json")
-    comparison = read_csv(PATHS.metrics / "comparison.csv", cost_table.COMPARISON_COLUMNS)
+    comparison = read_csv(PATHS.metrics / "comparison.csv", comparison_table.COMPARISON_COLUMNS)
     costs = read_csv(PATHS.metrics / "costs.csv", cost_table.COST_COLUMNS)
     names = systems["system"].unique().tolist()
     per_query = read_csv(PATHS.metrics / "per_query.csv", ["query_id", *names], as_text=True)

@@ -66,7 +66,17 @@ AUDIT = pd.DataFrame(
     [("refused: near_duplicate", "0.91249", "0.5", "how to sort", HOSTILE, "Sorts. " * 99)],
     columns=list(report.AUDIT_COLUMNS),
 )
-COMPARISON = SYSTEMS[list(cost_table.COMPARISON_COLUMNS)]
+COMPARISON = SYSTEMS.assign(
+    gain_vs_baseline=[None, None, 0.1, 0.15, 0.2, 0.25],
+    gain_vs_baseline_low=0.01,
+    gain_vs_baseline_high=0.3,
+    gain_vs_best=-0.1,
+    gain_vs_best_low=-0.2,
+    gain_vs_best_high=0.05,
+    p_vs_baseline_holm=0.0001,
+    p_vs_best_holm=0.25,
+    detectable=0.031,
+)
 COSTS = pd.DataFrame(
     [
         ("retriever", 0, 0.0, 90_000.0, 0.4, 0.6, 0.9, 1.2, 0.0001),

@@ -16,13 +16,13 @@ from sentence_transformers import CrossEncoder
 from comparable import CANDIDATES, PASSAGES, QUERIES, RIGHT, ROOT, Comparable, make_reranker, make_static
 from reranker import lexical
 from reranker.combining import added_z_scores, fused_ranks
+from reranker.cost_table import COST_COLUMNS
 from reranker.errors import UserError
 from reranker.fused import Reranker
 from reranker.layers import keep_first
 from reranker.progress import run_stage
 from reranker.scoring import load_retriever, pair_cosines, score_pairs
 from reranker.system_params import EVALUATED
-from reranker.tables import COST_COLUMNS
 from stages import compare
 from stages import costs as costs_stage
 

@@ -2,9 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from reranker.cost_table import COST_COLUMNS
 from reranker.costs import AT_LEAST, Cost, added, asked, measure, table
 from reranker.systems import Loaded
-from reranker.tables import COST_COLUMNS
 
 PASSAGES = pd.DataFrame({"passage_id": [f"p{n}" for n in range(9)], "text": [f"text {n}" for n in range(9)]})
 PAIRS = pd.DataFrame(

@@ -260,6 +260,12 @@ def test_largest_losses_stand_there_without_a_script(read: Reader, drawn: dict[s
     assert "loses on no test query" in report.page(NUMBERS._replace(queries=won[:1]), drawn)
 
 
+def test_systems_are_shown_with_their_differences_to_the_baseline_and_the_best(read: Reader) -> None:
+    to_best = ["−0.100 [−0.200, +0.050]", "0.250", "0.031"]
+    assert ["First-stage retriever", "0.512 [0.490, 0.530]", "–", "–", *to_best] in read.rows
+    assert [HOSTILE, "0.500 [0.400, 0.600]", "−0.012 [+0.010, +0.300]", "< 0.001", *to_best] in read.rows
+
+
 def test_costs_are_shown_rounded(read: Reader) -> None:
     row = ["Reranker (shipped: fused)", "0.642", "53M", "212", "290", "101 / 120", "330 / 400", "0.0033"]
     assert row in read.rows
@@ -410,6 +416,7 @@ def test_ids_that_look_like_numbers_stay_as_they_are(inputs: Path) -> None:
         ("mine.json", "mine"),
         ("prepare.json", "prepare"),
         ("lengths.csv", "prepare"),
+        ("comparison.csv", "compare"),
         ("costs.csv", "costs"),
         ("../data/prepared/passages.parquet", "prepare"),
         ("../data/mined/candidates.parquet", "mine"),

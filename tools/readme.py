@@ -6,9 +6,9 @@ python -m tools.readme
 import re
 from pathlib import Path
 
-from reranker import comparing
+from reranker.cost_table import COST_COLUMNS, markdown_costs
 from reranker.records import PATHS, read_csv, read_json, write_text
-from reranker.tables import COST_COLUMNS, SYSTEM_COLUMNS, comparison_rows, cost_table, label, markdown_table, p_relation
+from reranker.tables import SYSTEM_COLUMNS, comparison_rows, label, markdown_table, p_relation
 from tools.training_time import minutes
 
 README = Path("README.md")
@@ -36,9 +36,8 @@ def results() -> str:
 
 def systems() -> str:
     """The block of all systems: size, time and price beside NDCG@10."""
-    compared = read_csv(PATHS.metrics / "comparison.csv", comparing.COLUMNS)
-    measured = read_csv(PATHS.metrics / "costs.csv", COST_COLUMNS)
-    return cost_table(compared, measured)
+    compared = read_csv(PATHS.metrics / "comparison.csv", ["system", "mode", "ndcg@10"])
+    return markdown_costs(compared, read_csv(PATHS.metrics / "costs.csv", COST_COLUMNS))
 
 
 def with_block(readme: str, name: str, block: str) -> str:
