@@ -178,9 +178,8 @@ def _mark(relevance: int | None) -> Mark:
 
 
 def worst(queries: Sequence[Query], most: int) -> list[Query]:
-    """The queries that the reranker loses most on against the retriever, the largest loss first, ties by id."""
-    lost = [query for query in queries if query.gain() < 0]
-    return sorted(lost, key=lambda query: (query.gain(), query.query_id))[:most]
+    """The queries that the reranker loses most on against the retriever, the worst first, ties in their order."""
+    return sorted((query for query in queries if query.gain() < 0), key=Query.gain)[:most]
 
 
 def pack(queries: Sequence[Query], passages: Mapping[str, Passage]) -> str:
