@@ -3,7 +3,9 @@
 Activations are rounded as they come, with a step for each run of a token's values, which needs no example texts.
 """
 
+import io
 import logging
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 
 from openvino import Model
@@ -36,7 +38,8 @@ def quantise_openvino(graph: Model) -> Model:
     import nncf
 
     nncf.set_log_level(logging.ERROR)
-    rounded = nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_SYM)
+    with redirect_stdout(io.StringIO()):  # its bar
+        rounded = nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_SYM)
     rounded.set_rt_info(str(RUN), ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
     return rounded
 

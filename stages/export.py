@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> str:
     scoring = time.monotonic()
     expected = metrics.mean_ndcg(tables.judgments, dev, score_pairs(model, queries, texts, label="export: torch"))
     torch_seconds = time.monotonic() - scoring
-    losses = {}
+    differences = {}
     with folder(PATHS.export) as part:
         for backend in FILES:
             out = part / backend
@@ -56,13 +56,13 @@ def main(arguments: Sequence[str]) -> str:
             scoring = time.monotonic()
             ndcg = metrics.mean_ndcg(tables.judgments, dev, exported.scores(queries, texts))
             seconds = time.monotonic() - scoring
-            losses[backend] = expected - ndcg
+            differences[backend] = ndcg - expected
             figures = {
                 "dev queries": dev["query_id"].nunique(),
                 "pairs": len(dev),
                 "NDCG@10 of torch in float32": expected,
                 "NDCG@10": ndcg,
-                "difference": ndcg - expected,
+                "difference": differences[backend],
                 "threads": torch.get_num_threads(),
                 "cores": os.cpu_count(),
                 "pairs a second of torch in float32": len(dev) / torch_seconds,
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str]) -> str:
             card = export_card(backend, FILES[backend], model.tokenizer, exported.inputs, exported.max_length, figures)
             write_text(card, out / "README.md")
     record_time("export", time.monotonic() - started)
-    told = ", ".join(f"{backend} {-loss:+.4f}" for backend, loss in losses.items())
+    told = ", ".join(f"{backend} {difference:+.4f}" for backend, difference in differences.items())
     return f"export: NDCG@10 {expected:.4f} on dev; {told} -> {PATHS.export}"
 
 
