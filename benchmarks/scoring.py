@@ -4,8 +4,7 @@
 
 A PROJECT is a copy of this repository after `dvc repro`. Both sides score the same excerpts by the same cross-encoder
 in one process, in turn and warm; what is timed is the scores and NDCG@10 of both modes. `seconds` are medians of the
-repeats, `times` the medians of the ratios to the evaluator's seconds. int8 is calibrated on pairs of training queries
-before the clock starts.
+repeats, `times` the medians of the ratios to the evaluator's seconds.
 
 The evaluator is called twice, for `always_rerank_positives` decides which documents it scores: with False those that
 were retrieved, with True the missed right passages before them. We score all pairs once; which of them the retriever
@@ -42,10 +41,9 @@ from sklearn.metrics import ndcg_score
 
 from reranker import lexical, metrics
 from reranker.compiled import use_backend
-from reranker.excerpts import excerpt_pairs, excerpts
+from reranker.excerpts import excerpts
 from reranker.params import load_params
 from reranker.records import PATHS, Tables
-from reranker.rows import example_pairs
 from reranker.scoring import score_pairs
 
 PEER = "evaluator, called twice"
@@ -54,8 +52,8 @@ SIDES = {
     "torch bfloat16": ("torch", "bfloat16"),
     "openvino float32": ("openvino", "float32"),
     "openvino bfloat16": ("openvino", "bfloat16"),
-    "openvino-int8": ("openvino-int8", "bfloat16"),
-    "openvino-int8, rest in float32": ("openvino-int8", "float32"),
+    "openvino-int8": ("openvino-int8", "float32"),
+    "openvino-int8, rest in bfloat16": ("openvino-int8", "bfloat16"),
     "onnx-int8": ("onnx-int8", "float32"),
 }
 """Backend and precision by side."""
@@ -94,12 +92,11 @@ def main() -> None:
     model = CrossEncoder(str(folder), device="cpu")
     tables = read_tables(options.project)
     pairs = read_pairs(options.project, tables, model, counted, options.split, options.queries)
-    examples = excerpt_pairs(model.tokenizer, model.max_seq_length, counted, example_pairs(tables))
     sides: dict[str, Callable[[], Found]] = {PEER: lambda: by_evaluator(model, samples(pairs))}
     for side in options.sides:
         backend, precision = SIDES[side]
         own = CrossEncoder(str(folder), device="cpu")
-        use_backend(own, backend, precision, examples)
+        use_backend(own, backend, precision)
         sides[side] = lambda own=own, precision=precision: by_us(own, pairs, precision)  # type: ignore[misc]
     print(
         f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}; "
@@ -158,7 +155,7 @@ def by_evaluator(model: CrossEncoder, given: list[dict[str, str | list[str]]]) -
 def by_us(model: CrossEncoder, pairs: Pairs, precision: str) -> Found:
     """Both modes of one pass."""
     table = pairs.table
-    scores = score_pairs(model, table["query"].tolist(), table["text"].tolist(), label="", precision=precision)
+    scores = score_pairs(model, table["query"].tolist(), table["text"].tolist(), label="scoring", precision=precision)
     ndcg, counted = {}, {}
     for mode, used in zip(MODES, (table["retrieved"].to_numpy(), np.ones(len(table), bool)), strict=True):
         ndcg[mode] = metrics.mean_ndcg(pairs.judgments, table[used], scores[used])

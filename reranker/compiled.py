@@ -1,7 +1,6 @@
 """A transformer's forward pass by OpenVINO or ONNX Runtime: on a CPU, faster than torch."""
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -36,7 +35,6 @@ class CompiledTransformer(nn.Module):
         output: the tensor that is wanted of it.
         precision: float32 or bfloat16.
         backend: openvino, openvino-int8 or onnx-int8.
-        examples: for int8: what it is given for one text or pair each.
     """
 
     def __init__(
@@ -46,15 +44,14 @@ class CompiledTransformer(nn.Module):
         output: str,
         precision: str,
         backend: str = "openvino",
-        examples: Sequence[Features] = (),
     ) -> None:
         super().__init__()
         self.body = body
         self.config = body.config
-        self._made_of = body, inputs, output, precision, backend, examples
+        self._made_of = body, inputs, output, precision, backend
         self._inputs, self._output = list(inputs), output
-        if backend != "openvino":
-            self.register_buffer("rounding", _fingerprint(backend, examples), persistent=False)
+        if backend != "openvino":  # tells models apart, as the weights do
+            self.register_buffer("backend", torch.frombuffer(bytearray(backend.encode()), dtype=torch.uint8))
         self._compute = _compute(*self._made_of)
 
     def __reduce__(self) -> tuple[type["CompiledTransformer"], tuple[object, ...]]:
@@ -65,9 +62,7 @@ class CompiledTransformer(nn.Module):
         return {self._output: torch.from_numpy(self._compute({name: inputs[name].numpy() for name in self._inputs}))}
 
 
-def use_backend(
-    model: SentenceTransformer | CrossEncoder, wish: str, precision: str, examples: Sequence[tuple[str, str]] = ()
-) -> None:
+def use_backend(model: SentenceTransformer | CrossEncoder, wish: str, precision: str) -> None:
     """Let a model compute its scores or vectors with what was asked for.
 
     Args:
@@ -75,11 +70,10 @@ def use_backend(
         wish: torch; openvino, openvino-int8 or onnx-int8; or auto: openvino on a CPU, for a model that OpenVINO can
             read.
         precision: float32 or bfloat16, see `reranker.scoring.choose_precision`.
-        examples: pairs of a query and a passage, on which int8 chooses its steps; no other backend needs any.
 
     Raises:
-        UserError: openvino or int8 is asked for, and the model is on a GPU, a package is missing, there are no
-            examples, or the library cannot read the model.
+        UserError: openvino or int8 is asked for, and the model is on a GPU, a package is missing, or the library cannot
+            read the model.
     """
     transformer = model[0]
     if wish == "torch" or not isinstance(transformer, Transformer):
@@ -89,11 +83,8 @@ def use_backend(
             raise UserError(f"params.yaml: backend: {wish} computes on the CPU, and here is a GPU; use auto or torch")
         return
     check_installed(wish)
-    if wish == "openvino-int8" and not examples:
-        raise UserError("params.yaml: backend: openvino-int8 needs pairs of training queries, and there are none")
-    texts = list(examples) if isinstance(model, CrossEncoder) else [text for pair in examples for text in pair]
     try:
-        _compile(transformer, precision, "openvino" if wish == "auto" else wish, texts)
+        _compile(transformer, precision, "openvino" if wish == "auto" else wish)
     except Exception as error:  # whatever a library raises for a model that it does not know
         library = "ONNX Runtime" if wish == "onnx-int8" else "OpenVINO"
         reason = f"{library} cannot read this model ({first_line(error)[:100]})"
@@ -102,22 +93,18 @@ def use_backend(
         print(f"{reason}: torch computes")
 
 
-def _compile(
-    transformer: Transformer, precision: str, backend: str, texts: Sequence[str] | Sequence[tuple[str, str]]
-) -> None:
+def _compile(transformer: Transformer, precision: str, backend: str) -> None:
     output = transformer.modality_config["text"]["method_output_name"]
     if not isinstance(output, str):
         raise TypeError(f"it gives {output}")
     inputs, _ = _called(transformer, TRACED)
     _, expected = _called(transformer, CHECKED)
-    int8 = backend.endswith("int8")
-    examples = [_tensors(transformer.preprocess([text])) for text in texts] if int8 else []
     body = transformer.model
-    compiled = CompiledTransformer(body, inputs, output, precision, backend, examples)
+    compiled = CompiledTransformer(body, inputs, output, precision, backend)
     transformer.model = compiled  # type: ignore[assignment]  # it is called like one
     _, found = _called(transformer, CHECKED)
     apart = float((found - expected).norm() / expected.norm())
-    if not apart < APART["int8" if int8 else precision]:
+    if not apart < APART["int8" if backend.endswith("int8") else precision]:
         transformer.model = body
         raise ValueError(f"its output is {apart:.1e} away from torch's")
 
@@ -135,18 +122,7 @@ def _tensors(features: Mapping[str, Any]) -> Features:
     return {name: value for name, value in features.items() if isinstance(value, Tensor)}
 
 
-def _fingerprint(backend: str, examples: Sequence[Features]) -> Tensor:
-    """What int8 depends on beside the weights: it tells models apart as they do."""
-    digest = hashlib.blake2b(backend.encode(), digest_size=16)
-    for example in examples:
-        for value in example.values():
-            digest.update(value.numpy().tobytes())
-    return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
-
-
-def _compute(
-    body: PreTrainedModel, inputs: Features, output: str, precision: str, backend: str, examples: Sequence[Features]
-) -> Compute:
+def _compute(body: PreTrainedModel, inputs: Features, output: str, precision: str, backend: str) -> Compute:
     class Positional(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -160,5 +136,5 @@ def _compute(
         return onnx_runtime(quantise_onnx(onnx_graph(Positional(), inputs, [output])), output)
     graph = openvino_graph(Positional(), inputs, [output])
     if backend == "openvino-int8":
-        graph = quantise_openvino(graph, [{name: one[name].numpy() for name in inputs} for one in examples])
+        graph = quantise_openvino(graph)
     return openvino_runtime(graph, output, precision)

@@ -94,14 +94,6 @@ def with_texts(
     return table.assign(query=queries, passage=passages, text=read)
 
 
-def excerpt_pairs(
-    tokenizer: PreTrainedTokenizerBase, max_length: int, counted: Statistics, pairs: Sequence[tuple[str, str]]
-) -> list[tuple[str, str]]:
-    """Pairs of a query and a passage with the `excerpts` in place of the passages."""
-    queries, passages = [query for query, _ in pairs], [passage for _, passage in pairs]
-    return list(zip(queries, excerpts(tokenizer, max_length, counted, queries, passages), strict=True))
-
-
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], what: str) -> dict[str, list[Any]]:
     distinct = list(dict.fromkeys(texts))
     if not distinct:

@@ -45,14 +45,13 @@ class _Whole(nn.Module):
         return found[self.model[0].module_output_name], scores.reshape(-1)
 
 
-def export(model: CrossEncoder, backend: str, folder: Path, examples: Sequence[tuple[str, str]]) -> None:
+def export(model: CrossEncoder, backend: str, folder: Path) -> None:
     """Write a cross-encoder of one output for a backend, with all that is beside its weights.
 
     Args:
         model: loaded from a folder, on the CPU.
         backend: one of `FILES`.
         folder: an empty one.
-        examples: pairs on which int8 of OpenVINO chooses its steps.
 
     Raises:
         UserError: a package of the backend is missing, the model is no transformer, or it has several outputs.
@@ -71,8 +70,7 @@ def export(model: CrossEncoder, backend: str, folder: Path, examples: Sequence[t
     else:
         graph = openvino_graph(whole, inputs, outputs)
         if backend == "openvino-int8":
-            shown = [{name: one.numpy() for name, one in _tensors(model, [pair]).items()} for pair in examples]
-            graph = quantise_openvino(graph, shown)
+            graph = quantise_openvino(graph)
         save_model(graph, path, compress_to_fp16=False)
     model.save_pretrained(str(folder), create_model_card=False)
     (folder / "model.safetensors").unlink()

@@ -38,21 +38,12 @@ class Reranker:
         path: the folder that the train stage writes; `CrossEncoder(path)` loads the cross-encoder alone.
         precision: `auto`, `float32` or `bfloat16`.
         backend: `auto`, `torch`, `openvino`, `openvino-int8` or `onnx-int8`.
-        examples: pairs of a query and a passage, a hundred or so, that are like those to come: `openvino-int8` chooses
-            its steps on them.
 
     Raises:
-        UserError: the folder lacks the fusion's weights or word statistics, or a model in it cannot be loaded; or see
-            `use_backend`.
+        UserError: the folder lacks the fusion's weights or word statistics, or a model in it cannot be loaded.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        precision: str = "auto",
-        backend: str = "auto",
-        examples: Sequence[tuple[str, str]] = (),
-    ) -> None:
+    def __init__(self, path: str | Path, precision: str = "auto", backend: str = "auto") -> None:
         path = Path(path)
         self.weights = read_weights(path / "fusion.json", "reranker")["reranker"]
         self._words = lexical.load(path / "words.json")
@@ -62,7 +53,7 @@ class Reranker:
             self._static = SentenceTransformer(str(path / "static"))
         self._precision = choose_precision(precision)
         for model in (self._cross_encoder, self._biencoder):
-            use_backend(model, backend, self._precision, examples)
+            use_backend(model, backend, self._precision)
 
     @property
     def models(self) -> tuple[CrossEncoder, SentenceTransformer, SentenceTransformer]:

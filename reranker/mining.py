@@ -19,7 +19,6 @@ from reranker.models import loading, resolve
 from reranker.negatives import Mined
 from reranker.records import Tables
 from reranker.retrieval import FirstStage, Vectors
-from reranker.rows import example_pairs
 from reranker.scoring import choose_prompt, load_retriever, pair_cosines, score_pairs
 from reranker.vectors import Cache
 
@@ -74,13 +73,12 @@ def retriever(
     """
     parts: list[FirstStage] = []
     indexes = []
-    examples = example_pairs(tables)
     for name in names:
         if name == BM25:
             parts.append(Lexical(tables.passages["text"].tolist(), tables.queries["text"].tolist()))
         else:
             model = load_retriever(name)
-            use_backend(model, backend, "float32", examples)
+            use_backend(model, backend, "float32")
             of_passage = choose_prompt(passage_prompt, model, "document", "passage")
             prompts = of_passage, choose_prompt(query_prompt, model, "query")
             passages, queries = (
@@ -149,7 +147,7 @@ def cross_encoder(
     with loading(name):
         model = CrossEncoder(path)
     queries, passages = (table["text"] for table in tables[:2][::-1])
-    use_backend(model, backend, precision, example_pairs(tables))
+    use_backend(model, backend, precision)
 
     def score(of: Places, at: Places) -> Scores:
         texts = queries.iloc[of].tolist(), passages.iloc[at].tolist()

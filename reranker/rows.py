@@ -10,9 +10,6 @@ from reranker.errors import UserError
 from reranker.records import PATHS, Tables
 from reranker.source_params import SourceSection
 
-EXAMPLES = 128
-"""Training queries whose pairs show which values the activations of a model take."""
-
 
 def training_order(queries: pd.DataFrame, sources: Mapping[str, SourceSection], *, salt: int) -> pd.Series:
     """The ids of the training queries in the order in which they are taken.
@@ -87,15 +84,3 @@ def training_groups(negatives: pd.DataFrame, *, graded: bool) -> pd.DataFrame:
     for column in ("passages", *numbers):
         groups[column] = [values + values[-1:] * (size - len(values)) for values in groups[column]]
     return groups.reset_index(drop=True)
-
-
-def example_pairs(tables: Tables, number: int = EXAMPLES) -> list[tuple[str, str]]:
-    """The texts of training queries and their right passages: what a model is shown before it computes in int8.
-
-    Args:
-        tables: the data set.
-        number: of queries at most, drawn at random; another call draws the same.
-    """
-    train = tables.queries.loc[tables.queries["split"] == "train", "query_id"]
-    rows = right_pairs(train.sample(min(number, len(train)), random_state=0), tables, seed=0)
-    return list(zip(rows["query"], rows["passage"], strict=True))

@@ -16,7 +16,7 @@ from reranker import lexical, revision_models
 from reranker.combining import fused_ranks
 from reranker.compiled import use_backend
 from reranker.errors import UserError
-from reranker.excerpts import excerpt_pairs, excerpts
+from reranker.excerpts import excerpts
 from reranker.fused import Reranker
 from reranker.layers import keep_first
 from reranker.models import loading, resolve, weight_files
@@ -50,8 +50,6 @@ class Settings(NamedTuple):
     """float32 or bfloat16."""
     backend: str
     """See `use_backend`."""
-    examples: Sequence[tuple[str, str]]
-    """The same."""
 
 
 class Loaded(NamedTuple):
@@ -109,7 +107,7 @@ def opened(system: System, settings: Settings, label: str) -> Iterator[Loaded]:
 
 def shipped(folder: Path, settings: Settings) -> Loaded:
     """The fused reranker of a folder."""
-    reranker = Reranker(folder, settings.precision, settings.backend, settings.examples)
+    reranker = Reranker(folder, settings.precision, settings.backend)
     parameters = sum(_parameters(model) for model in reranker.models)
     megabytes = sum(_megabytes(str(part)) for part in (folder, folder / "biencoder", folder / "static"))
 
@@ -149,7 +147,7 @@ def _vectors(
     of_query = choose_prompt(prompts[0], model, "query")
     of_passage = choose_prompt(prompts[1], model, "document", "passage")
     parameters = _parameters(model)
-    use_backend(model, settings.backend, settings.precision, settings.examples)
+    use_backend(model, settings.backend, settings.precision)
 
     def scores(pairs: pd.DataFrame) -> Scores:
         return pair_cosines(
@@ -183,7 +181,7 @@ def _cross_encoder(system: CrossEncoderSystem, settings: Settings, label: str) -
         check_lengths(model[0], max_length=system.max_length)
         model.max_seq_length = system.max_length
     parameters = _parameters(model)
-    examples = excerpt_pairs(model.tokenizer, model.max_seq_length, settings.words, settings.examples)
+    examples = excerpt_pairs(model.tokenizer, model.max_seq_length, settings.words)
     use_backend(model, settings.backend, settings.precision, examples)
 
     def scores(pairs: pd.DataFrame) -> Scores:

@@ -23,7 +23,6 @@ from reranker.errors import UserError, first_line, printable
 from reranker.kept_scores import kept, key, with_key
 from reranker.params import load_params
 from reranker.records import PATHS, read_table, read_tables, record_time, write_csv
-from reranker.rows import example_pairs
 from reranker.run_files import check_ids, read_run, scores_of
 from reranker.runs import write_scored
 from reranker.scoring import choose_precision
@@ -58,7 +57,6 @@ def main(arguments: Sequence[str]) -> str:
         passage_prompt=params.passage_prompt,
         precision=choose_precision(params.precision),
         backend=params.backend,
-        examples=example_pairs(tables),
     )
     failures: dict[str, str] = {}
     written: set[str] = set()

@@ -15,7 +15,6 @@ from reranker import costs, lexical
 from reranker.errors import UserError, first_line, printable
 from reranker.params import load_params
 from reranker.records import PATHS, read_table, read_tables, record_time, require, write_csv
-from reranker.rows import example_pairs
 from reranker.scoring import choose_precision
 from reranker.system_params import (
     EVALUATED,
@@ -54,7 +53,6 @@ def main(arguments: Sequence[str]) -> str:
         passage_prompt=params.passage_prompt,
         precision=choose_precision(params.precision),
         backend=params.backend,
-        examples=example_pairs(tables),
     )
     of_evaluate: dict[str, System] = {
         "retriever": RetrieverSystem(retriever=params.retriever),

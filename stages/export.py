@@ -17,14 +17,13 @@ import torch
 from sentence_transformers import CrossEncoder
 
 from reranker import lexical, metrics
-from reranker.excerpts import excerpt_pairs, excerpts
+from reranker.excerpts import excerpts
 from reranker.export_card import export_card
 from reranker.exported import FILES, Exported, export
 from reranker.models import loading
 from reranker.params import load_params
 from reranker.quantised import check_installed
 from reranker.records import PATHS, folder, read_table, read_tables, record_time, require, write_text
-from reranker.rows import example_pairs
 from reranker.scoring import score_pairs
 
 
@@ -43,27 +42,27 @@ def main(arguments: Sequence[str]) -> str:
     queries = dev["query_id"].map(tables.queries.set_index("query_id")["text"]).tolist()
     passages = dev["passage_id"].map(tables.passages.set_index("passage_id")["text"]).tolist()
     texts = excerpts(model.tokenizer, model.max_seq_length, counted, queries, passages)
-    examples = excerpt_pairs(model.tokenizer, model.max_seq_length, counted, example_pairs(tables))
     scoring = time.monotonic()
     expected = metrics.mean_ndcg(tables.judgments, dev, score_pairs(model, queries, texts, label="export: torch"))
     torch_seconds = time.monotonic() - scoring
-    losses = {}
+    differences = {}
     with folder(PATHS.export) as part:
         for backend in FILES:
             out = part / backend
-            export(model, backend, out, examples)
+            out.mkdir()
+            export(model, backend, out)
             shutil.copy(PATHS.reranker / "words.json", out)
             exported = Exported(out)
             scoring = time.monotonic()
             ndcg = metrics.mean_ndcg(tables.judgments, dev, exported.scores(queries, texts))
             seconds = time.monotonic() - scoring
-            losses[backend] = expected - ndcg
+            differences[backend] = ndcg - expected
             figures = {
                 "dev queries": dev["query_id"].nunique(),
                 "pairs": len(dev),
                 "NDCG@10 of torch in float32": expected,
                 "NDCG@10": ndcg,
-                "difference": ndcg - expected,
+                "difference": differences[backend],
                 "threads": torch.get_num_threads(),
                 "cores": os.cpu_count(),
                 "pairs a second of torch in float32": len(dev) / torch_seconds,
@@ -73,7 +72,7 @@ def main(arguments: Sequence[str]) -> str:
             card = export_card(backend, FILES[backend], model.tokenizer, exported.inputs, exported.max_length, figures)
             write_text(card, out / "README.md")
     record_time("export", time.monotonic() - started)
-    told = ", ".join(f"{backend} {-loss:+.4f}" for backend, loss in losses.items())
+    told = ", ".join(f"{backend} {difference:+.4f}" for backend, difference in differences.items())
     return f"export: NDCG@10 {expected:.4f} on dev; {told} -> {PATHS.export}"
 
 

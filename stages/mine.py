@@ -20,7 +20,7 @@ from reranker.errors import UserError
 from reranker.judged import Places, by_place
 from reranker.params import load_params
 from reranker.records import PATHS, read_csv, read_tables, record_time, require, write_csv, write_json, write_table
-from reranker.rows import example_pairs, training_order
+from reranker.rows import training_order
 from reranker.scoring import choose_precision, load_biencoder, load_static, pair_cosines
 from reranker.vectors import Cache
 
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str]) -> str:
     pool = negatives.retrieve(first_stage, order, known, filters, params.train_queries)
     precision = choose_precision(params.precision)
     biencoder = load_biencoder(str(PATHS.biencoder), params.biencoder_max_length)
-    use_backend(biencoder, params.backend, precision, example_pairs(tables))
+    use_backend(biencoder, params.backend, precision)
 
     def teacher(of: Places, at: Places) -> mining.Scores:
         texts = query_text.iloc[of].tolist(), passage_text.iloc[at].tolist()

@@ -16,11 +16,10 @@ from sentence_transformers import CrossEncoder
 from reranker import engine, lexical
 from reranker.compiled import use_backend
 from reranker.errors import UserError
-from reranker.excerpts import excerpt_pairs, excerpts
+from reranker.excerpts import excerpts
 from reranker.models import loading, resolve
 from reranker.params import load_params
 from reranker.records import PATHS, SCORED, read_table, read_tables, record_time, require
-from reranker.rows import example_pairs
 from reranker.runs import write_scored
 from reranker.scoring import choose_precision, load_biencoder, pair_cosines, score_pairs
 
@@ -39,8 +38,6 @@ def main(arguments: Sequence[str]) -> str:
     queries = test["query_id"].map(tables.queries.set_index("query_id")["text"]).tolist()
     passages = test["passage_id"].map(tables.passages.set_index("passage_id")["text"]).tolist()
 
-    examples = example_pairs(tables)
-
     computes = engine.start(params.engine)
     label, precision = f"score {system}", choose_precision(params.precision)
     if system in BIENCODERS:
@@ -48,16 +45,15 @@ def main(arguments: Sequence[str]) -> str:
         if folder:
             require(folder)
         biencoder = load_biencoder(str(folder) if folder else resolve(params.base_model), params.biencoder_max_length)
-        use_backend(biencoder, params.backend, precision, examples)
+        use_backend(biencoder, params.backend, precision)
         scores = pair_cosines(biencoder, queries, passages, label=label, precision=precision, engine=computes)
     else:
         require(PATHS.reranker)
         with loading(str(PATHS.reranker)):
             model = CrossEncoder(str(PATHS.reranker))
+        use_backend(model, params.backend, precision)
         counted = lexical.load(PATHS.reranker / "words.json")
         shown = excerpts(model.tokenizer, model.max_seq_length, counted, queries, passages)
-        examples = excerpt_pairs(model.tokenizer, model.max_seq_length, counted, examples)
-        use_backend(model, params.backend, precision, examples)
         scores = score_pairs(model, queries, shown, label=label, precision=precision, engine=computes)
 
     scored = test[["query_id", "passage_id"]].assign(score=scores)

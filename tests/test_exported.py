@@ -26,7 +26,6 @@ PASSAGES = [
     "in",
 ]
 PASSAGES = (PASSAGES * 6)[: len(QUERIES)]
-EXAMPLES = list(zip(QUERIES, PASSAGES, strict=True))[:10]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +34,7 @@ def folders(cross_encoder: str, tmp_path_factory: pytest.TempPathFactory) -> dic
     folders = {backend: top / "models" / "export" / backend for backend in FILES}
     for backend, folder in folders.items():
         folder.mkdir(parents=True)
-        export(CrossEncoder(cross_encoder), backend, folder, EXAMPLES)
+        export(CrossEncoder(cross_encoder), backend, folder)
     return folders
 
 
