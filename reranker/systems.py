@@ -181,8 +181,7 @@ def _cross_encoder(system: CrossEncoderSystem, settings: Settings, label: str) -
         check_lengths(model[0], max_length=system.max_length)
         model.max_seq_length = system.max_length
     parameters = _parameters(model)
-    examples = excerpt_pairs(model.tokenizer, model.max_seq_length, settings.words)
-    use_backend(model, settings.backend, settings.precision, examples)
+    use_backend(model, settings.backend, settings.precision)
 
     def scores(pairs: pd.DataFrame) -> Scores:
         queries, passages = pairs["query"].tolist(), pairs["passage"].tolist()
