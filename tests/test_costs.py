@@ -4,7 +4,7 @@ import pytest
 
 from reranker.costs import AT_LEAST, Cost, added, asked, measure, table
 from reranker.systems import Loaded
-from reranker.tables import COST_COLUMNS
+from reranker.tables import COST_COLUMNS, cost_table
 
 PASSAGES = pd.DataFrame({"passage_id": [f"p{n}" for n in range(9)], "text": [f"text {n}" for n in range(9)]})
 PAIRS = pd.DataFrame(
@@ -73,3 +73,16 @@ def test_table_has_speed_and_price_from_the_times_of_a_query():
         "p95_ms_100": pytest.approx(1950.0),
         "usd_per_1000_queries": pytest.approx(1000 * 0.2 / 3600 * 1.8),
     }
+
+
+def test_readme_has_sizes_and_times_beside_ndcg_and_dashes_where_there_are_none():
+    cost = Cost(1_234_567, 4.938, {30: np.array([0.1, 0.2, 0.3]), 100: np.array([1.0, 2.0])})
+    costs = table({"my_model": cost}, {30: [30, 30, 30], 100: [100, 100]}, usd_per_hour=1.8)
+    rows = [("my_model", "retrieved", 0.5), ("my_model", "all_positives", 0.9), ("reranker", "retrieved", 0.25)]
+    compared = pd.DataFrame(rows, columns=["system", "mode", "ndcg@10"]).assign(**{"ndcg@10_low": 0.2})
+    compared["ndcg@10_high"] = 0.75
+    _, _, *lines = cost_table(compared, costs).splitlines()
+    assert lines == [
+        r"| my\_model | 0.500 [0.200, 0.750] | 1,234,567 | 4.9 | 200.0 (290.0) | 1,500.0 (1,950.0) | 150 | 0.1000 |",
+        f"| **Reranker (shipped: fused)** | **0.250 [0.200, 0.750]** | {' | '.join(['**–**'] * 6)} |",
+    ]
