@@ -15,6 +15,8 @@ quiet_libraries()
 
 from functools import partial
 
+from sentence_transformers import CrossEncoder
+
 from reranker import lexical, teachers
 from reranker.checkpoints import Checkpoints
 from reranker.evaluator import check_evaluators, make_evaluator
@@ -49,57 +51,59 @@ def main(arguments: Sequence[str]) -> str:
     precision = choose_precision(params.precision)
     start = str(PATHS.biencoder) if params.start_from_biencoder else resolve(params.base_model)
     counted = lexical.statistics(tables.passages["text"])
-    found: list[str] = []
+    trained: dict[int, CrossEncoder] = {}
+    told = []
+    for layers in params.student_layers:
+        label = f"student {layers}"
+        seed_everything(params.seed)
+        model = build_cross_encoder(start, params.max_length, 0, outputs, layers, "student_layers")
+        texts = partial(
+            with_texts, texts=tables, tokenizer=model.tokenizer, max_length=params.max_length, counted=counted
+        )
+        if not trained:  # they read and are taught the same
+            dev, negatives = texts(dev), texts(negatives)
+            if taught:
+                negatives["teacher"] = teachers.logits(params.teacher, negatives, dev, tables.judgments, precision)
+        lesson = make_lesson(
+            negatives, model, losses, targets=params.targets, distillation=params.distillation, seed=params.seed
+        )
+        schedule = Schedule(
+            lr=params.lr,
+            epochs=params.epochs,
+            batch_size=params.batch_size * lesson.rows_per_query,
+            warmup=params.warmup,
+            weight_decay=params.weight_decay,
+            precision=precision,
+            seed=params.seed,
+        )
+        some = dev["query_id"].drop_duplicates()[: params.eval_queries]
+        watched, judged = (table[table["query_id"].isin(some)] for table in (dev, tables.judgments))
+        evaluator = make_evaluator(params.evaluators, watched, judged, texts, precision)
+        about = params.model_dump(exclude={*WITHOUT_EFFECT, "launcher"}), watched, tables.judgments
+        kept = Checkpoints(PATHS.checkpoints / f"student-{layers}", params.checkpoint_minutes, about)
+        curve = tune_cross_encoder(
+            model,
+            lesson.data,
+            lesson.loss,
+            schedule,
+            evaluator=evaluator,
+            evaluations=params.evaluations,
+            patience=params.patience,
+            head_lr=params.head_lr,
+            label=label,
+            others=evaluator.others,
+            further=further(params.trainer),
+            kept=kept,
+        )
+        trained[layers] = one_output(model) if outputs > 1 else model
+        told.append(f"{layers}: {curve.dev['ndcg@10'].max():.3f}")
+        kept.remove()
     with folder(PATHS.students) as part:
-        for layers in params.student_layers:
-            label = f"student {layers}"
-            seed_everything(params.seed)
-            model = build_cross_encoder(start, params.max_length, 0, outputs, layers, "student_layers")
-            texts = partial(
-                with_texts, texts=tables, tokenizer=model.tokenizer, max_length=params.max_length, counted=counted
-            )
-            if not found:  # they read and are taught the same
-                dev, negatives = texts(dev), texts(negatives)
-                if taught:
-                    negatives["teacher"] = teachers.logits(params.teacher, negatives, dev, tables.judgments, precision)
-            lesson = make_lesson(
-                negatives, model, losses, targets=params.targets, distillation=params.distillation, seed=params.seed
-            )
-            schedule = Schedule(
-                lr=params.lr,
-                epochs=params.epochs,
-                batch_size=params.batch_size * lesson.rows_per_query,
-                warmup=params.warmup,
-                weight_decay=params.weight_decay,
-                precision=precision,
-                seed=params.seed,
-            )
-            some = dev["query_id"].drop_duplicates()[: params.eval_queries]
-            watched, judged = (table[table["query_id"].isin(some)] for table in (dev, tables.judgments))
-            evaluator = make_evaluator(params.evaluators, watched, judged, texts, precision)
-            about = params.model_dump(exclude={*WITHOUT_EFFECT, "launcher"}), watched, tables.judgments
-            kept = Checkpoints(PATHS.checkpoints / f"student-{layers}", params.checkpoint_minutes, about)
-            curve = tune_cross_encoder(
-                model,
-                lesson.data,
-                lesson.loss,
-                schedule,
-                evaluator=evaluator,
-                evaluations=params.evaluations,
-                patience=params.patience,
-                head_lr=params.head_lr,
-                label=label,
-                others=evaluator.others,
-                further=further(params.trainer),
-                kept=kept,
-            )
-            student = one_output(model) if outputs > 1 else model
+        for layers, student in trained.items():
             student.save_pretrained(str(part / str(layers)), create_model_card=False)
-            found.append(f"{layers}: {curve.dev['ndcg@10'].max():.3f}")
-            kept.remove()
     record_time("students", time.monotonic() - started)
-    told = ", ".join(found) or "none is asked for"
-    return f"students: NDCG@10 on {params.eval_queries} dev queries by layers: {told} -> {PATHS.students}"
+    figures = ", ".join(told) or "none is asked for"
+    return f"students: NDCG@10 on {params.eval_queries} dev queries by layers: {figures} -> {PATHS.students}"
 
 
 if __name__ == "__main__":

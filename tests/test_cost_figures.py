@@ -5,7 +5,7 @@ import pytest
 
 from reranker import cost_figures
 from reranker.cost_figures import Point, front, points
-from reranker.cost_table import COST_COLUMNS, cost_rows, magnitude
+from reranker.cost_table import COST_COLUMNS, cost_rows, magnitude, markdown_costs
 
 COMPARISON = pd.DataFrame(
     [
@@ -91,3 +91,12 @@ def test_rows_are_the_figures_rounded_and_a_dash_where_there_is_none():
 )  # fmt: skip
 def test_magnitudes_have_three_digits(value, shown):
     assert magnitude(value) == shown
+
+
+def test_markdown_has_the_same_figures_and_the_shipped_reranker_in_bold():
+    systems = COMPARISON.replace({"two_layers": "two_*layers*"})
+    lines = markdown_costs(systems, COSTS.replace({"two_layers": "two_*layers*"})).splitlines()
+    assert {line.count(" | ") for line in lines[2:]} == {7}
+    assert r"| two\_\*layers\* | 0.380 | 15.6M | 62 | 1,200 | 25 / 30 | 80 / 95 | 0.0008 |" in lines
+    bold = "**0.465** | **53M** | **212** | **–** | **101 / 120** | **330 / 400** | **0.0033**"
+    assert f"| **Reranker (shipped: fused)** | {bold} |" in lines
