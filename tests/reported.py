@@ -67,7 +67,7 @@ AUDIT = pd.DataFrame(
     columns=list(report.AUDIT_COLUMNS),
 )
 COMPARISON = SYSTEMS.assign(
-    gain_vs_baseline=[None, None, 0.1, 0.15, 0.2, 0.25],
+    gain_vs_baseline=[None, -0.012, 0.129, None, None, None],
     gain_vs_baseline_low=0.01,
     gain_vs_baseline_high=0.3,
     gain_vs_best=-0.1,
