@@ -64,7 +64,7 @@ def _forget(file: Path, folders: Collection[str]) -> None:
     for stage in content["stages"].values():
         body = stage.get("do", stage)
         body["deps"] = [
-            dep for dep in body.get("deps", []) if (dep.get("path") if isinstance(dep, dict) else dep) not in folders
+            dep for dep in body.get("deps", []) if (dep["path"] if isinstance(dep, dict) else dep) not in folders
         ]
     with file.open("w", encoding="utf-8") as opened:
         YAML().dump(content, opened)

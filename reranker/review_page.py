@@ -36,6 +36,8 @@ COSTS = {
     "usd_per_1000_queries": "{:.4f}",
 }
 """Columns of metrics/costs.csv that are shown, and how."""
+SECONDS = ("mine_seconds", "train_seconds")
+"""Of metrics/timing.json."""
 ROWS = 30
 """Of a table at most: a comment has a bound."""
 CHARACTERS = 120
@@ -210,7 +212,7 @@ def _costs(base: Side, head: Side) -> str:
             if (before or after) and before != after:
                 rows.append(f"| {_plain(label(name))}, {column} | {before or '–'} | {after or '–'} |")
     ours, theirs = (side.figures["timing"] for side in (base, head))
-    for key in ("train_seconds", "mine_seconds"):
+    for key in SECONDS:
         if key in ours and key in theirs:
             rows.append(f"| {key} | {ours[key]:,.1f} | {theirs[key]:,.1f} |")
     if not rows:

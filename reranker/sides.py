@@ -14,6 +14,7 @@ from reranker.changes import STAGE, Side, out_hash
 from reranker.errors import UserError
 from reranker.experiments import SYSTEMS, Lock
 from reranker.records import PATHS
+from reranker.review_page import HEADLINE, SECONDS
 from reranker.revisions import Unreadable
 
 T = TypeVar("T")
@@ -79,6 +80,8 @@ def _figures(text: str) -> dict[str, Any]:
     values = json.loads(text)
     if not isinstance(values, dict):
         raise ValueError("not an object of figures")
+    if not all(isinstance(values[key], int | float) for key in (*HEADLINE, *SECONDS) if key in values):
+        raise ValueError("a figure is no number")
     return values
 
 

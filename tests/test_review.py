@@ -228,6 +228,7 @@ def test_commit_without_figures_is_an_error(copy: Path, capsys: pytest.CaptureFi
         ("metrics/per_query.csv", "query_id,reranker\nq00,good\n"),
         ("metrics/per_query.csv", "query_id,reranker\n"),
         ("metrics/evaluate.json", "[]"),
+        ("metrics/evaluate.json", '{"ndcg@10": "good"}'),
         ("metrics/evaluate.json", "<<<<<<< ours"),
         ("metrics/costs.csv", "megabytes\n1\n"),
         ("dvc.lock", "stages: {}"),
