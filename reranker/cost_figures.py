@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
@@ -19,8 +20,9 @@ from reranker.tables import BASELINE, SHIPPED, label, score
 
 MARKER = 7.0
 """Diameter of a point in points."""
-SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
-"""Where a name may stand beside its point, to the right and up; the best first."""
+NEAR = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
+FAR = tuple((right, far * up) for far in (3, 5, 7) for up in (1, -1) for right in (1, 0, -1))
+"""Where a name may stand, from its point to the right and up in markers: the best first, then with a line to it."""
 ALIGNED = {1: ("left", "bottom"), 0: ("center", "center"), -1: ("right", "top")}
 
 
@@ -135,15 +137,16 @@ def _scatter(
 
 
 def _name(axes: Axes, found: Sequence[Point]) -> None:
-    """Write each system's name where it covers neither a point nor another name; at the first side if none is free."""
+    """Write each system's name where it covers neither a point nor another name; at the first place if none is free."""
     half = MARKER / 2 * axes.figure.dpi / 72
     centres = axes.transData.transform([(point.cost, point.ndcg) for point in found] or [(1, 0)])
     taken = [Bbox.from_extents(x - half, y - half, x + half, y + half) for x, y in centres[: len(found)]]
     inside = axes.get_window_extent()
     shipped_first = sorted(found, key=lambda point: point.system != SHIPPED)
     for point in shipped_first:
+        colour = LIGHT["accent" if point.system == SHIPPED else "ink"]
         chosen = None
-        for right, up in (*SIDES, SIDES[0]):
+        for right, up in (*NEAR, *FAR, NEAR[0]):
             if chosen:
                 chosen.remove()
             chosen = axes.annotate(
@@ -152,13 +155,17 @@ def _name(axes: Axes, found: Sequence[Point]) -> None:
                 (right * MARKER, up * MARKER),
                 textcoords="offset points",
                 ha=ALIGNED[right][0],
-                va=ALIGNED[up][1],
+                va=ALIGNED[(up > 0) - (up < 0)][1],
                 fontsize=8.5,
-                color=LIGHT["accent" if point.system == SHIPPED else "ink"],
+                color=colour,
                 weight="bold" if point.system == SHIPPED else "normal",
                 bbox={"facecolor": LIGHT["paper"], "edgecolor": "none", "pad": 0.5},
+                arrowprops={"arrowstyle": "-", "color": LIGHT["muted"], "linewidth": 0.6} if abs(up) > 1 else None,
             )
-            box = chosen.get_window_extent()
-            if inside.x0 <= box.x0 and box.x1 <= inside.x1 and not any(box.overlaps(other) for other in taken):
+            chosen.set_in_layout(False)  # a name at the edge must not move the points, whose places are taken
+            chosen.get_window_extent()  # places it
+            box = Text.get_window_extent(chosen)  # without the line
+            free = inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
+            if free and not any(box.overlaps(other) for other in taken):
                 break
         taken.append(box)
