@@ -23,8 +23,9 @@ experiments: setup ## the experiments of this commit in a short table: make expe
 	@$(IN_VENV) COLUMNS=$${COLUMNS:-120} dvc exp show --no-pager --sort-by 'dev_ndcg@10' --sort-order desc --drop '.*' \
 		--keep 'Experiment|(dev_)?ndcg@10$$|ndcg@10_cross_encoder|($(or $(KEYS),lr|seed))$$'
 
+# A process for each core, four at most for the sake of memory, and a thread in each: the tests are many and small.
 test: setup ## run the whole test suite, slow tests included
-	@$(IN_VENV) python -m pytest
+	@$(IN_VENV) OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: setup ## check style, format and types
 	@$(IN_VENV) ruff check .

@@ -319,7 +319,7 @@ class Clone:
         self.environment = {**os.environ, **me}
         listed = subprocess.run(
             ["git", "ls-files", "--cached", "--others", "--exclude-standard", ".dvc", "*dvc.yaml", "*params.yaml",
-             "metrics"],
+             "metrics", "report"],
             cwd=ROOT, capture_output=True, text=True, check=True,
         )  # fmt: skip
         for name in listed.stdout.splitlines():
