@@ -302,7 +302,9 @@ def test_baseline_may_be_an_experiment(tried: Path, monkeypatch: pytest.MonkeyPa
 def test_make_experiments_shows_few_columns_best_on_dev_first(tried: Path) -> None:
     makefile = Path(__file__).resolve().parent.parent / "Makefile"
     # make that was started by another make, as `make test` does, would name the folder
-    done = shell(tried, "make", "--no-print-directory", "-f", str(makefile), "-o", ".venv/.installed", "experiments", "KEYS=lr")
+    done = shell(
+        tried, "make", "--no-print-directory", "-f", str(makefile), "-o", ".venv/.installed", "experiments", "KEYS=lr"
+    )
     assert done.returncode == 0, done.stderr
     _, head, _, *rows = (line.split() for line in done.stdout.splitlines())
     assert [word for word in head if word not in ("State", "Created")] == ["Experiment", "dev_ndcg@10", "lr"]
