@@ -25,7 +25,7 @@ experiments: setup ## the experiments of this commit in a short table: make expe
 
 # A process for each core, four at most for the sake of memory, and a thread in each: the tests are many and small.
 test: setup ## run the whole test suite, slow tests included
-	@$(IN_VENV) OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	@$(IN_VENV) OMP_NUM_THREADS=1 python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 lint: setup ## check style, format and types
 	@$(IN_VENV) ruff check .
