@@ -47,7 +47,14 @@ def quantise_openvino(graph: Model) -> Model:
 def quantise_onnx(graph: bytes) -> bytes:
     """An ONNX file whose products with weights are in int8."""
     import onnx
+
+    root = logging.getLogger()
+    level, handlers = root.level, [*root.handlers]
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    # its import lets all loggers print, its own a line for each operation of the graph
+    root.setLevel(level)
+    root.handlers[:] = handlers
 
     rounding = MatMulNBitsQuantizer(
         onnx.load_model_from_string(graph), bits=8, block_size=RUN, is_symmetric=True, accuracy_level=IN_INT8

@@ -3,7 +3,6 @@
 dvc repro export/dvc.yaml, or python -m stages.export
 """
 
-import logging
 import os
 import shutil
 import sys
@@ -13,7 +12,6 @@ from collections.abc import Sequence
 from reranker.progress import quiet_libraries, run_stage
 
 quiet_libraries()
-logging.getLogger("onnxruntime").setLevel(logging.WARNING)  # it would tell of every operation of the graph
 
 import torch
 from sentence_transformers import CrossEncoder

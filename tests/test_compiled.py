@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -52,6 +54,16 @@ def test_bfloat16_is_near_torch(cross_encoder: str):
     use_backend(model, "openvino", "bfloat16")
     found = score_pairs(model, *PAIRS, label="", precision="bfloat16")
     assert 0 < np.abs(found - exact).max() < 0.05 * np.ptp(exact)
+
+
+def test_rounding_for_onnx_leaves_logging_as_it_was():
+    code = (
+        "import logging, torch; from reranker.graphs import onnx_graph; from reranker.quantised import quantise_onnx; "
+        "quantise_onnx(onnx_graph(torch.nn.Linear(32, 32), {'given': torch.zeros(1, 32)}, ['found'])); "
+        "print(logging.getLogger().level, logging.getLogger().handlers)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, "quantiz" in done.stderr) == ("30 []\n", False)
 
 
 @pytest.mark.parametrize("backend", ["openvino-int8", "onnx-int8"])
