@@ -7,7 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from reranker import metrics
-from reranker.comparisons import holm
+from reranker.comparisons import detected_errors, holm
 from reranker.evaluation import MODES, Values
 from reranker.progress import track
 from reranker.significance import bootstrap_interval, randomisation_test
@@ -25,8 +25,8 @@ MEASURES = {
 """Our names of the measures and those of ir-measures."""
 MEASURE = "ndcg@10"
 """That has intervals and is tested."""
-DETECTED = 2.8
-"""Standard errors that a difference must have to be found in 80% of all test sets, two-sided at 5%: 1.96 + 0.84."""
+ALPHA = 0.05
+"""Of the test whose smallest detectable difference is told."""
 COLUMNS = (
     "system", "kind", "mode", "queries", "ndcg@5", "ndcg@10", "ndcg@10_low", "ndcg@10_high", "ndcg@20", "mrr@10", "map",
     "p@1", "recall@10", "recall@30",
@@ -81,8 +81,7 @@ def table(
     Differences are of NDCG@10 over the retrieved candidates, with 95% bootstrap intervals. The p-values are of paired
     randomisation tests, and again corrected by Holm's procedure for as many systems as are tested against the same
     one. `detectable` is the smallest difference to the baseline that so many queries can detect with a power of 80%
-    in a two-sided test at 5%, were the differences spread as they are: 2.8 s / √n, the normal approximation of a
-    paired t-test's power (Cohen 1988, Statistical Power Analysis for the Behavioral Sciences, chapter 2).
+    in a two-sided test at 5%, were the differences spread as they are: 2.8 s / √n, see `detected_errors`.
 
     Args:
         values: of both modes.
@@ -143,4 +142,4 @@ def detectable(differences: NDArray[np.float64]) -> float:
     """The smallest mean difference that is found with 80% power in a two-sided test at 5%; NaN for one query."""
     if len(differences) < 2:
         return float("nan")
-    return float(DETECTED * differences.std(ddof=1) / np.sqrt(len(differences)))
+    return float(detected_errors(ALPHA) * differences.std(ddof=1) / np.sqrt(len(differences)))

@@ -3,16 +3,13 @@
 import math
 from collections.abc import Sequence
 from enum import Enum
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from reranker.comparisons import detected_errors
 from reranker.significance import Interval, bootstrap_interval, randomisation_test
-
-POWER = 0.8
-"""Chance of finding a difference that is there, in the number of queries that it takes."""
 
 
 class Paired(NamedTuple):
@@ -142,9 +139,7 @@ def queries_needed(result: Paired, alpha: float) -> int | None:
     """
     if not result.difference or not result.deviation:
         return None
-    normal = NormalDist()
-    factor = normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(POWER)
-    return math.ceil((factor * result.deviation / result.difference) ** 2)
+    return math.ceil((detected_errors(alpha) * result.deviation / result.difference) ** 2)
 
 
 def most_changed(before: pd.Series, after: pd.Series, number: int) -> tuple[list[str], list[str]]:
