@@ -397,4 +397,5 @@ def record_time(stage: str, seconds: float) -> None:
         times = read_json(PATHS.timing)
     except UserError:
         times = {}  # there is none yet, or it is damaged: not worth stopping a stage for
-    write_json({**times, f"{stage}_seconds": round(seconds, 1)}, PATHS.timing)
+    # milliseconds, so that no two runs take equally long: tools/minutes.py tells by them which run trained a model
+    write_json({**times, f"{stage}_seconds": round(seconds, 3)}, PATHS.timing)
