@@ -4,7 +4,7 @@ Negatives are mined by a static embedding, five for each right pair of the train
 trained with binary cross-entropy on batches of 64. Both count as the minutes; a few steps before them, on a copy, say
 how many will fit. The test candidates are scored afterwards. Pairs of 512 tokens with dropout take some 10 GiB.
 
-python -m benchmarks.plain_recipe PROJECT OUT.parquet --minutes 10
+python -m benchmarks.plain_recipe PROJECT OUT.parquet --minutes 10 [--max-length 72]
 """
 
 import argparse
@@ -34,13 +34,14 @@ def main() -> None:
     parser.add_argument("project", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--max-length", type=int, help="tokens of a pair; what the model can read where it is left out")
     parser.add_argument("--queries", type=int, help="of test that are scored; all where it is left out")
     parser.add_argument("--seed", type=int, default=12)
     options = parser.parse_args()
     params = load_params(options.project / PATHS.params)
     precision = choose_precision(params.precision)
     torch.manual_seed(options.seed)
-    model = CrossEncoder(resolve(params.base_model), num_labels=1)
+    model = CrossEncoder(resolve(params.base_model), num_labels=1, max_length=options.max_length)
 
     started = time.monotonic()
     data = mined(options.project, params.static_model)

@@ -12,7 +12,7 @@ the steps. Seconds are medians over the seeds, NDCG@10 is a mean.
 A PROJECT is a copy of this repository after `dvc repro mine`. With minutes, the documentation's whole recipe gets that
 long, beside the figures of the project's own run; see benchmarks/plain_recipe.py:
 
-    python -m benchmarks.train PROJECT --minutes 10
+    python -m benchmarks.train PROJECT --minutes 10 [--max-length 72]
 """
 
 import argparse
@@ -22,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,7 @@ from reranker.scoring import choose_precision
 
 DOCUMENTED, PLAIN, OURS = "documentation, with dropout", "CrossEncoderTrainer, our model", "ours"
 SIDES = {DOCUMENTED: "plain_train", PLAIN: "plain_train", OURS: "our_training"}
+MAX_LENGTH = 256
 TIMED = ("warm_seconds", "static_seconds", "mine_seconds", "train_seconds")
 """Stages that make the reranker of prepared tables."""
 
@@ -55,7 +56,11 @@ def main() -> None:
     parser.add_argument(
         "--precision", nargs="+", choices=["float32", "bfloat16"], help="what the hardware has, if none"
     )
-    parser.add_argument("--max-length", type=int, default=256)
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        help=f"tokens, {MAX_LENGTH} if none; with minutes those that the recipe reads, all 512 if none",
+    )
     parser.add_argument("--batch-size", type=int, default=24, help="pairs")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
@@ -66,7 +71,8 @@ def main() -> None:
     print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}, {hardware()}")
     with tempfile.TemporaryDirectory() as name:
         if options.minutes:
-            recipe(options.project.absolute(), Path(name), options.minutes, options.queries)
+            limits = {"minutes": options.minutes, "queries": options.queries, "max-length": options.max_length}
+            recipe(options.project.absolute(), Path(name), limits)
             return
         print(
             f"{'':<30} {'seconds':>8} {'pairs/s':>8} {'times':>6} {'CPU s':>8} {'times':>6} {'peak':>6} {'NDCG@10':>8}"
@@ -83,6 +89,7 @@ def hardware() -> str:
 def compare(options: argparse.Namespace, folder: Path, precision: str) -> None:
     """All sides with every seed, a line each: the median of their seconds, the mean of NDCG@10."""
     base = resolve(load_params(options.project / PATHS.params).base_model)
+    max_length = options.max_length or MAX_LENGTH
     dev = dev_pairs(options.project, options.queries or 30)
     dev.to_parquet(folder / "dev.parquet", index=False)
     sides = dict(list(SIDES.items())[options.without_documented :])
@@ -93,12 +100,12 @@ def compare(options: argparse.Namespace, folder: Path, precision: str) -> None:
     for seed in options.seeds:
         rows = training_pairs(options.project, options.steps * options.batch_size, seed)
         rows.to_parquet(folder / "rows.parquet", index=False)
-        work.append(operations(base, rows, options.max_length))
+        work.append(operations(base, rows, max_length))
         for side, module in sides.items():
             out = folder / f"{module}.parquet"
             task = Asked(
                 base, folder / "rows.parquet", folder / "dev.parquet", out,
-                options.max_length, options.batch_size, precision, side == DOCUMENTED, seed,
+                max_length, options.batch_size, precision, side == DOCUMENTED, seed,
             )  # fmt: skip
             run([sys.executable, "-m", f"benchmarks.{module}", json.dumps(task._asdict(), default=str)], folder)
             taken[side].append(Moment(*json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))))
@@ -169,20 +176,20 @@ def peak(precision: str) -> float:
     return 2 * size**3 / min(taken[1:])
 
 
-def recipe(project: Path, folder: Path, minutes: float, queries: int | None) -> None:
+def recipe(project: Path, folder: Path, limits: Mapping[str, float | None]) -> None:
     """The documentation's recipe beside what the pipeline wrote, a line each."""
     out = folder / "recipe.parquet"
-    limits = ["--minutes", str(minutes), *(["--queries", str(queries)] if queries else [])]
-    run([sys.executable, "-m", "benchmarks.plain_recipe", str(project), str(out), *limits], folder)
+    told = [f"--{name}={limit}" for name, limit in limits.items() if limit is not None]
+    run([sys.executable, "-m", "benchmarks.plain_recipe", str(project), str(out), *told], folder)
     found = pd.read_parquet(out)
-    told = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+    took = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
     ndcg = metrics.mean_ndcg(pd.read_parquet(project / PATHS.judgments), found, found["score"])
     committed, timing = (
         json.loads((project / path).read_text(encoding="utf-8"))
         for path in (PATHS.metrics / "evaluate.json", PATHS.timing)
     )
     print(f"{'':<44} {'minutes':>8} {'pairs':>8} {'queries':>8} {'NDCG@10':>8}")
-    line("documentation's recipe", told["seconds"], told["pairs"], found["query_id"].nunique(), ndcg)
+    line("documentation's recipe", took["seconds"], took["pairs"], found["query_id"].nunique(), ndcg)
     seconds = sum(timing[stage] for stage in TIMED)
     pairs = json.loads((project / PATHS.metrics / "train.json").read_text(encoding="utf-8"))["pairs"]
     systems: Sequence[tuple[str, str]] = (("reranker", "ndcg@10"), ("cross-encoder alone", "ndcg@10_cross_encoder"))
