@@ -194,7 +194,12 @@ def retriever_figures(judged: pd.DataFrame, found: pd.DataFrame) -> dict[str, fl
     Args:
         judged: columns query_id, passage_id, relevance.
         found: columns query_id, passage_id, rank, score.
+
+    Raises:
+        UserError: no query has a right passage.
     """
+    if not (judged["relevance"] > 0).any():
+        raise UserError("data/prepared/judgments.parquet: no query of dev has a right passage; raise dev_share")
     columns = ["query_id", "passage_id", "relevance"]
     dev = metrics.per_query(judged[columns], found, ["nDCG@10", "R@10", "R@30", "R@100"]).mean()
     recalls = {f"retriever_dev_recall@{k}": float(dev[f"R@{k}"]) for k in (10, 30, 100)}

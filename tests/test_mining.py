@@ -78,6 +78,14 @@ def test_prompts_are_put_before_queries_and_passages_each(
     assert [lookup.name for lookup, *_ in indexes] == ["flat"]
 
 
+def test_dev_without_a_right_passage_is_an_error_of_one_line():
+    judged = pd.DataFrame({"query_id": ["q"], "passage_id": ["p1"], "relevance": [0]})
+    found = pd.DataFrame({"query_id": ["q"], "passage_id": ["p1"], "rank": [1], "score": [0.5]})
+    for each in (judged, judged[:0]):
+        with pytest.raises(UserError, match=r"^data/prepared/judgments.parquet: no query of dev has a right passage; "):
+            mining.retriever_figures(each, found)
+
+
 def rescorer(name: str) -> np.ndarray:
     score = mining.cross_encoder(name, "float32", "torch", TABLES, LOCAL)
     return score(np.zeros(2, np.int64), np.arange(2))
