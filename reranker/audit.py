@@ -15,7 +15,9 @@ from reranker.negatives import REASONS, TAKEN, Mined, ScorePairs
 from reranker.records import Tables
 
 SHOWN = 100
-"""Candidates in the table."""
+"""Candidates in the table, with examples of what was refused behind them."""
+EXAMPLES = 3
+"""Candidates of each reason for a refusal that the table has at least, where there are as many."""
 LOOKED_AT = 400
 """Candidates that the teacher scores: those nearest to the right passage by the score that mining went by."""
 MARKS = ("right", "wrong")
@@ -37,7 +39,9 @@ class Marked(NamedTuple):
 
 
 def table(mined: Mined, tables: Tables, teacher: ScorePairs) -> pd.DataFrame:
-    """The `SHOWN` most suspicious candidates, columns `COLUMNS`, the most suspicious first; mark is empty.
+    """The `SHOWN` most suspicious candidates, the most suspicious first, then the `EXAMPLES` of each reason.
+
+    Columns `COLUMNS`; mark is empty. Each candidate is there once.
 
     Args:
         mined: what was chosen, and from what.
@@ -45,28 +49,43 @@ def table(mined: Mined, tables: Tables, teacher: ScorePairs) -> pd.DataFrame:
         teacher: cosines of the tuned bi-encoder for pairs of places; it decides the order.
     """
     pool = mined.pool
-    ahead = np.where(mined.reasons == TAKEN, -np.inf, pool.scores - mined.positive_scores[:, None])
-    row, column = (axis.ravel() for axis in np.indices(ahead.shape))
-    order = np.lexsort((column, row, -ahead.ravel()))[:LOOKED_AT]
-    order = order[np.isfinite(ahead.ravel()[order])]
-    row, column = row[order], column[order]
-    queries, passages = pool.queries[row], pool.positions[row, column]
+    there = (mined.reasons != TAKEN) & np.isin(pool.queries, mined.rows["query"])[:, None]
+    ahead = np.where(there, pool.scores - mined.positive_scores[:, None], -np.inf).ravel()
+    order = np.argsort(-ahead, kind="stable")
+    order = order[np.isfinite(ahead[order])]
+    looked_at = _described(order[:LOOKED_AT], mined, tables, teacher)
+    suspicion = looked_at["teacher_score"] - looked_at["teacher_score_of_right"]
+    shown = suspicion.sort_values(ascending=False, kind="stable").index.to_numpy()[:SHOWN]
+    reasons = mined.reasons.ravel()[order]
+    examples = np.concatenate([order[reasons == reason][:EXAMPLES] for reason in range(1, len(REASONS) + 1)])
+    examples = examples[~np.isin(examples, order[shown])]
+    # scored by themselves: the last bits of the others' scores must not depend on them
+    parts = [looked_at.loc[shown], _described(examples, mined, tables, teacher)]
+    return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
 
-    rows = mined.rows
-    positive = rows[rows["kind"] == "positive"].set_index("query")["passage"].reindex(pool.queries)
-    there = positive.notna().to_numpy()[row]
-    row, column, queries, passages = (array[there] for array in (row, column, queries, passages))
-    right = positive.to_numpy()[row].astype(np.int64)
+
+def _described(places: NDArray[np.int64], mined: Mined, tables: Tables, teacher: ScorePairs) -> pd.DataFrame:
+    """Candidates with their texts, scores and what became of them.
+
+    Args:
+        places: of candidates in the pool, as if its rows stood behind each other.
+        mined: see `table`.
+        tables: see `table`.
+        teacher: see `table`.
+    """
+    pool, rows = mined.pool, mined.rows
+    row, column = np.divmod(places, pool.positions.shape[1])
+    queries, passages = pool.queries[row], pool.positions[row, column]
+    right = rows[rows["kind"] == "positive"].set_index("query")["passage"].reindex(queries).to_numpy(np.int64)
     found, best = np.asarray(teacher(queries, passages), float), np.asarray(teacher(queries, right), float)
-    chosen = pd.MultiIndex.from_frame(rows.loc[rows["kind"] == "hard", ["query", "passage"]])
-    is_chosen = pd.MultiIndex.from_arrays([queries, passages]).isin(chosen)
-    reasons = mined.reasons[row, column]
+    kinds = rows.set_index(["query", "passage"])["kind"]
+    drawn = kinds.reindex(pd.MultiIndex.from_arrays([queries, passages])).fillna("")
     verdict = [
-        "hard negative" if taken else f"refused: {REASONS[reason - 1]}" if reason > 0 else "not drawn"
-        for taken, reason in zip(is_chosen, reasons, strict=True)
+        f"{kind} negative" if kind else f"refused: {REASONS[reason - 1]}" if reason > 0 else "not drawn"
+        for kind, reason in zip(drawn, mined.reasons[row, column], strict=True)
     ]
     texts = tables.passages["text"].to_numpy()
-    shown = pd.DataFrame(
+    return pd.DataFrame(
         {
             "query_id": tables.queries["query_id"].to_numpy()[queries],
             "passage_id": tables.passages["passage_id"].to_numpy()[passages],
@@ -83,8 +102,6 @@ def table(mined: Mined, tables: Tables, teacher: ScorePairs) -> pd.DataFrame:
         },
         columns=list(COLUMNS),
     )
-    suspicion = shown["teacher_score"] - shown["teacher_score_of_right"]
-    return shown.loc[suspicion.sort_values(ascending=False, kind="stable").index[:SHOWN]].reset_index(drop=True)
 
 
 def _harmless(texts: NDArray[np.object_]) -> list[str]:
@@ -114,7 +131,9 @@ def apply_marks(marks: pd.DataFrame, tables: Tables, origin: str) -> Marked:
         )
     train = tables.queries.loc[tables.queries["split"] == "train", "query_id"]
     known = marks["query_id"].isin(train) & marks["passage_id"].isin(tables.passages["passage_id"])
-    used = marks[known]
-    told = used[["query_id", "passage_id"]].assign(relevance=(used["mark"] == "right").astype(int))
-    both = pd.concat([tables.judgments, told]).drop_duplicates(["query_id", "passage_id"], keep="last")
+    used, keys = marks[known], ["query_id", "passage_id"]
+    earlier = tables.judgments.set_index(keys)["relevance"].reindex(pd.MultiIndex.from_frame(used[keys]), fill_value=0)
+    # what was right already stays as right as it was
+    relevance = np.where(used["mark"] == "right", np.maximum(earlier.to_numpy(), 1), 0)
+    both = pd.concat([tables.judgments, used[keys].assign(relevance=relevance)]).drop_duplicates(keys, keep="last")
     return Marked(both.reset_index(drop=True), len(used), int((~known).sum()))

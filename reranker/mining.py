@@ -11,6 +11,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from reranker import index, lexical, metrics
 from reranker.compiled import use_backend
 from reranker.engine import Engine
+from reranker.errors import UserError
 from reranker.first_stage import Dense, Fused, Lexical
 from reranker.guards import Guards
 from reranker.index import Index
@@ -90,24 +91,29 @@ def retriever(
     return Retriever(Fused(parts) if len(parts) > 1 else parts[0], indexes)
 
 
-def index_figures(indexes: Sequence[Indexed], queries: Places, *, depth: int, wanted: float) -> dict[str, float]:
-    """The share of the exact top that approximate indexes find, on a sample of these queries.
+def index_figures(indexes: Sequence[Indexed], queries: Places, *, depth: int, wanted: float) -> dict[str, float | str]:
+    """What the indexes are, and the share of the exact top that approximate ones find, on a sample of these queries.
 
-    A line is printed where one finds less than is wanted.
+    A line is printed where one finds less than is wanted. There are no figures where all are exact.
     """
-    figures: dict[str, float] = {}
-    key = f"index_recall@{depth}"
+    recalls = []
     for lookup, passages, vectors in indexes:
         if lookup.name == "flat":
             continue
         recall = index.measured_recall(lookup, passages, vectors[queries], depth, sample=SAMPLE)
-        figures[key] = min(recall, figures.get(key, 1.0))
+        recalls.append(recall)
         if recall < wanted:
             print(
                 f"mine: the index {lookup.name} finds {recall:.3f} of the exact top {depth}, which is below "
                 f"index_recall {wanted}: choose another index, or flat"
             )
-    return figures
+    if not recalls:
+        return {}
+    chosen = [
+        " ".join([lookup.name, *(f"{name}={value}" for name, value in lookup.settings.items())])
+        for lookup, *_ in indexes
+    ]
+    return {"index_chosen": ", ".join(chosen), f"index_recall@{depth}": min(recalls)}
 
 
 def guards(
@@ -141,11 +147,13 @@ def cross_encoder(
         engine: what computes them.
 
     Raises:
-        UserError: there is no usable model of that name.
+        UserError: there is no usable model of that name, or it has several outputs.
     """
     path = resolve(name)
     with loading(name):
         model = CrossEncoder(path)
+    if model.num_labels != 1:
+        raise UserError(f"params.yaml: rescorer: '{name}' has {model.num_labels} outputs; it must have one")
     queries, passages = (table["text"] for table in tables[:2][::-1])
     use_backend(model, backend, precision)
 
@@ -186,7 +194,12 @@ def retriever_figures(judged: pd.DataFrame, found: pd.DataFrame) -> dict[str, fl
     Args:
         judged: columns query_id, passage_id, relevance.
         found: columns query_id, passage_id, rank, score.
+
+    Raises:
+        UserError: no query has a right passage.
     """
+    if not (judged["relevance"] > 0).any():
+        raise UserError("data/prepared/judgments.parquet: no query of dev has a right passage; raise dev_share")
     columns = ["query_id", "passage_id", "relevance"]
     dev = metrics.per_query(judged[columns], found, ["nDCG@10", "R@10", "R@30", "R@100"]).mean()
     recalls = {f"retriever_dev_recall@{k}": float(dev[f"R@{k}"]) for k in (10, 30, 100)}

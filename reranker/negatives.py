@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from reranker.errors import UserError
 from reranker.guards import GUARDS, Guards
 from reranker.judged import Judged, Places, contains, entries
 from reranker.progress import progress
@@ -94,6 +95,9 @@ def retrieve(first_stage: FirstStage, queries: Places, known: Judged, filters: F
         known: see `Judged`.
         filters: see `Filters`.
         number: of queries that are wanted.
+
+    Raises:
+        UserError: there is no such query.
     """
     most = int(np.diff(known.right.indptr).max(initial=0))
     depth = filters.range_max + most
@@ -109,8 +113,11 @@ def retrieve(first_stage: FirstStage, queries: Places, known: Judged, filters: F
         left -= len(taken)
         if not left:
             break
-    if not parts:
-        return Pool(np.empty(0, np.int64), np.empty((0, depth), np.int64), np.empty((0, depth), np.float32))
+    if not any(len(part.queries) for part in parts):
+        raise UserError(
+            f"params.yaml: range_max: no training query has a right passage among the first {filters.range_max} "
+            "candidates; raise it, choose another retriever, or look at data/prepared/judgments.parquet"
+        )
     return Pool(
         np.concatenate([part.queries for part in parts]),
         np.concatenate([part.positions for part in parts]),

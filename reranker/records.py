@@ -321,10 +321,10 @@ def read_csv(path: Path, columns: Sequence[str], *, as_text: bool = False) -> pd
         table = pd.read_csv(path, usecols=list(columns), dtype=kind, keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        stage = PRODUCER.get(path, path.stem)
-        raise UserError(
-            f"{path}: not a CSV table with the columns {', '.join(columns)} ({reason}); run `dvc repro --force {stage}`"
-        ) from None
+        remedy = f"run `dvc repro --force {PRODUCER.get(path, path.stem)}`"
+        if path == PATHS.marked:
+            remedy = f"mend it, or restore it with `git checkout {path}`"
+        raise UserError(f"{path}: not a CSV table with the columns {', '.join(columns)} ({reason}); {remedy}") from None
     return table[list(columns)]
 
 

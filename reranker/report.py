@@ -54,7 +54,8 @@ class Numbers(NamedTuple):
     """Some of the queries that stand in two splits; columns `LEAK_COLUMNS`."""
     mine: Mapping[str, object]
     audit: pd.DataFrame
-    """The most suspicious candidates of mining, the most suspicious first; columns `AUDIT_COLUMNS`, as text."""
+    """The most suspicious candidates of mining, the most suspicious first, and some that were refused for each reason;
+    columns `AUDIT_COLUMNS`, as text."""
     train: Mapping[str, object]
     comparison: pd.DataFrame
     """Columns `COMPARISON_COLUMNS`."""
@@ -92,6 +93,16 @@ class LeakRow(NamedTuple):
     other: str
     other_split: str
     likeness: str
+
+
+class RefusedRow(NamedTuple):
+    """A reason for which candidates are refused as negatives, with one of them if there is any."""
+
+    reason: str
+    candidates: str
+    query: str
+    passage: str
+    right: str
 
 
 class AuditRow(NamedTuple):
@@ -180,7 +191,7 @@ def page(numbers: Numbers, pictures: Mapping[str, Picture]) -> str:
         tokens=_token_rows(numbers.prepare),
         languages=_language_rows(numbers.prepare),
         mined=_facts(mined),
-        refused=_facts(numbers.mine, "refused_"),
+        refused=_refused_rows(numbers.mine, numbers.audit),
         audit=_audit_rows(numbers.audit),
         train=_facts(numbers.train),
     )
@@ -255,6 +266,18 @@ def _leak_rows(leaks: pd.DataFrame) -> list[LeakRow]:
             "equal" if row["equal"] else "near",
         )
         for row in shown.to_dict("records")
+    ]
+
+
+def _refused_rows(mine: Mapping[str, object], audit: pd.DataFrame) -> list[RefusedRow]:
+    sizes = {"query": CUT_QUERY, "passage": CUT_PASSAGE, "right_passage": CUT_PASSAGE}
+    first = {
+        row["verdict"].removeprefix("refused: "): [cut(row[column], size) for column, size in sizes.items()]
+        for row in audit.drop_duplicates("verdict").to_dict("records")
+    }
+    reasons = {key.removeprefix("refused_"): value for key, value in mine.items() if key.startswith("refused_")}
+    return [
+        RefusedRow(_words(reason), _shown(value), *first.get(reason, [""] * 3)) for reason, value in reasons.items()
     ]
 
 

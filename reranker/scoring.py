@@ -297,7 +297,11 @@ def score_pairs(
     precision: str = "float32",
     engine: Engine = LOCAL,
 ) -> NDArray[np.float64]:
-    """The cross-encoder's score of each query with the passage at the same place."""
+    """The cross-encoder's score of each query with the passage at the same place.
+
+    Raises:
+        UserError: a score is not finite.
+    """
     pairs = list(zip(queries, passages, strict=True))
     if not pairs:
         return np.zeros(0)
@@ -305,18 +309,27 @@ def score_pairs(
     parts = ([pairs[place] for place in places] for places in passes)
     scores: list[NDArray[np.float32]] = []
     with progress(label, len(pairs), "pairs") as shown:
-        for found in engine.map(partial(_scores, precision=precision), model, parts, together=TOGETHER):
+        work = partial(_scores, label=label, precision=precision)
+        for found in engine.map(work, model, parts, together=TOGETHER):
             scores.append(found)
             shown.advance(len(found))
     return np.concatenate(scores)[np.argsort(np.concatenate(passes))].astype(float)
 
 
 def _scores(
-    model: CrossEncoder, parts: Iterable[list[tuple[str, str]]], *, precision: str
+    model: CrossEncoder, parts: Iterable[list[tuple[str, str]]], *, label: str, precision: str
 ) -> Iterator[NDArray[np.float32]]:
     with _precision(precision):
         for part in parts:
-            yield model.predict(part, batch_size=len(part), show_progress_bar=False)
+            found: NDArray[np.float32] = model.predict(part, batch_size=len(part), show_progress_bar=False)
+            for place in np.flatnonzero(~np.isfinite(found).reshape(len(part), -1).all(axis=1)):
+                query, passage = part[place]
+                raise UserError(
+                    f"{label}: the model gives a score that is no finite number for '{query[:60]}' and "
+                    f"'{passage[:60]}'; its weights are damaged or too large: train or download it again, or choose "
+                    "another model"
+                )
+            yield found
 
 
 def _longest_first(

@@ -126,22 +126,20 @@ def main(arguments: Sequence[str]) -> str:
         passage_id=tables.passages["passage_id"].to_numpy()[mined.rows["passage"]],
     )
     both = mining.with_signals(pd.concat([candidates, rows]), tables, load_static(str(PATHS.static)), teacher)
-    write_table(both[: len(candidates)].drop(columns=["kind", "query", "passage"]), PATHS.candidates)
-    write_table(both[len(candidates) :].drop(columns=["rank", "split", "query", "passage"]), PATHS.negatives)
-    write_csv(audit.table(mined, tables, teacher), PATHS.audit)
-
+    audited = audit.table(mined, tables, teacher)
     of_retriever = mining.retriever_figures(
         judged[judged["split"] == "dev"], found[found["query_id"].map(split) == "dev"]
     )
-    write_json(
-        {
-            **of_retriever,
-            **mining.figures(mined),
-            **mining.index_figures(indexes, held_out, depth=params.top_k, wanted=params.index_recall),
-            "marked": marked.used,
-        },
-        PATHS.metrics / "mine.json",
-    )
+    figures = {
+        **of_retriever,
+        **mining.figures(mined),
+        **mining.index_figures(indexes, held_out, depth=params.top_k, wanted=params.index_recall),
+        "marked": marked.used,
+    }
+    write_table(both[: len(candidates)].drop(columns=["kind", "query", "passage"]), PATHS.candidates)
+    write_table(both[len(candidates) :].drop(columns=["rank", "split", "query", "passage"]), PATHS.negatives)
+    write_csv(audited, PATHS.audit)
+    write_json(figures, PATHS.metrics / "mine.json")
     record_time("mine", time.monotonic() - started)
     negative = int((mined.rows["relevance"] == 0).sum())
     return (

@@ -5,6 +5,7 @@ import os
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the libraries are imported
+os.environ.setdefault("DVC_NO_ANALYTICS", "1")  # else each command of DVC leaves a report in the temporary folder
 
 WORDS = (
     "a the of in from to sort order list numbers read write csv file table find shortest path graph red green apples"

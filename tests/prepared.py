@@ -1,7 +1,8 @@
 """What prepare makes of examples, without files of its own."""
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -38,9 +39,11 @@ def leaks(examples: Iterable[Example]) -> Leaks:
         return find(_clean(examples, ANY, texts).rows, texts)
 
 
-def spool() -> Spool:
-    """An empty one."""
-    return Spool(Path(tempfile.mkdtemp()) / "spool")
+@contextmanager
+def spool() -> Iterator[Spool]:
+    """An empty one, which leaves nothing behind."""
+    with tempfile.TemporaryDirectory() as folder, Spool(Path(folder) / "spool") as texts:
+        yield texts
 
 
 def _clean(examples: Iterable[Example], limits: Limits, texts: Spool) -> Cleaned:

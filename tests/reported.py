@@ -39,7 +39,7 @@ PREPARE = {
     "passage_language_en": 0.97,
     "passage_language_zh": 0.0034,
 }
-MINE = {"ndcg@10": 0.5, "negatives": 100, "refused_near_duplicate": 23}
+MINE = {"ndcg@10": 0.5, "negatives": 100, "refused_near_duplicate": 23, "refused_similar": 0}
 TRAIN = {"steps": 600, "precision": "float32", "weight_bm25": 0.00004}
 LOSS = pd.DataFrame({"step": [5, 10], "loss": [1.5, 0.5]})
 DEV = pd.DataFrame({"step": [0, 10], "ndcg@10": [0.3, 0.6]})

@@ -2,6 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from reranker import audit
 from reranker.audit import COLUMNS, SHOWN, apply_marks, table
 from reranker.errors import UserError
 from reranker.negatives import KEPT, REASONS, TAKEN, Mined, Pool
@@ -53,6 +54,29 @@ def test_candidates_nearest_to_the_right_passage_come_first_with_what_became_of_
     assert first[["mark", "query", "passage", "right_passage"]].tolist() == ["", "ask", "<b>bold</b>", "right"]
 
 
+def test_each_reason_has_its_examples_behind_the_most_suspicious_and_no_candidate_is_there_twice(monkeypatch):
+    monkeypatch.setattr(audit, "SHOWN", 1)
+    monkeypatch.setattr(audit, "LOOKED_AT", 2)
+    monkeypatch.setattr(audit, "EXAMPLES", 2)
+    pool = Pool(np.array([0]), np.array([[1, 2, 3, 4, 0]]), np.linspace(0.9, 0.5, 5, dtype=np.float32)[None])
+    one = mined()._replace(pool=pool, reasons=np.array([[KEPT, 3, 1, 3, 3]], np.int8), positive_scores=np.array([0.8]))
+    shown = table(one._replace(rows=one.rows[:1]), tables(), lambda queries, passages: -passages)
+    assert list(zip(shown["rank"], shown["verdict"], strict=True)) == [
+        (1, "not drawn"),
+        (3, f"refused: {REASONS[0]}"),
+        (2, f"refused: {REASONS[2]}"),
+        (4, f"refused: {REASONS[2]}"),
+    ]
+
+
+def test_candidate_that_was_drawn_as_a_random_negative_is_said_to_be_one():
+    one = mined()
+    rows = pd.concat([one.rows, pd.DataFrame([(1, 2, 0.5, "random")], columns=one.rows.columns)])
+    shown = table(one._replace(rows=rows), tables(), cosines).set_index(["query_id", "passage_id"])["verdict"]
+    assert shown["r", "p2"] == "random negative"
+    assert shown["q", "p2"] == "hard negative"
+
+
 def test_text_that_a_spreadsheet_would_run_stands_behind_an_apostrophe():
     shown = table(mined(), tables(), cosines)
     assert shown.loc[shown["passage_id"] == "p1", "passage"].tolist() == ["'=2+3"]
@@ -84,6 +108,12 @@ def test_marks_become_judgments_and_count_more_than_what_was_there():
         ("r", "p4", 1),
     ]
     assert (marked.used, marked.unknown) == (2, 0)
+
+
+def test_mark_of_a_graded_right_passage_leaves_its_grade():
+    judgments = pd.DataFrame({"query_id": ["q", "q"], "passage_id": ["p0", "p2"], "relevance": [3, 0]})
+    marked = apply_marks(marks(("q", "p0", "right"), ("q", "p2", "right")), tables()._replace(judgments=judgments), "f")
+    assert sorted(marked.judgments.itertuples(index=False, name=None)) == [("q", "p0", 3), ("q", "p2", 1)]
 
 
 def test_marks_outside_of_train_and_of_what_is_gone_are_counted_and_not_used():

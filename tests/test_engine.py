@@ -3,24 +3,29 @@
 import fcntl
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import yaml
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from reranker import index, scoring
 from reranker.compiled import use_backend
-from reranker.engine import LOCAL, Engine, start
+from reranker.engine import LOCAL, Engine, OnRay, start
 from reranker.errors import UserError
 from reranker.first_stage import Dense
-from reranker.scoring import embed, load_biencoder, score_pairs
+from reranker.scoring import embed, load_biencoder, load_static, score_pairs
 from reranker.vectors import Cache
+from stages import mine
 
 WORDS = ["sort", "order", "list", "numbers", "read", "csv", "file", "table", "find", "path", "graph", "red", "apples"]
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,15 +44,17 @@ class Machines:
         from ray.cluster_utils import Cluster
 
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-        self.other = self.cluster.add_node(num_cpus=1)
+        self.cluster.add_node(num_cpus=1)
         os.environ["RAY_ADDRESS"] = self.cluster.address
         self.engine: Engine = start("ray")
 
     def stop(self) -> None:
         import ray
 
+        session = self.cluster.head_node.get_session_dir_path()
         ray.shutdown()
         self.cluster.shutdown()
+        shutil.rmtree(session, ignore_errors=True)  # which Ray leaves in the temporary folder
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +114,64 @@ def test_vectors_scores_and_rankings_have_the_bytes_of_one_process(
         np.testing.assert_array_equal(found.scores, expected.scores)
 
 
+@pytest.fixture
+def minable(tmp_path: Path, biencoder: str, cross_encoder: str) -> Path:
+    """A folder with real docstrings, to be ranked by words and two models and to be scored anew."""
+    folder = tmp_path / "local"
+    shutil.copytree(biencoder, folder / "models" / "biencoder")
+    load_static("bundled/static-256").save_pretrained(str(folder / "models" / "static"), create_model_card=False)
+    (folder / "data").mkdir()
+    shutil.copy(ROOT / "data" / "marked.csv", folder / "data")
+    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")) | {
+        "sources": {"docs": {"packages": ["networkx"]}},
+        "dev_share": 0.02,
+        "test_share": 0.03,
+        "retriever": ["bm25", "bundled/static-256", biencoder],
+        "rescorer": cross_encoder,
+        "biencoder_max_length": 32,
+        "train_queries": 40,
+    }
+    (folder / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    command = [sys.executable, "-m", "stages.prepare"]  # which forks, and this process has the threads of Ray
+    subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, check=True)
+    return folder
+
+
+def mined(folder: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """The files that the stage writes, but for times."""
+    monkeypatch.chdir(folder)
+    text = (folder / "params.yaml").read_text(encoding="utf-8")
+    (folder / "params.yaml").write_text(text.replace("engine: local", f"engine: {engine}"), encoding="utf-8")
+    mine.main([])
+    paths = [*(folder / "data" / "mined").iterdir(), folder / "metrics" / "mine.json"]
+    return {path.name: path.read_bytes() for path in paths}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("machines", "small")
+def test_stage_mine_finds_on_the_cluster_what_it_finds_in_one_process(
+    minable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    there = tmp_path / "cluster"
+    shutil.copytree(minable, there)
+    computed: list[str] = []
+    run = OnRay.map
+
+    def watched(self: OnRay, work: Any, held: object, items: Iterable[Any], *, together: int) -> Iterator[Any]:
+        computed.append(type(held).__name__)
+        return run(self, work, held, items, together=together)
+
+    monkeypatch.setattr(OnRay, "map", watched)
+    local = mined(minable, "local", monkeypatch)
+    assert computed == []
+    assert mined(there, "ray", monkeypatch) == local
+    assert {*computed} > {"SentenceTransformer", "CrossEncoder"}  # and an index
+    rows = pd.read_parquet(there / "data" / "mined" / "negatives.parquet")
+    assert rows["query_id"].nunique() == 40
+    assert set(rows["kind"]) == {"positive", "hard"}
+    assert set(pd.read_parquet(there / "data" / "mined" / "candidates.parquet")["split"]) == {"dev", "test"}
+
+
 def shards(folder: Path) -> list[bytes]:
     return sorted(path.read_bytes() for path in folder.glob("*/*.npy"))
 
@@ -157,18 +222,19 @@ def test_nothing_is_lost_or_twice_when_a_machine_dies(machines: Machines, bienco
     expected = list(scoring._vectors(model, parts, label="", prompt="", precision="float32"))
     pipe, lock = tmp_path / "pipe", tmp_path / "lock"
     os.mkfifo(pipe)
+    lost = machines.cluster.add_node(num_cpus=1)
     told: list[bytes] = []
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
 
         def kill_when_it_has_started() -> None:
             told.append(pipe.read_bytes())
-            machines.cluster.remove_node(machines.other, allow_graceful=False)
+            machines.cluster.remove_node(lost, allow_graceful=False)
             fcntl.flock(file, fcntl.LOCK_UN)
 
         killer = threading.Thread(target=kill_when_it_has_started, daemon=True)
         killer.start()
-        work = partial(until_lost, doomed=machines.other.node_id, pipe=pipe, lock=lock)
+        work = partial(until_lost, doomed=lost.node_id, pipe=pipe, lock=lock)
         found = list(machines.engine.map(work, model, parts, together=1))
         killer.join()
     assert told == [b"started"]

@@ -4,6 +4,7 @@ import pytest
 from scipy.sparse import csr_array
 
 from reranker import index
+from reranker.errors import UserError
 from reranker.first_stage import Dense
 from reranker.guards import Guards
 from reranker.judged import by_place, contains, entries
@@ -254,6 +255,12 @@ def test_query_that_brings_wrong_passages_is_taken_wherever_its_right_one_is():
 
 def test_query_without_a_right_passage_is_left_out():
     assert mined({"q": {"p1": 0}, "r": ["p2"]}, {"q": ["p1"], "r": ["p2", "p3"]}).rows["query"].unique().tolist() == [1]
+
+
+@pytest.mark.parametrize("right", [{"q": {"p1": 0}, "r": {"p3": 0}}, {"q": ["p7"], "r": ["p6"]}], ids=["none", "far"])
+def test_no_query_with_a_right_passage_in_the_range_is_an_error_of_one_line(right):
+    with pytest.raises(UserError, match=r"^params.yaml: range_max: no training query has a right passage among the "):
+        mined(right, {"q": ["p1", "p2"], "r": ["p3"]})
 
 
 def test_right_passage_is_the_most_relevant_and_then_the_one_with_the_highest_score():

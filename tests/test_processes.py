@@ -68,6 +68,7 @@ def test_what_cannot_be_split_is_an_error(monkeypatch):
 @pytest.mark.slow
 def test_two_processes_train_as_one_and_a_killed_one_is_replaced(tmp_path: Path, biencoder: str, monkeypatch):
     monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # see docs/how-to/long-runs.md
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # torchrun leaves its folder of logs there
     one, two, killed = (Trainable(tmp_path / name, biencoder, queries=31) for name in ("one", "two", "killed"))
     one.run()
     assert two.run(*TORCHRUN, "-m") == ""

@@ -15,6 +15,7 @@ from reranker.records import (
     PRODUCER,
     first_texts,
     folder,
+    read_csv,
     read_json,
     read_table,
     read_tables,
@@ -52,6 +53,15 @@ def test_table_comes_back_as_it_was_written_in_a_new_folder(tmp_path: Path):
     write_table(TABLE, path)
     pd.testing.assert_frame_equal(read_table(path, ["score", "query_id"]), TABLE[["score", "query_id"]])
     assert names(path.parent) == ["table.parquet"]
+
+
+@pytest.mark.parametrize("content", ["", "query_id,passage_id\nq,p\n", 'query_id,passage_id,mark\n"q,p,right\n'])
+def test_marks_that_are_no_table_are_to_be_mended_by_hand(content: str, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    PATHS.marked.parent.mkdir()
+    PATHS.marked.write_text(content)
+    with pytest.raises(UserError, match=r"^data/marked.csv: not a CSV table .*; mend it, or restore it with `git"):
+        read_csv(PATHS.marked, ["query_id", "passage_id", "mark"], as_text=True)
 
 
 def test_table_of_several_parts_comes_back_whole(tmp_path: Path):

@@ -480,6 +480,18 @@ def test_query_whose_candidates_are_all_refused_gets_random_negatives(modelled):
 
 
 @pytest.mark.slow
+def test_mine_that_cannot_end_has_written_nothing(modelled, monkeypatch):
+    ids = [f"{number}" for number in range(8)]
+    relevance = [1, 1, 1, 1, 0, 1, 0, 1]  # of dev all are 0: its figures are computed last
+    modelled.write("prepared/judgments", query_id=ids, passage_id=ids, relevance=relevance)
+    monkeypatch.chdir(modelled.path)
+    with pytest.raises(UserError, match="no query of dev has a right passage"):
+        mine.main([])
+    assert not Path("data/mined").exists()
+    assert not Path("metrics").exists()
+
+
+@pytest.mark.slow
 def test_marked_pair_is_a_judgment_from_then_on(modelled):
     modelled.set("precision: auto ", "precision: float32 ")
     modelled.run("mine")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import dvc.api
 import pandas as pd
 from dvc.exceptions import DvcException
+from dvc.repo import Repo
 
 from reranker import revisions
 from reranker.errors import UserError
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
 def listed() -> tuple[Listed, list[Listed]]:
     """The present commit, and its experiments by name."""
     try:
+        Repo.find_root()  # else DVC clones the folder, and leaves another one behind when it cannot
         rows = dvc.api.exp_show()
     except DvcException as error:
         raise UserError(f"DVC cannot list the experiments: {error}") from None
