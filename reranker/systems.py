@@ -17,6 +17,7 @@ from reranker.combining import fused_ranks
 from reranker.compiled import use_backend
 from reranker.errors import UserError
 from reranker.excerpts import excerpts
+from reranker.exported import Exported, graph_bytes, graph_file, read_about
 from reranker.fused import Reranker
 from reranker.layers import keep_first
 from reranker.models import loading, resolve, weight_files
@@ -168,6 +169,8 @@ def _cross_encoder(system: CrossEncoderSystem, settings: Settings, label: str) -
     name = system.cross_encoder
     if Path(name).is_relative_to(PATHS.students) and not Path(name).is_dir():
         raise UserError(f"{name} does not exist: student_layers in params.yaml says which students are trained")
+    if Path(name).is_relative_to(PATHS.export) or graph_file(Path(name)):
+        return _exported(system, settings)
     path = resolve(name)
     with loading(name):
         model = CrossEncoder(path)
@@ -189,6 +192,24 @@ def _cross_encoder(system: CrossEncoderSystem, settings: Settings, label: str) -
         return score_pairs(model, queries, shown, label=label, precision=settings.precision)
 
     return Loaded(scores, parameters, megabytes)
+
+
+def _exported(system: CrossEncoderSystem, settings: Settings) -> Loaded:
+    """What the export stage wrote, computed by its own graph whatever the backend is."""
+    folder = Path(system.cross_encoder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist: run `dvc repro export/dvc.yaml`, or name a folder of {PATHS.export}")
+    for key in ("num_layers", "max_length"):
+        if getattr(system, key) is not None:
+            raise UserError(f"{folder}: an exported model has the {key} that it was exported with; leave {key} out")
+    model = Exported(folder, settings.precision)
+
+    def scores(pairs: pd.DataFrame) -> Scores:
+        queries, passages = pairs["query"].tolist(), pairs["passage"].tolist()
+        shown = excerpts(model.tokenizer, model.max_length, settings.words, queries, passages)
+        return model.scores(queries, shown)
+
+    return Loaded(scores, read_about(folder).parameters, graph_bytes(model.graph) / 1e6)
 
 
 def _parameters(model: SentenceTransformer | CrossEncoder) -> int:

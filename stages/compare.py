@@ -20,13 +20,25 @@ import pandas as pd
 from reranker import comparing, evaluation, lexical, revision_models
 from reranker.combining import added_z_scores
 from reranker.errors import UserError, first_line, printable
+from reranker.exported import read_about
 from reranker.kept_scores import kept, key, with_key
+from reranker.models import fingerprint
 from reranker.params import load_params
 from reranker.records import PATHS, read_table, read_tables, record_time, write_csv
 from reranker.run_files import check_ids, read_run, scores_of
 from reranker.runs import write_scored
 from reranker.scoring import choose_precision
-from reranker.system_params import EVALUATED, ExperimentSystem, FusedSystem, RunSystem, System, in_order, kind, repeats
+from reranker.system_params import (
+    EVALUATED,
+    CrossEncoderSystem,
+    ExperimentSystem,
+    FusedSystem,
+    RunSystem,
+    System,
+    in_order,
+    kind,
+    repeats,
+)
 from reranker.systems import Settings, opened
 
 KEYS = ["query_id", "passage_id"]
@@ -70,6 +82,7 @@ def main(arguments: Sequence[str]) -> str:
                 if table is None:
                     table = _scored(file, single, pairs, settings, scores, tables.passages["passage_id"])
                     write_scored(table, pairs["retrieved"], file, PATHS.compared)
+                _warn_of_origin(single)
                 found.append(table["score"])
                 written.add(file)
             scores[name] = found
@@ -127,15 +140,25 @@ def _scored(
         run = read_run(path)
         check_ids(run, path, pairs["query_id"], passages)
         return pairs[KEYS].assign(score=scores_of(run, pairs))
-    for name in system.experiment if isinstance(system, ExperimentSystem) else ():
-        if not revision_models.find(name).same_queries:
-            print(
-                printable(f"compare: experiment '{name}' has other queries or splits: it may have been trained on ")
-                + "some of these test queries",
-                file=sys.stderr,
-            )
     with opened(system, settings, f"compare {file}") as loaded:
         return with_key(pairs[KEYS].assign(score=loaded.scores(pairs)), key(system, settings, pairs))
+
+
+def _warn_of_origin(system: System) -> None:
+    """Say where a model does not belong to the queries or the reranker that lie here."""
+    told = []
+    if isinstance(system, ExperimentSystem):
+        told = [
+            f"experiment '{name}' has other queries or splits: it may have been trained on some of these test queries"
+            for name in system.experiment
+            if not revision_models.find(name).same_queries
+        ]
+    elif isinstance(system, CrossEncoderSystem):
+        folder = Path(system.cross_encoder)
+        if folder.is_relative_to(PATHS.export) and read_about(folder).origin != fingerprint(str(PATHS.reranker)):
+            told = [f"{folder} is of another {PATHS.reranker} than the one here; run `dvc repro export/dvc.yaml`"]
+    for line in told:
+        print(printable(f"compare: {line}"), file=sys.stderr)
 
 
 if __name__ == "__main__":
