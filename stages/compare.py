@@ -17,8 +17,9 @@ quiet_libraries()
 
 import pandas as pd
 
-from reranker import comparing, evaluation, lexical, revision_models
+from reranker import comparing, engine, evaluation, lexical, revision_models
 from reranker.combining import added_z_scores
+from reranker.engine import Engine
 from reranker.errors import UserError, first_line, printable
 from reranker.exported import read_about
 from reranker.kept_scores import kept, key, with_key
@@ -70,6 +71,7 @@ def main(arguments: Sequence[str]) -> str:
         precision=choose_precision(params.precision),
         backend=params.backend,
     )
+    computes = engine.start(params.engine)
     failures: dict[str, str] = {}
     written: set[str] = set()
     for name, system in in_order(params.systems):
@@ -80,7 +82,7 @@ def main(arguments: Sequence[str]) -> str:
                 file = name if len(singles) == 1 else f"{name}@{number}"
                 table = _kept(file, single, pairs, settings)
                 if table is None:
-                    table = _scored(file, single, pairs, settings, scores, tables.passages["passage_id"])
+                    table = _scored(file, single, pairs, settings, scores, tables.passages["passage_id"], computes)
                     write_scored(table, pairs["retrieved"], file, PATHS.compared)
                 _warn_of_origin(single)
                 found.append(table["score"])
@@ -127,6 +129,7 @@ def _scored(
     settings: Settings,
     scores: Mapping[str, Sequence[pd.Series]],
     passages: pd.Series,
+    computes: Engine,
 ) -> pd.DataFrame:
     """Columns query_id, passage_id, score; with the key under which they are kept, where the system has one."""
     if isinstance(system, FusedSystem):
@@ -140,7 +143,7 @@ def _scored(
         run = read_run(path)
         check_ids(run, path, pairs["query_id"], passages)
         return pairs[KEYS].assign(score=scores_of(run, pairs))
-    with opened(system, settings, f"compare {file}") as loaded:
+    with opened(system, settings, f"compare {file}", computes) as loaded:
         return with_key(pairs[KEYS].assign(score=loaded.scores(pairs)), key(system, settings, pairs))
 
 

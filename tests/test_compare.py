@@ -152,9 +152,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The systems whose models are opened, in their order."""
     opened: list[str] = []
 
-    def note(system, settings, label):
+    def note(system, settings, label, engine):
         opened.append(label.removeprefix("compare "))
-        return compare_opened(system, settings, label)
+        return compare_opened(system, settings, label, engine)
 
     compare_opened = compare.opened
     monkeypatch.setattr(compare, "opened", note)
@@ -325,6 +325,13 @@ def test_exported_folder_of_another_reranker_is_told_however_often(place, export
             "run `dvc repro export/dvc.yaml`"
         ]
     assert computed == ["int8"]
+
+
+def test_engine_of_params_computes(place, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    place.set(systems={"words": {"retriever": "bm25"}}, engine="ray")
+    with pytest.raises(UserError, match=r"params\.yaml: engine: RAY_ADDRESS is ''"):
+        compare.main([])
 
 
 def test_no_system_of_ones_own_is_fine_and_so_is_a_single_query(place):
