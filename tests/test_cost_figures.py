@@ -107,6 +107,14 @@ def test_rows_are_the_figures_rounded_and_a_dash_where_there_is_none():
 
 
 @pytest.mark.parametrize(
+    ("usd", "shown"), [(0.0, "0.0000"), (0.00004, "< 0.0001"), (0.00005, "0.0001"), (2.5, "2.5000")]
+)
+def test_price_that_is_not_zero_is_not_shown_as_zero(usd: float, shown: str):
+    (row,) = cost_rows(COMPARISON, COSTS[1:2].assign(usd_per_1000_queries=usd))
+    assert row.usd == shown
+
+
+@pytest.mark.parametrize(
     ("value", "shown"),
     [(0, "0"), (0.44, "0.44"), (7.0, "7"), (999.6, "1K"), (1234, "1.23K"), (22_713_216, "22.7M"), (4e9, "4B"),
      (float("nan"), "–")],
