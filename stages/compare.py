@@ -21,6 +21,7 @@ from reranker import comparing, engine, evaluation, lexical, revision_models
 from reranker.combining import added_z_scores
 from reranker.engine import Engine
 from reranker.errors import UserError, first_line, printable
+from reranker.excerpts import in_words
 from reranker.exported import read_about
 from reranker.kept_scores import kept, key, with_key
 from reranker.models import fingerprint
@@ -53,11 +54,7 @@ def main(arguments: Sequence[str]) -> str:
     pairs = candidates[candidates["split"] == "test"].reset_index(drop=True)
     if pairs.empty:
         raise UserError(f"{PATHS.candidates}: has no test query to compare systems on; raise test_share in params.yaml")
-    pairs = pairs.assign(
-        query=pairs["query_id"].map(tables.queries.set_index("query_id")["text"]),
-        passage=pairs["passage_id"].map(tables.passages.set_index("passage_id")["text"]),
-        retrieved=pairs["rank"] <= params.top_k,
-    )
+    pairs = in_words(pairs, tables).assign(retrieved=pairs["rank"] <= params.top_k)
     judgments = tables.judgments[tables.judgments["query_id"].isin(pairs["query_id"])]
     scores: dict[str, list[pd.Series]] = {}
     for name in EVALUATED:

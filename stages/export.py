@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder
 
 from reranker import lexical, metrics
-from reranker.excerpts import excerpts
+from reranker.excerpts import with_texts
 from reranker.export_card import Measured, export_card
 from reranker.exported import FILES, Exported, export, precisions
 from reranker.models import fingerprint, loading
@@ -42,9 +42,8 @@ def main(arguments: Sequence[str]) -> str:
         model = CrossEncoder(str(PATHS.reranker), device="cpu")
     counted = lexical.load(PATHS.reranker / "words.json")
     dev = candidates[(candidates["split"] == "dev") & (candidates["rank"] <= params.top_k)]
-    queries = dev["query_id"].map(tables.queries.set_index("query_id")["text"]).tolist()
-    passages = dev["passage_id"].map(tables.passages.set_index("passage_id")["text"]).tolist()
-    texts = excerpts(model.tokenizer, model.max_seq_length, counted, queries, passages)
+    dev = with_texts(dev, tables, model.tokenizer, model.max_seq_length, counted)
+    queries, texts = dev["query"].tolist(), dev["text"].tolist()
 
     def measured(computed: str, scores: Callable[[list[str], list[str]], NDArray[np.float64]]) -> Measured:
         scoring = time.monotonic()
