@@ -17,7 +17,7 @@ from reranker.compiled import use_backend
 from reranker.engine import LOCAL, Engine
 from reranker.excerpts import excerpts
 from reranker.fusion import fuse
-from reranker.models import loading
+from reranker.models import check_words, loading
 from reranker.records import read_weights
 from reranker.scoring import choose_precision, pair_cosines, score_pairs
 
@@ -55,6 +55,8 @@ class Reranker:
             self._cross_encoder = CrossEncoder(str(path))
             self._biencoder = SentenceTransformer(str(path / "biencoder"))
             self._static = SentenceTransformer(str(path / "static"))
+            for part in (self._cross_encoder, self._biencoder):
+                check_words(part)
         self._precision, self._engine = choose_precision(precision), engine
         for model in (self._cross_encoder, self._biencoder):
             use_backend(model, backend, self._precision)

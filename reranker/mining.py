@@ -15,7 +15,7 @@ from reranker.first_stage import Dense, Fused, Lexical
 from reranker.guards import Guards
 from reranker.index import Index
 from reranker.judged import Places
-from reranker.models import loading, resolve
+from reranker.models import check_words, loading, resolve
 from reranker.negatives import Mined
 from reranker.records import Tables
 from reranker.retrieval import FirstStage, Vectors
@@ -146,6 +146,7 @@ def cross_encoder(
     path = resolve(name)
     with loading(name):
         model = CrossEncoder(path)
+        check_words(model)
     queries, passages = (table["text"] for table in tables[:2][::-1])
     use_backend(model, backend, precision)
 

@@ -21,7 +21,7 @@ from reranker.excerpts import excerpts
 from reranker.exported import Exported, graph_bytes, graph_file, read_about
 from reranker.fused import Reranker
 from reranker.layers import keep_first
-from reranker.models import loading, resolve, weight_files
+from reranker.models import check_words, loading, resolve, weight_files
 from reranker.records import PATHS
 from reranker.scoring import check_lengths, choose_prompt, load_biencoder, load_retriever, pair_cosines, score_pairs
 from reranker.system_params import (
@@ -178,6 +178,7 @@ def _cross_encoder(system: CrossEncoderSystem, settings: Settings, label: str, e
     path = resolve(name)
     with loading(name):
         model = CrossEncoder(path)
+        check_words(model)
     if model.num_labels != 1:
         raise UserError(f"model '{name}' has {model.num_labels} outputs; a reranker has one")
     megabytes = _megabytes(name)

@@ -115,6 +115,7 @@ def test_each_kind_scores_the_candidates_as_its_model_does(place, biencoder, cro
 
 
 def test_failure_of_one_system_keeps_the_others_and_ends_with_an_error(place, cross_encoder, capsys):
+    Path(shutil.copytree(cross_encoder, "models/mute"), "tokenizer.json").unlink()
     unknown = place.run_file("t0 Q0 p0 1 1.0 x\nt7 Q0 p0 1 1.0 x\n")
     place.set(
         systems={
@@ -125,13 +126,14 @@ def test_failure_of_one_system_keeps_the_others_and_ends_with_an_error(place, cr
             "foreign": {"run": unknown},
             "student": {"cross_encoder": "models/students/4"},
             "wrong": {"static": cross_encoder},
+            "mute": {"cross_encoder": "models/mute"},
         },
         baseline="gone",
     )
     assert run_stage(compare.main, []) == 1
     *lines, last = said(capsys)
     assert [line.split(": ", 2)[1] for line in lines] == [
-        f"systems.{name}" for name in ("gone", "needs", "deep", "foreign", "student", "wrong")
+        f"systems.{name}" for name in ("gone", "needs", "deep", "foreign", "student", "wrong", "mute")
     ]
     about = dict(line.removeprefix("error: systems.").split(": ", 1) for line in lines)
     assert about["gone"].startswith("params.yaml: model 'models/none' is neither bundled")
@@ -139,7 +141,11 @@ def test_failure_of_one_system_keeps_the_others_and_ends_with_an_error(place, cr
     assert about["deep"] == "params.yaml: num_layers: 9: the model has 2 layers"
     assert about["foreign"] == "data/raw/other.trec: column query_id: 1 ids are none of the test queries: 't7'"
     assert about["student"].startswith("models/students/4 does not exist: student_layers in params.yaml says")
-    assert last.startswith("error: compare: 6 of 7 systems failed (gone, needs, deep, foreign, student, wrong)")
+    assert last.startswith("error: compare: 7 of 8 systems failed (gone, needs, deep, foreign, student, wrong, mute)")
+    assert about["mute"] == (
+        "model 'models/mute' could not be loaded (its tokenizer has no words: a file such as tokenizer.json is "
+        "missing); name a folder or a Hub id that holds a whole model"
+    )
     found = place.comparison()
     assert list(found.index) == [*EVALUATED, "words"]
     assert found["gain_vs_baseline"].isna().all()
