@@ -41,7 +41,7 @@ from sklearn.metrics import ndcg_score
 
 from reranker import lexical, metrics
 from reranker.compiled import use_backend
-from reranker.excerpts import excerpts
+from reranker.excerpts import with_texts
 from reranker.params import load_params
 from reranker.records import PATHS, Tables
 from reranker.scoring import score_pairs
@@ -118,15 +118,12 @@ def read_pairs(
     table = pd.read_parquet(project / PATHS.candidates, columns=["query_id", "passage_id", "rank", "split"])
     table = table[table["split"] == split].sort_values(["query_id", "rank", "passage_id"], ignore_index=True)
     table = table[table["query_id"].isin(table["query_id"].drop_duplicates()[:queries])]
-    query = table["query_id"].map(tables.queries.set_index("query_id")["text"]).tolist()
-    passage = table["passage_id"].map(tables.passages.set_index("passage_id")["text"]).tolist()
+    table = with_texts(table, tables, model.tokenizer, model.max_seq_length, counted)
     judgments = tables.judgments[tables.judgments["query_id"].isin(table["query_id"])]
     right = pd.MultiIndex.from_frame(judgments.loc[judgments["relevance"] > 0, ["query_id", "passage_id"]])
     table = table.assign(
         retrieved=table["rank"] <= load_params(project / PATHS.params).top_k,
         right=pd.MultiIndex.from_frame(table[["query_id", "passage_id"]]).isin(right),
-        query=query,
-        text=excerpts(model.tokenizer, model.max_seq_length, counted, query, passage),
     )
     return Pairs(table, judgments)
 

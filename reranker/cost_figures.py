@@ -10,7 +10,8 @@ from typing import NamedTuple
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Text
+from matplotlib.path import Path
+from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
@@ -20,9 +21,17 @@ from reranker.tables import BASELINE, SHIPPED, label, score
 
 MARKER = 7.0
 """Diameter of a point in points."""
-NEAR = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
-FAR = tuple((right, far * up) for far in (3, 5, 7) for up in (1, -1) for right in (1, 0, -1))
-"""Where a name may stand, from its point to the right and up in markers: the best first, then with a line to it."""
+Place = tuple[int, int]
+"""Of a name, from its point to the right and up in markers."""
+NEAR: tuple[Place, ...] = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
+FAR: tuple[Place, ...] = tuple(
+    (side * right, far * up)
+    for far in (3, 5, 7, 9, 11)
+    for right in (1, 0, 5, 10)
+    for up in (1, -1)
+    for side in (1, -1)
+)
+"""Where a name may stand: the best first, then with a line to it."""
 ALIGNED = {1: ("left", "bottom"), 0: ("center", "center"), -1: ("right", "top")}
 
 
@@ -137,35 +146,60 @@ def _scatter(
 
 
 def _name(axes: Axes, found: Sequence[Point]) -> None:
-    """Write each system's name where it covers neither a point nor another name; at the first place if none is free."""
-    half = MARKER / 2 * axes.figure.dpi / 72
+    """Write each system's name where neither it nor its line covers anything, or as little of that as can be."""
+    scale = axes.figure.dpi / 72
+    half = MARKER / 2 * scale
     centres = axes.transData.transform([(point.cost, point.ndcg) for point in found] or [(1, 0)])
     taken = [Bbox.from_extents(x - half, y - half, x + half, y + half) for x, y in centres[: len(found)]]
+    lines: list[Path] = []
     inside = axes.get_window_extent()
-    shipped_first = sorted(found, key=lambda point: point.system != SHIPPED)
-    for point in shipped_first:
-        colour = LIGHT["accent" if point.system == SHIPPED else "ink"]
-        chosen = None
-        for right, up in (*NEAR, *FAR, NEAR[0]):
-            if chosen:
-                chosen.remove()
-            chosen = axes.annotate(
-                label(point.system),
-                (point.cost, point.ndcg),
-                (right * MARKER, up * MARKER),
-                textcoords="offset points",
-                ha=ALIGNED[right][0],
-                va=ALIGNED[(up > 0) - (up < 0)][1],
-                fontsize=8.5,
-                color=colour,
-                weight="bold" if point.system == SHIPPED else "normal",
-                bbox={"facecolor": LIGHT["paper"], "edgecolor": "none", "pad": 0.5},
-                arrowprops={"arrowstyle": "-", "color": LIGHT["muted"], "linewidth": 0.6} if abs(up) > 1 else None,
-            )
-            chosen.set_in_layout(False)  # a name at the edge must not move the points, whose places are taken
-            chosen.get_window_extent()  # places it
-            box = Text.get_window_extent(chosen)  # without the line
-            free = inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
-            if free and not any(box.overlaps(other) for other in taken):
+    # the dearest ones have the least room, at the right edge
+    for point in sorted(found, key=lambda point: (point.system == SHIPPED, point.cost), reverse=True):
+        x, y = axes.transData.transform((point.cost, point.ndcg))
+        others = [box for box in taken if not box.contains(x, y)]  # points at the same place are its own
+        tried: list[tuple[int, Place]] = []
+        for place in (*NEAR, *FAR):
+            name = _written(axes, point, place)
+            box = name.get_window_extent()
+            name.remove()
+            line = Path([(x, y), ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2)])
+            outside = box.x0 < inside.x0 or inside.x1 < box.x1 or box.y0 < inside.y0 or inside.y1 < box.y1
+            covers = any(box.overlaps(other) for other in taken)
+            crosses = sum(other.intersects_bbox(box) for other in lines)
+            crosses += sum(line.intersects_bbox(other) for other in others) if place in FAR else 0
+            tried.append((len(found) * (2 * outside + covers) + crosses, place))
+            if tried[-1][0] == 0:
                 break
+        _, place = min(tried, key=lambda each: each[0])
+        box = _written(axes, point, place).get_window_extent()
         taken.append(box)
+        if place in FAR:
+            middle = (box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2
+            lines.append(Path([(x, y), middle]))
+            _lined(axes, point, ((middle[0] - x) / scale, (middle[1] - y) / scale))
+
+
+def _written(axes: Axes, point: Point, place: Place) -> Annotation:
+    """The name of a point at a place beside it."""
+    right, up = place
+    name = axes.annotate(
+        label(point.system),
+        (point.cost, point.ndcg),
+        (right * MARKER, up * MARKER),
+        textcoords="offset points",
+        ha=ALIGNED[(right > 0) - (right < 0)][0],
+        va=ALIGNED[(up > 0) - (up < 0)][1],
+        fontsize=8.5,
+        color=LIGHT["accent" if point.system == SHIPPED else "ink"],
+        weight="bold" if point.system == SHIPPED else "normal",
+        bbox={"facecolor": LIGHT["paper"], "edgecolor": "none", "pad": 0.5},
+    )
+    name.set_in_layout(False)  # a name at the edge must not move the points, whose places are taken
+    return name
+
+
+def _lined(axes: Axes, point: Point, middle: tuple[float, float]) -> None:
+    """Draw a line from a point to the middle of its name, in points from it, behind all names."""
+    thin = {"arrowstyle": "-", "color": LIGHT["muted"], "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0}
+    line = axes.annotate("", (point.cost, point.ndcg), middle, textcoords="offset points", arrowprops=thin, zorder=2.5)
+    line.set_in_layout(False)

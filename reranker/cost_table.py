@@ -50,7 +50,7 @@ def cost_rows(comparison: pd.DataFrame, costs: pd.DataFrame) -> list[CostRow]:
             pairs_per_second=_or_dash(row["pairs_per_second"], count),
             ms_30=f"{magnitude(row['p50_ms_30'])} / {magnitude(row['p95_ms_30'])}",
             ms_100=f"{magnitude(row['p50_ms_100'])} / {magnitude(row['p95_ms_100'])}",
-            usd=_or_dash(row["usd_per_1000_queries"], "{:.4f}".format),
+            usd=_or_dash(row["usd_per_1000_queries"], _price),
         )
         for row in both.to_dict("records")
     ]
@@ -75,6 +75,10 @@ def magnitude(value: float) -> str:
         return "–"
     power = min(max(int(math.log10(float(f"{value:.3g}"))) // 3, 0), 3) if value > 0 else 0
     return f"{float(f'{value / 1000**power:.3g}'):g}{('', 'K', 'M', 'B')[power]}"
+
+
+def _price(usd: float) -> str:
+    return "< 0.0001" if 0 < usd < 0.00005 else f"{usd:.4f}"
 
 
 def _or_dash(value: float, shown: Callable[[float], str]) -> str:

@@ -73,6 +73,22 @@ def excerpts(
     return chosen
 
 
+def in_words(pairs: pd.DataFrame, texts: Tables) -> pd.DataFrame:
+    """Pairs with what they say.
+
+    Args:
+        pairs: columns query_id, passage_id.
+        texts: the data set.
+
+    Returns:
+        The table with the columns query and passage.
+    """
+    return pairs.assign(
+        query=pairs["query_id"].map(texts.queries.set_index("query_id")["text"]),
+        passage=pairs["passage_id"].map(texts.passages.set_index("passage_id")["text"]),
+    )
+
+
 def with_texts(
     table: pd.DataFrame, texts: Tables, tokenizer: PreTrainedTokenizerBase, max_length: int, counted: Statistics
 ) -> pd.DataFrame:
@@ -88,10 +104,10 @@ def with_texts(
     Returns:
         The table with the columns query, passage and text, the excerpt of the passage.
     """
-    queries = table["query_id"].map(texts.queries.set_index("query_id")["text"])
-    passages = table["passage_id"].map(texts.passages.set_index("passage_id")["text"])
-    read = excerpts(tokenizer, max_length, counted, queries.tolist(), passages.tolist())
-    return table.assign(query=queries, passage=passages, text=read)
+    table = in_words(table, texts)
+    return table.assign(
+        text=excerpts(tokenizer, max_length, counted, table["query"].tolist(), table["passage"].tolist())
+    )
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], what: str) -> dict[str, list[Any]]:

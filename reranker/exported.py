@@ -4,8 +4,10 @@ The files lie where `CrossEncoder(folder, backend="openvino" or "onnx")` looks f
 output, `scores`: with it, a pair needs a tokenizer and the runtime alone.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from reranker.errors import UserError, first_line
 from reranker.graphs import onnx_graph, openvino_graph
 from reranker.quantised import check_installed, quantise_onnx, quantise_openvino
+from reranker.records import write_json
 from reranker.runtimes import Compute, onnx_runtime, openvino_runtime
 from reranker.scoring import BATCH, choose_precision
 
@@ -27,8 +30,18 @@ FILES = {
     "onnx-int8": "onnx/model_qint8.onnx",
 }
 """The graph by its backend, with the names that Sentence Transformers gives."""
+ABOUT = "export.json"
 SCORES = "scores"
 TRACED = [("sort a list", "of numbers"), ("a pair of more words", "than the first, so that one of them is padded")]
+
+
+class About(NamedTuple):
+    """What a graph does not tell of its model."""
+
+    parameters: int
+    """Of the model, before any was rounded."""
+    origin: str
+    """Tells the model apart that was exported, see `reranker.models.fingerprint`."""
 
 
 class _Whole(nn.Module):
@@ -45,13 +58,14 @@ class _Whole(nn.Module):
         return found[self.model[0].module_output_name], scores.reshape(-1)
 
 
-def export(model: CrossEncoder, backend: str, folder: Path) -> None:
+def export(model: CrossEncoder, backend: str, folder: Path, origin: str) -> None:
     """Write a cross-encoder of one output for a backend, with all that is beside its weights.
 
     Args:
         model: loaded from a folder, on the CPU.
         backend: one of `FILES`.
         folder: an empty one.
+        origin: see `About`.
 
     Raises:
         UserError: a package of the backend is missing, the model is no transformer, or it has several outputs.
@@ -74,6 +88,8 @@ def export(model: CrossEncoder, backend: str, folder: Path) -> None:
         save_model(graph, path, compress_to_fp16=False)
     model.save_pretrained(str(folder), create_model_card=False)
     (folder / "model.safetensors").unlink()
+    about = About(sum(part.numel() for part in model.parameters()), origin)
+    write_json(about._asdict(), folder / ABOUT)
 
 
 def _tensors(model: CrossEncoder, pairs: list[tuple[str, str]]) -> dict[str, Tensor]:
@@ -85,6 +101,31 @@ def graph_file(folder: Path) -> tuple[str, Path] | None:
     if (folder / "model.safetensors").exists():
         return None
     return next(((backend, folder / file) for backend, file in FILES.items() if (folder / file).is_file()), None)
+
+
+def precisions(backend: str) -> list[str]:
+    """The ways in which this machine can compute a graph's products that are not in int8, its own choice first."""
+    if backend == "onnx-int8":
+        return ["float32"]
+    return list(dict.fromkeys([choose_precision("auto"), "float32"]))
+
+
+def graph_bytes(path: Path) -> int:
+    """The size of a graph on disk, with the file of weights that OpenVINO has beside it."""
+    return sum(file.stat().st_size for file in {path, path.with_suffix(".bin")} if file.exists())
+
+
+def read_about(folder: Path) -> About:
+    """What is noted of an exported model.
+
+    Raises:
+        UserError: nothing is, or the file is damaged.
+    """
+    try:
+        noted = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        return About(int(noted["parameters"]), str(noted["origin"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{folder / ABOUT} is missing or damaged; run `python -m stages.export`") from None
 
 
 class Exported:
@@ -102,14 +143,17 @@ class Exported:
         found = graph_file(folder)
         if found is None:
             raise UserError(f"model '{folder}' is not an exported one; run `python -m stages.export`")
-        backend, path = found
+        backend, self.graph = found
         check_installed(backend)
+        for file in ("tokenizer.json", "tokenizer_config.json"):  # without them the library makes another tokenizer
+            if not (folder / file).is_file():
+                raise UserError(f"model '{folder}' is cut short: it has no {file}; run `python -m stages.export`")
         try:
             self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder))
             self._compute: Compute = (
-                onnx_runtime(path, SCORES)
+                onnx_runtime(self.graph, SCORES)
                 if backend == "onnx-int8"
-                else openvino_runtime(path, SCORES, choose_precision(precision))
+                else openvino_runtime(self.graph, SCORES, choose_precision(precision))
             )
         except Exception as error:  # whatever a library raises for a file that is cut off
             raise UserError(

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter
 
 from reranker.tables import BASELINE, SHIPPED, count, label, score
 
@@ -195,7 +195,7 @@ def lengths_figure(lengths: pd.DataFrame) -> Picture:
             )  # fmt: skip
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
             axes.grid(axis="y")
         axes.set_xlabel("Tokens of the base model")
         axes.tick_params(axis="x", which="minor", bottom=False)

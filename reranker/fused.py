@@ -14,9 +14,10 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from reranker import lexical
 from reranker.compiled import use_backend
+from reranker.engine import LOCAL, Engine
 from reranker.excerpts import excerpts
 from reranker.fusion import fuse
-from reranker.models import loading
+from reranker.models import check_words, loading
 from reranker.records import read_weights
 from reranker.scoring import choose_precision, pair_cosines, score_pairs
 
@@ -38,12 +39,15 @@ class Reranker:
         path: the folder that the train stage writes; `CrossEncoder(path)` loads the cross-encoder alone.
         precision: `auto`, `float32` or `bfloat16`.
         backend: `auto`, `torch`, `openvino`, `openvino-int8` or `onnx-int8`.
+        engine: what computes.
 
     Raises:
         UserError: the folder lacks the fusion's weights or word statistics, or a model in it cannot be loaded.
     """
 
-    def __init__(self, path: str | Path, precision: str = "auto", backend: str = "auto") -> None:
+    def __init__(
+        self, path: str | Path, precision: str = "auto", backend: str = "auto", engine: Engine = LOCAL
+    ) -> None:
         path = Path(path)
         self.weights = read_weights(path / "fusion.json", "reranker")["reranker"]
         self._words = lexical.load(path / "words.json")
@@ -51,7 +55,9 @@ class Reranker:
             self._cross_encoder = CrossEncoder(str(path))
             self._biencoder = SentenceTransformer(str(path / "biencoder"))
             self._static = SentenceTransformer(str(path / "static"))
-        self._precision = choose_precision(precision)
+            for part in (self._cross_encoder, self._biencoder):
+                check_words(part)
+        self._precision, self._engine = choose_precision(precision), engine
         for model in (self._cross_encoder, self._biencoder):
             use_backend(model, backend, self._precision)
 
@@ -67,12 +73,24 @@ class Reranker:
         )
         features = {
             "bm25": lexical.bm25(self._words, queries, passages),
-            "static_score": pair_cosines(self._static, queries, passages, label="static embedding"),
+            "static_score": pair_cosines(
+                self._static, queries, passages, label="static embedding", engine=self._engine
+            ),
             "teacher_score": pair_cosines(
-                self._biencoder, queries, passages, label="bi-encoder", precision=self._precision
+                self._biencoder,
+                queries,
+                passages,
+                label="bi-encoder",
+                precision=self._precision,
+                engine=self._engine,
             ),
             "cross_encoder": score_pairs(
-                self._cross_encoder, queries, shown, label="cross-encoder", precision=self._precision
+                self._cross_encoder,
+                queries,
+                shown,
+                label="cross-encoder",
+                precision=self._precision,
+                engine=self._engine,
             ),
         }
         return fuse(features, self.weights)

@@ -16,7 +16,7 @@ from reranker.first_stage import Dense, Fused, Lexical
 from reranker.guards import Guards
 from reranker.index import Index
 from reranker.judged import Places
-from reranker.models import loading, resolve
+from reranker.models import check_words, loading, resolve
 from reranker.negatives import Mined
 from reranker.records import Tables
 from reranker.retrieval import FirstStage, Vectors
@@ -154,6 +154,7 @@ def cross_encoder(
         model = CrossEncoder(path)
     if model.num_labels != 1:
         raise UserError(f"params.yaml: rescorer: '{name}' has {model.num_labels} outputs; it must have one")
+        check_words(model)
     queries, passages = (table["text"] for table in tables[:2][::-1])
     use_backend(model, backend, precision)
 

@@ -99,6 +99,21 @@ def loading(name: str) -> Iterator[None]:
         raise UserError(f"model '{name}' could not be loaded ({reason}); {todo}") from None
 
 
+def check_words(model: object) -> None:
+    """Check that a model's tokenizer has words: without their file, transformers makes one of special tokens alone.
+
+    Args:
+        model: with a tokenizer of transformers; any other is fine.
+
+    Raises:
+        ValueError: it has none; inside `loading` that is one line.
+    """
+    tokenizer = getattr(model, "tokenizer", None)
+    special = getattr(tokenizer, "all_special_tokens", None)
+    if tokenizer is not None and special is not None and len(tokenizer) <= len(special):
+        raise ValueError("its tokenizer has no words: a file such as tokenizer.json is missing")
+
+
 def bundled_weights(name: str) -> Path:
     """The weights of a bundled model, their hash verified.
 

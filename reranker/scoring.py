@@ -20,7 +20,7 @@ from torch import nn
 
 from reranker.engine import LOCAL, Engine
 from reranker.errors import UserError
-from reranker.models import BUNDLED, bundled_weights, is_static, loading, resolve, tokenizer_file
+from reranker.models import BUNDLED, bundled_weights, check_words, is_static, loading, resolve, tokenizer_file
 from reranker.progress import progress
 
 BATCH, TOKENS = 32, 4096
@@ -84,7 +84,9 @@ def load_retriever(name: str) -> SentenceTransformer:
         return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=weights.float())])
     path = resolve(name)
     with loading(name):
-        return _load_model2vec(Path(path)) or SentenceTransformer(path)
+        model = _load_model2vec(Path(path)) or SentenceTransformer(path)
+        check_words(model)
+    return model
 
 
 def _load_model2vec(folder: Path) -> SentenceTransformer | None:
@@ -140,6 +142,7 @@ def load_biencoder(name: str, max_length: int) -> SentenceTransformer:
     """
     with loading(name):
         model = SentenceTransformer(name, model_kwargs={"dtype": torch.float32})
+        check_words(model)
     model.max_seq_length = max_length
     return model
 

@@ -16,7 +16,7 @@ from reranker.errors import UserError
 from reranker.excerpts import excerpts
 from reranker.exported import Exported, graph_file
 from reranker.fused import Ranked, Reranker, in_order
-from reranker.models import loading
+from reranker.models import check_words, loading
 from reranker.records import PRODUCER, missing
 from reranker.scoring import choose_precision, score_pairs
 
@@ -73,6 +73,7 @@ def load_ranker(folder: Path) -> Ranker:
         return CrossEncoderRanker(exported.scores, exported.tokenizer, exported.max_length, words)
     with loading(str(folder)):
         model = CrossEncoder(str(folder))
+        check_words(model)
     if model.num_labels != 1:
         raise UserError(f"model '{folder}' has {model.num_labels} outputs; one that ranks has one")
     precision = choose_precision("auto")

@@ -49,7 +49,7 @@ class StaticSystem(Section):
 
 
 class CrossEncoderSystem(Section):
-    """A cross-encoder, or its first layers."""
+    """A cross-encoder, or its first layers, or an exported one as it is."""
 
     cross_encoder: Name
     num_layers: Count | None = None

@@ -15,11 +15,13 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from reranker import lexical, revision_models
 from reranker.combining import fused_ranks
 from reranker.compiled import use_backend
+from reranker.engine import LOCAL, Engine
 from reranker.errors import UserError
 from reranker.excerpts import excerpts
+from reranker.exported import Exported, graph_bytes, graph_file, read_about
 from reranker.fused import Reranker
 from reranker.layers import keep_first
-from reranker.models import loading, resolve, weight_files
+from reranker.models import check_words, loading, resolve, weight_files
 from reranker.records import PATHS
 from reranker.scoring import check_lengths, choose_prompt, load_biencoder, load_retriever, pair_cosines, score_pairs
 from reranker.system_params import (
@@ -64,13 +66,14 @@ class Loaded(NamedTuple):
 
 
 @contextmanager
-def opened(system: System, settings: Settings, label: str) -> Iterator[Loaded]:
+def opened(system: System, settings: Settings, label: str, engine: Engine = LOCAL) -> Iterator[Loaded]:
     """A system with a way to score pairs by itself, until the block ends.
 
     Args:
         system: of any kind but `fused` and `run`; one experiment at most.
         settings: see `Settings`.
         label: shown beside the progress.
+        engine: what computes; an exported model computes here.
 
     Raises:
         UserError: there is no usable model of a name, it cannot read so many tokens or has fewer layers, or the
@@ -82,32 +85,32 @@ def opened(system: System, settings: Settings, label: str) -> Iterator[Loaded]:
             folder = Path(temporary) / "reranker"
             revision_models.fetch(revision_models.find(name), folder)
             if system.model == "reranker":
-                yield shipped(folder, settings)
+                yield shipped(folder, settings, engine)
             else:
                 words = lexical.load(folder / "words.json")
                 alone = CrossEncoderSystem(cross_encoder=str(folder))
-                yield _cross_encoder(alone, settings._replace(words=words), label)
+                yield _cross_encoder(alone, settings._replace(words=words), label, engine)
     elif isinstance(system, RetrieverSystem):
-        yield _retriever(system.retriever, settings, label)
+        yield _retriever(system.retriever, settings, label, engine)
     elif isinstance(system, BiencoderSystem):
         model = load_biencoder(resolve(system.biencoder), system.max_length or settings.max_length)
         check_lengths(model[0], max_length=model.max_seq_length or 0)
         prompts = system.query_prompt, system.passage_prompt
-        yield _vectors(model, system.biencoder, prompts, settings, label)
+        yield _vectors(model, system.biencoder, prompts, settings, label, engine)
     elif isinstance(system, StaticSystem):
         static = load_retriever(system.static)
         if not isinstance(static[0], StaticEmbedding):
             raise UserError(f"model '{system.static}' is not a static embedding; name it under biencoder")
-        yield _vectors(static, system.static, ("", ""), settings._replace(precision="float32"), label)
+        yield _vectors(static, system.static, ("", ""), settings._replace(precision="float32"), label, engine)
     elif isinstance(system, CrossEncoderSystem):
-        yield _cross_encoder(system, settings, label)
+        yield _cross_encoder(system, settings, label, engine)
     else:
         raise TypeError(f"{type(system).__name__} has no scores of its own")
 
 
-def shipped(folder: Path, settings: Settings) -> Loaded:
+def shipped(folder: Path, settings: Settings, engine: Engine = LOCAL) -> Loaded:
     """The fused reranker of a folder."""
-    reranker = Reranker(folder, settings.precision, settings.backend)
+    reranker = Reranker(folder, settings.precision, settings.backend, engine)
     parameters = sum(_parameters(model) for model in reranker.models)
     megabytes = sum(_megabytes(str(part)) for part in (folder, folder / "biencoder", folder / "static"))
 
@@ -117,9 +120,9 @@ def shipped(folder: Path, settings: Settings) -> Loaded:
     return Loaded(scores, parameters, megabytes)
 
 
-def _retriever(names: Sequence[str], settings: Settings, label: str) -> Loaded:
+def _retriever(names: Sequence[str], settings: Settings, label: str, engine: Engine) -> Loaded:
     """Several are fused by the ranks of the query's candidates, not of the corpus."""
-    parts = [_first_stage(name, settings, label) for name in names]
+    parts = [_first_stage(name, settings, label, engine) for name in names]
     if len(parts) == 1:
         return parts[0]
 
@@ -129,12 +132,12 @@ def _retriever(names: Sequence[str], settings: Settings, label: str) -> Loaded:
     return Loaded(scores, sum(part.parameters for part in parts), sum(part.megabytes for part in parts))
 
 
-def _first_stage(name: str, settings: Settings, label: str) -> Loaded:
+def _first_stage(name: str, settings: Settings, label: str, engine: Engine) -> Loaded:
     if name == BM25:
         words = settings.words
         return Loaded(lambda pairs: lexical.bm25(words, pairs["query"].tolist(), pairs["passage"].tolist()), 0, 0.0)
     prompts = settings.query_prompt, settings.passage_prompt
-    return _vectors(load_retriever(name), name, prompts, settings._replace(precision="float32"), label)
+    return _vectors(load_retriever(name), name, prompts, settings._replace(precision="float32"), label, engine)
 
 
 def _vectors(
@@ -143,6 +146,7 @@ def _vectors(
     prompts: tuple[str | None, str | None],
     settings: Settings,
     label: str,
+    engine: Engine,
 ) -> Loaded:
     of_query = choose_prompt(prompts[0], model, "query")
     of_passage = choose_prompt(prompts[1], model, "document", "passage")
@@ -158,19 +162,23 @@ def _vectors(
             precision=settings.precision,
             query_prompt=of_query,
             passage_prompt=of_passage,
+            engine=engine,
         )
 
     return Loaded(scores, parameters, _megabytes(name))
 
 
-def _cross_encoder(system: CrossEncoderSystem, settings: Settings, label: str) -> Loaded:
+def _cross_encoder(system: CrossEncoderSystem, settings: Settings, label: str, engine: Engine) -> Loaded:
     """It reads excerpts of passages that do not fit, as the cross-encoder that `train` makes does."""
     name = system.cross_encoder
     if Path(name).is_relative_to(PATHS.students) and not Path(name).is_dir():
         raise UserError(f"{name} does not exist: student_layers in params.yaml says which students are trained")
+    if Path(name).is_relative_to(PATHS.export) or graph_file(Path(name)):
+        return _exported(system, settings)
     path = resolve(name)
     with loading(name):
         model = CrossEncoder(path)
+        check_words(model)
     if model.num_labels != 1:
         raise UserError(f"model '{name}' has {model.num_labels} outputs; a reranker has one")
     megabytes = _megabytes(name)
@@ -186,9 +194,27 @@ def _cross_encoder(system: CrossEncoderSystem, settings: Settings, label: str) -
     def scores(pairs: pd.DataFrame) -> Scores:
         queries, passages = pairs["query"].tolist(), pairs["passage"].tolist()
         shown = excerpts(model.tokenizer, model.max_seq_length, settings.words, queries, passages)
-        return score_pairs(model, queries, shown, label=label, precision=settings.precision)
+        return score_pairs(model, queries, shown, label=label, precision=settings.precision, engine=engine)
 
     return Loaded(scores, parameters, megabytes)
+
+
+def _exported(system: CrossEncoderSystem, settings: Settings) -> Loaded:
+    """What the export stage wrote, computed by its own graph whatever the backend is."""
+    folder = Path(system.cross_encoder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist: run `dvc repro export/dvc.yaml`, or name a folder of {PATHS.export}")
+    for key in ("num_layers", "max_length"):
+        if getattr(system, key) is not None:
+            raise UserError(f"{folder}: an exported model has the {key} that it was exported with; leave {key} out")
+    model = Exported(folder, settings.precision)
+
+    def scores(pairs: pd.DataFrame) -> Scores:
+        queries, passages = pairs["query"].tolist(), pairs["passage"].tolist()
+        shown = excerpts(model.tokenizer, model.max_length, settings.words, queries, passages)
+        return model.scores(queries, shown)
+
+    return Loaded(scores, read_about(folder).parameters, graph_bytes(model.graph) / 1e6)
 
 
 def _parameters(model: SentenceTransformer | CrossEncoder) -> int:

@@ -11,7 +11,7 @@ from torch import nn
 
 from reranker import fusion
 from reranker.errors import UserError
-from reranker.models import loading, resolve
+from reranker.models import check_words, loading, resolve
 from reranker.records import read_scores
 from reranker.scoring import score_pairs
 
@@ -87,6 +87,7 @@ def from_cross_encoder(
     path = resolve(teacher)
     with loading(teacher):
         model = CrossEncoder(path)
+        check_words(model)
     if model.num_labels != 1:
         raise UserError(f"params.yaml: teacher: '{teacher}' has {model.num_labels} outputs; it must have one")
     model.activation_fn = nn.Identity()

@@ -36,7 +36,7 @@ from reranker.checkpoints import Checkpoints
 from reranker.errors import UserError
 from reranker.layers import freeze, keep_first, without_dropout
 from reranker.losses import InBatchSoftmaxLoss
-from reranker.models import loading
+from reranker.models import check_words, loading
 from reranker.onednn import OneDnnLinears
 from reranker.passes import in_passes
 from reranker.processes import SplitBatches, processes
@@ -114,6 +114,7 @@ def build_cross_encoder(
     """
     with loading(name):
         transformer = Transformer(name, max_seq_length=max_length, model_kwargs={"dtype": torch.float32})
+        check_words(transformer)
     check_lengths(transformer, max_length=max_length)
     if num_layers is not None:
         keep_first(transformer.model, num_layers, layers_key)

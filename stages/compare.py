@@ -17,16 +17,30 @@ quiet_libraries()
 
 import pandas as pd
 
-from reranker import comparing, evaluation, lexical, revision_models
+from reranker import comparing, engine, evaluation, lexical, revision_models
 from reranker.combining import added_z_scores
+from reranker.engine import Engine
 from reranker.errors import UserError, first_line, printable
+from reranker.excerpts import in_words
+from reranker.exported import read_about
 from reranker.kept_scores import kept, key, with_key
+from reranker.models import fingerprint
 from reranker.params import load_params
 from reranker.records import PATHS, read_table, read_tables, record_time, write_csv
 from reranker.run_files import check_ids, read_run, scores_of
 from reranker.runs import write_scored
 from reranker.scoring import choose_precision
-from reranker.system_params import EVALUATED, ExperimentSystem, FusedSystem, RunSystem, System, in_order, kind, repeats
+from reranker.system_params import (
+    EVALUATED,
+    CrossEncoderSystem,
+    ExperimentSystem,
+    FusedSystem,
+    RunSystem,
+    System,
+    in_order,
+    kind,
+    repeats,
+)
 from reranker.systems import Settings, opened
 
 KEYS = ["query_id", "passage_id"]
@@ -40,11 +54,7 @@ def main(arguments: Sequence[str]) -> str:
     pairs = candidates[candidates["split"] == "test"].reset_index(drop=True)
     if pairs.empty:
         raise UserError(f"{PATHS.candidates}: has no test query to compare systems on; raise test_share in params.yaml")
-    pairs = pairs.assign(
-        query=pairs["query_id"].map(tables.queries.set_index("query_id")["text"]),
-        passage=pairs["passage_id"].map(tables.passages.set_index("passage_id")["text"]),
-        retrieved=pairs["rank"] <= params.top_k,
-    )
+    pairs = in_words(pairs, tables).assign(retrieved=pairs["rank"] <= params.top_k)
     judgments = tables.judgments[tables.judgments["query_id"].isin(pairs["query_id"])]
     scores: dict[str, list[pd.Series]] = {}
     for name in EVALUATED:
@@ -58,6 +68,7 @@ def main(arguments: Sequence[str]) -> str:
         precision=choose_precision(params.precision),
         backend=params.backend,
     )
+    computes = engine.start(params.engine)
     failures: dict[str, str] = {}
     written: set[str] = set()
     for name, system in in_order(params.systems):
@@ -68,8 +79,9 @@ def main(arguments: Sequence[str]) -> str:
                 file = name if len(singles) == 1 else f"{name}@{number}"
                 table = _kept(file, single, pairs, settings)
                 if table is None:
-                    table = _scored(file, single, pairs, settings, scores, tables.passages["passage_id"])
+                    table = _scored(file, single, pairs, settings, scores, tables.passages["passage_id"], computes)
                     write_scored(table, pairs["retrieved"], file, PATHS.compared)
+                _warn_of_origin(single)
                 found.append(table["score"])
                 written.add(file)
             scores[name] = found
@@ -114,6 +126,7 @@ def _scored(
     settings: Settings,
     scores: Mapping[str, Sequence[pd.Series]],
     passages: pd.Series,
+    computes: Engine,
 ) -> pd.DataFrame:
     """Columns query_id, passage_id, score; with the key under which they are kept, where the system has one."""
     if isinstance(system, FusedSystem):
@@ -127,15 +140,25 @@ def _scored(
         run = read_run(path)
         check_ids(run, path, pairs["query_id"], passages)
         return pairs[KEYS].assign(score=scores_of(run, pairs))
-    for name in system.experiment if isinstance(system, ExperimentSystem) else ():
-        if not revision_models.find(name).same_queries:
-            print(
-                printable(f"compare: experiment '{name}' has other queries or splits: it may have been trained on ")
-                + "some of these test queries",
-                file=sys.stderr,
-            )
-    with opened(system, settings, f"compare {file}") as loaded:
+    with opened(system, settings, f"compare {file}", computes) as loaded:
         return with_key(pairs[KEYS].assign(score=loaded.scores(pairs)), key(system, settings, pairs))
+
+
+def _warn_of_origin(system: System) -> None:
+    """Say where a model does not belong to the queries or the reranker that lie here."""
+    told = []
+    if isinstance(system, ExperimentSystem):
+        told = [
+            f"experiment '{name}' has other queries or splits: it may have been trained on some of these test queries"
+            for name in system.experiment
+            if not revision_models.find(name).same_queries
+        ]
+    elif isinstance(system, CrossEncoderSystem):
+        folder = Path(system.cross_encoder)
+        if folder.is_relative_to(PATHS.export) and read_about(folder).origin != fingerprint(str(PATHS.reranker)):
+            told = [f"{folder} is of another {PATHS.reranker} than the one here; run `dvc repro export/dvc.yaml`"]
+    for line in told:
+        print(printable(f"compare: {line}"), file=sys.stderr)
 
 
 if __name__ == "__main__":

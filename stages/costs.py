@@ -13,6 +13,7 @@ quiet_libraries()
 
 from reranker import costs, lexical
 from reranker.errors import UserError, first_line, printable
+from reranker.excerpts import in_words
 from reranker.params import load_params
 from reranker.records import PATHS, read_table, read_tables, record_time, require, write_csv
 from reranker.scoring import choose_precision
@@ -41,10 +42,7 @@ def main(arguments: Sequence[str]) -> str:
     pairs = candidates[(candidates["split"] == "test") & (candidates["rank"] <= params.top_k)]
     if pairs.empty:
         raise UserError(f"{PATHS.candidates}: has no test query to time systems on; raise test_share in params.yaml")
-    pairs = pairs.assign(
-        query=pairs["query_id"].map(tables.queries.set_index("query_id")["text"]),
-        passage=pairs["passage_id"].map(tables.passages.set_index("passage_id")["text"]),
-    )
+    pairs = in_words(pairs, tables)
     queries = {width: costs.asked(pairs, tables.passages, width, seed=params.statistics_seed) for width in costs.WIDTHS}
     settings = Settings(
         words=lexical.statistics(tables.passages["text"]),

@@ -7,20 +7,23 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from reranker.progress import quiet_libraries, run_stage
 
 quiet_libraries()
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder
 
 from reranker import lexical, metrics
-from reranker.excerpts import excerpts
-from reranker.export_card import export_card
-from reranker.exported import FILES, Exported, export
-from reranker.models import loading
+from reranker.excerpts import with_texts
+from reranker.export_card import Measured, export_card
+from reranker.exported import FILES, Exported, export, precisions
+from reranker.models import fingerprint, loading
 from reranker.params import load_params
 from reranker.quantised import check_installed
 from reranker.records import PATHS, folder, read_table, read_tables, record_time, require, write_text
@@ -39,41 +42,41 @@ def main(arguments: Sequence[str]) -> str:
         model = CrossEncoder(str(PATHS.reranker), device="cpu")
     counted = lexical.load(PATHS.reranker / "words.json")
     dev = candidates[(candidates["split"] == "dev") & (candidates["rank"] <= params.top_k)]
-    queries = dev["query_id"].map(tables.queries.set_index("query_id")["text"]).tolist()
-    passages = dev["passage_id"].map(tables.passages.set_index("passage_id")["text"]).tolist()
-    texts = excerpts(model.tokenizer, model.max_seq_length, counted, queries, passages)
-    scoring = time.monotonic()
-    expected = metrics.mean_ndcg(tables.judgments, dev, score_pairs(model, queries, texts, label="export: torch"))
-    torch_seconds = time.monotonic() - scoring
-    differences = {}
+    dev = with_texts(dev, tables, model.tokenizer, model.max_seq_length, counted)
+    queries, texts = dev["query"].tolist(), dev["text"].tolist()
+
+    def measured(computed: str, scores: Callable[[list[str], list[str]], NDArray[np.float64]]) -> Measured:
+        scoring = time.monotonic()
+        found = scores(queries, texts)
+        seconds = time.monotonic() - scoring
+        return Measured(computed, metrics.mean_ndcg(tables.judgments, dev, found), len(dev) / seconds)
+
+    expected = measured("torch, float32", partial(score_pairs, model, label="export: torch"))
+    figures = {
+        "dev queries": dev["query_id"].nunique(),
+        "pairs": len(dev),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+    }
+    origin = fingerprint(str(PATHS.reranker))
+    told = []
     with folder(PATHS.export) as part:
         for backend in FILES:
             out = part / backend
             out.mkdir()
-            export(model, backend, out)
+            export(model, backend, out, origin)
             shutil.copy(PATHS.reranker / "words.json", out)
-            exported = Exported(out)
-            scoring = time.monotonic()
-            ndcg = metrics.mean_ndcg(tables.judgments, dev, exported.scores(queries, texts))
-            seconds = time.monotonic() - scoring
-            differences[backend] = ndcg - expected
-            figures = {
-                "dev queries": dev["query_id"].nunique(),
-                "pairs": len(dev),
-                "NDCG@10 of torch in float32": expected,
-                "NDCG@10": ndcg,
-                "difference": differences[backend],
-                "threads": torch.get_num_threads(),
-                "cores": os.cpu_count(),
-                "pairs a second of torch in float32": len(dev) / torch_seconds,
-                "pairs a second": len(dev) / seconds,
-                "times as fast": torch_seconds / seconds,
-            }
-            card = export_card(backend, FILES[backend], model.tokenizer, exported.inputs, exported.max_length, figures)
+            rows = [expected]
+            for precision in precisions(backend):
+                exported = Exported(out, precision)
+                rows.append(measured(f"{backend}, {precision}", exported.scores))
+            told += [f"{row.computed} {row.ndcg - expected.ndcg:+.4f}" for row in rows[1:]]
+            card = export_card(
+                backend, FILES[backend], model.tokenizer, exported.inputs, exported.max_length, rows, figures
+            )
             write_text(card, out / "README.md")
     record_time("export", time.monotonic() - started)
-    told = ", ".join(f"{backend} {difference:+.4f}" for backend, difference in differences.items())
-    return f"export: NDCG@10 {expected:.4f} on dev; {told} -> {PATHS.export}"
+    return f"export: NDCG@10 {expected.ndcg:.4f} on dev; {'; '.join(told)} -> {PATHS.export}"
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from sentence_transformers import CrossEncoder
 from reranker import engine, lexical
 from reranker.compiled import use_backend
 from reranker.errors import UserError
-from reranker.excerpts import excerpts
+from reranker.excerpts import excerpts, in_words
 from reranker.models import loading, resolve
 from reranker.params import load_params
 from reranker.records import PATHS, SCORED, read_table, read_tables, record_time, require
@@ -34,9 +34,8 @@ def main(arguments: Sequence[str]) -> str:
     params = load_params(PATHS.params)
     tables = read_tables()
     candidates = read_table(PATHS.candidates, ["query_id", "passage_id", "rank", "split"])
-    test = candidates.loc[candidates["split"] == "test", ["query_id", "passage_id", "rank"]]
-    queries = test["query_id"].map(tables.queries.set_index("query_id")["text"]).tolist()
-    passages = test["passage_id"].map(tables.passages.set_index("passage_id")["text"]).tolist()
+    test = in_words(candidates[candidates["split"] == "test"], tables)
+    queries, passages = test["query"].tolist(), test["passage"].tolist()
 
     computes = engine.start(params.engine)
     label, precision = f"score {system}", choose_precision(params.precision)

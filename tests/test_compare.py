@@ -18,8 +18,11 @@ from reranker import lexical
 from reranker.combining import added_z_scores, fused_ranks
 from reranker.cost_table import COST_COLUMNS
 from reranker.errors import UserError
+from reranker.evaluation import MODES
+from reranker.exported import FILES, Exported, export
 from reranker.fused import Reranker
 from reranker.layers import keep_first
+from reranker.models import fingerprint
 from reranker.progress import run_stage
 from reranker.scoring import load_retriever, pair_cosines, score_pairs
 from reranker.system_params import EVALUATED
@@ -112,6 +115,7 @@ def test_each_kind_scores_the_candidates_as_its_model_does(place, biencoder, cro
 
 
 def test_failure_of_one_system_keeps_the_others_and_ends_with_an_error(place, cross_encoder, capsys):
+    Path(shutil.copytree(cross_encoder, "models/mute"), "tokenizer.json").unlink()
     unknown = place.run_file("t0 Q0 p0 1 1.0 x\nt7 Q0 p0 1 1.0 x\n")
     place.set(
         systems={
@@ -122,13 +126,14 @@ def test_failure_of_one_system_keeps_the_others_and_ends_with_an_error(place, cr
             "foreign": {"run": unknown},
             "student": {"cross_encoder": "models/students/4"},
             "wrong": {"static": cross_encoder},
+            "mute": {"cross_encoder": "models/mute"},
         },
         baseline="gone",
     )
     assert run_stage(compare.main, []) == 1
     *lines, last = said(capsys)
     assert [line.split(": ", 2)[1] for line in lines] == [
-        f"systems.{name}" for name in ("gone", "needs", "deep", "foreign", "student", "wrong")
+        f"systems.{name}" for name in ("gone", "needs", "deep", "foreign", "student", "wrong", "mute")
     ]
     about = dict(line.removeprefix("error: systems.").split(": ", 1) for line in lines)
     assert about["gone"].startswith("params.yaml: model 'models/none' is neither bundled")
@@ -136,7 +141,11 @@ def test_failure_of_one_system_keeps_the_others_and_ends_with_an_error(place, cr
     assert about["deep"] == "params.yaml: num_layers: 9: the model has 2 layers"
     assert about["foreign"] == "data/raw/other.trec: column query_id: 1 ids are none of the test queries: 't7'"
     assert about["student"].startswith("models/students/4 does not exist: student_layers in params.yaml says")
-    assert last.startswith("error: compare: 6 of 7 systems failed (gone, needs, deep, foreign, student, wrong)")
+    assert last.startswith("error: compare: 7 of 8 systems failed (gone, needs, deep, foreign, student, wrong, mute)")
+    assert about["mute"] == (
+        "model 'models/mute' could not be loaded (its tokenizer has no words: a file such as tokenizer.json is "
+        "missing); name a folder or a Hub id that holds a whole model"
+    )
     found = place.comparison()
     assert list(found.index) == [*EVALUATED, "words"]
     assert found["gain_vs_baseline"].isna().all()
@@ -149,9 +158,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The systems whose models are opened, in their order."""
     opened: list[str] = []
 
-    def note(system, settings, label):
+    def note(system, settings, label, engine):
         opened.append(label.removeprefix("compare "))
-        return compare_opened(system, settings, label)
+        return compare_opened(system, settings, label, engine)
 
     compare_opened = compare.opened
     monkeypatch.setattr(compare, "opened", note)
@@ -225,6 +234,110 @@ def test_damaged_scores_are_computed_again(place, computed):
     compare.main([])
     assert computed == ["words", "words"]
     assert place.scores("words") == first
+
+
+@pytest.fixture
+def exported(place: Comparable, cross_encoder: str) -> dict[str, str]:
+    """What the export stage writes of the reranker that lies here; the folders by their backends."""
+    folders = {backend: Path("models/export") / backend for backend in FILES}
+    for backend, folder in folders.items():
+        folder.mkdir(parents=True)
+        export(CrossEncoder(cross_encoder), backend, folder, fingerprint("models/reranker"))
+    return {backend: str(folder) for backend, folder in folders.items()}
+
+
+def test_exported_folders_are_scored_by_their_own_graphs_in_both_modes_and_timed(
+    place, exported, computed, cross_encoder, capsys
+):
+    place.set(systems={name: {"cross_encoder": folder} for name, folder in exported.items()}, backend="onnx-int8")
+    compare.main([])
+    assert computed == list(exported)
+    table = pairs()
+    queries, passages = table["query"].tolist(), table["passage"].tolist()
+    for name, folder in exported.items():
+        wanted = Exported(Path(folder), "float32").scores(queries, passages)
+        np.testing.assert_allclose(in_order(place.scores(name)), wanted, atol=1e-6, err_msg=name)
+    whole = score_pairs(CrossEncoder(cross_encoder), queries, passages, label="")
+    assert 0 < np.abs(in_order(place.scores("openvino-int8")) - whole).max() < 0.1 * np.ptp(whole)
+    every = pd.read_csv("metrics/comparison.csv").set_index(["system", "mode"])
+    assert {mode for system, mode in every.index if system == "openvino"} == {*MODES}
+    assert place.comparison().loc[list(exported), "kind"].tolist() == ["cross_encoder"] * 3
+
+    computed.clear()
+    compare.main([])
+    assert computed == []
+    with Path(exported["onnx-int8"], "README.md").open("w") as card:
+        card.write("another")
+    compare.main([])
+    assert computed == ["onnx-int8"]
+    assert said(capsys) == []
+
+    costs_stage.main([])
+    found = pd.read_csv("metrics/costs.csv").set_index("system")
+    assert found.loc[list(exported), "parameters"].tolist() == [found.loc["cross_encoder", "parameters"]] * 3
+    for name, folder in exported.items():
+        graph = Path(folder, FILES[name])
+        size = sum(path.stat().st_size for path in graph.parent.iterdir())
+        assert found.loc[name, "megabytes"] == pytest.approx(size / 1e6)
+    assert (found.loc[list(exported), "p50_ms_30"] > 0).all()
+
+
+def test_exported_folder_that_is_missing_cut_short_or_changed_is_one_line_and_the_others_stay(place, exported, capsys):
+    cut = Path(exported["openvino"], FILES["openvino"]).with_suffix(".bin")
+    cut.write_bytes(cut.read_bytes()[:100])
+    shutil.copytree("models/export/onnx-int8", "models/export/without_graph")
+    Path("models/export/without_graph", FILES["onnx-int8"]).unlink()
+    shutil.copytree("models/export/onnx-int8", "models/export/without_words")
+    Path("models/export/without_words/tokenizer.json").unlink()
+    systems = {
+        "gone": {"cross_encoder": "models/export/int4"},
+        "cut": {"cross_encoder": exported["openvino"]},
+        "graphless": {"cross_encoder": "models/export/without_graph"},
+        "wordless": {"cross_encoder": "models/export/without_words"},
+        "shallow": {"cross_encoder": exported["openvino-int8"], "num_layers": 1},
+        "short": {"cross_encoder": exported["openvino-int8"], "max_length": 16},
+        "int8": {"cross_encoder": exported["onnx-int8"]},
+    }
+    place.set(systems=systems)
+    for stage in (compare, costs_stage):
+        assert run_stage(stage.main, []) == 1
+        *lines, last = said(capsys)
+        about = dict(line.removeprefix("error: systems.").split(": ", 1) for line in lines)
+        assert about["gone"] == (
+            "models/export/int4 does not exist: run `dvc repro export/dvc.yaml`, or name a folder of models/export"
+        )
+        assert re.match(r"model '.*' could not be loaded \(.*\); run `python -m stages.export`$", about["cut"])
+        assert about["wordless"] == (
+            "model 'models/export/without_words' is cut short: it has no tokenizer.json; run `python -m stages.export`"
+        )
+        assert about["graphless"] == (
+            "model 'models/export/without_graph' is not an exported one; run `python -m stages.export`"
+        )
+        for name, key in (("shallow", "num_layers"), ("short", "max_length")):
+            assert about[name].endswith(f"has the {key} that it was exported with; leave {key} out")
+        assert list(about) == list(systems)[:-1]
+        assert "6 of 7 systems failed" in last or "6 systems failed" in last
+    assert list(place.comparison().index) == [*EVALUATED, "int8"]
+    assert pd.read_csv("metrics/costs.csv")["system"].tolist() == [*EVALUATED, "int8"]
+
+
+def test_exported_folder_of_another_reranker_is_told_however_often(place, exported, computed, capsys):
+    place.set(systems={"int8": {"cross_encoder": exported["openvino-int8"]}})
+    Path("models/reranker/fusion.json").write_text(Path("models/reranker/fusion.json").read_text() + "\n")
+    for _ in range(2):
+        compare.main([])
+        assert said(capsys) == [
+            "compare: models/export/openvino-int8 is of another models/reranker than the one here; "
+            "run `dvc repro export/dvc.yaml`"
+        ]
+    assert computed == ["int8"]
+
+
+def test_engine_of_params_computes(place, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    place.set(systems={"words": {"retriever": "bm25"}}, engine="ray")
+    with pytest.raises(UserError, match=r"params\.yaml: engine: RAY_ADDRESS is ''"):
+        compare.main([])
 
 
 def test_no_system_of_ones_own_is_fine_and_so_is_a_single_query(place):

@@ -1,7 +1,10 @@
 """Quality against its cost: which systems are drawn, the Pareto front, what is said of each."""
 
+from itertools import combinations
+
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from reranker import cost_figures
 from reranker.cost_figures import Point, front, points
@@ -57,11 +60,30 @@ def test_each_drawn_system_has_a_part_of_its_own_and_words():
     assert all(text in picture.alt for text in told)
 
 
-def test_names_stand_in_the_picture_and_cover_no_other_name():
+def test_each_name_stands_in_the_picture_once():
     crowd = pd.DataFrame({"system": [f"system {n}" for n in range(5)], "mode": "retrieved", "ndcg@10": 0.4})
     costs = pd.DataFrame({"system": crowd["system"], "parameters": [10.0**n for n in range(1, 6)]})
     picture = cost_figures.size_figure(crowd, costs)
     assert [name for name in crowd["system"] if picture.svg.count(f">{name}</text>") != 1] == []
+
+
+def test_names_in_a_crowd_cover_nothing_and_their_lines_run_behind_them():
+    crowd = [Point(f"system {n}", 100.0 + n / 5, 0.4 + n / 200) for n in range(8)]
+    axes = Figure(figsize=(6.2, 3.8)).add_subplot()
+    axes.set_xlim(20, 180)
+    axes.set_ylim(0.1, 0.7)
+    cost_figures._name(axes, crowd)
+    names = [text for text in axes.texts if text.get_text()]
+    lines = [text for text in axes.texts if not text.get_text()]
+    assert sorted(name.get_text() for name in names) == [point.system for point in crowd]
+    boxes = [name.get_window_extent() for name in names]
+    assert [(a, b) for a, b in combinations(range(8), 2) if boxes[a].overlaps(boxes[b])] == []
+    points = [axes.transData.transform((point.cost, point.ndcg)) for point in crowd]
+    assert [point for point in points for box in boxes if box.contains(*point)] == []
+    inside = axes.get_window_extent()
+    assert all(inside.contains(*box.min) and inside.contains(*box.max) for box in boxes)
+    assert lines
+    assert max(line.get_zorder() for line in lines) < min(name.get_zorder() for name in names)
 
 
 @pytest.mark.parametrize("draw", [cost_figures.size_figure, cost_figures.latency_figure])
@@ -82,6 +104,14 @@ def test_rows_are_the_figures_rounded_and_a_dash_where_there_is_none():
     )  # fmt: skip
     assert rows["Reranker (shipped: fused)"].shipped
     assert rows["Reranker (shipped: fused)"].pairs_per_second == "–"
+
+
+@pytest.mark.parametrize(
+    ("usd", "shown"), [(0.0, "0.0000"), (0.00004, "< 0.0001"), (0.00005, "0.0001"), (2.5, "2.5000")]
+)
+def test_price_that_is_not_zero_is_not_shown_as_zero(usd: float, shown: str):
+    (row,) = cost_rows(COMPARISON, COSTS[1:2].assign(usd_per_1000_queries=usd))
+    assert row.usd == shown
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,16 @@ import pytest
 import yaml
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
-from reranker import index, scoring
+from comparable import Comparable
+from reranker import index, lexical, scoring
 from reranker.compiled import use_backend
 from reranker.engine import LOCAL, Engine, OnRay, start
 from reranker.errors import UserError
 from reranker.first_stage import Dense
+from reranker.records import PATHS
 from reranker.scoring import embed, load_biencoder, load_static, score_pairs
+from reranker.system_params import BiencoderSystem, CrossEncoderSystem, RetrieverSystem, StaticSystem, System
+from reranker.systems import Settings, opened, shipped
 from reranker.vectors import Cache
 from stages import mine
 
@@ -170,6 +174,49 @@ def test_stage_mine_finds_on_the_cluster_what_it_finds_in_one_process(
     assert rows["query_id"].nunique() == 40
     assert set(rows["kind"]) == {"positive", "hard"}
     assert set(pd.read_parquet(there / "data" / "mined" / "candidates.parquet")["split"]) == {"dev", "test"}
+
+
+class Counted:
+    """An engine that counts what it is given."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.maps = engine, 0
+
+    def map(self, work: Any, held: Any, items: Iterable[Any], *, together: int) -> Iterator[Any]:
+        self.maps += 1
+        return self.engine.map(work, held, items, together=together)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small")
+def test_systems_that_are_compared_have_the_bytes_of_one_process(
+    machines: Machines,
+    encoder: str,
+    biencoder: str,
+    cross_encoder: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    Comparable(tmp_path, encoder, biencoder, cross_encoder)
+    monkeypatch.chdir(tmp_path)
+    texts = sentences(100)
+    pairs = pd.DataFrame({"query_id": "q", "query": texts, "passage": texts[::-1], "retrieved": True})
+    settings = Settings(lexical.statistics(texts), 32, None, None, "float32", "torch")
+    systems: dict[str, tuple[System, int]] = {
+        "retriever": (RetrieverSystem(retriever=["bm25", "models/static"]), 1),
+        "biencoder": (BiencoderSystem(biencoder=biencoder), 2),
+        "static": (StaticSystem(static="models/static"), 1),
+        "cross_encoder": (CrossEncoderSystem(cross_encoder=cross_encoder), 2),
+    }
+    for name, (system, maps) in systems.items():
+        engine = Counted(machines.engine)
+        with opened(system, settings, name) as here, opened(system, settings, name, engine) as there:
+            np.testing.assert_array_equal(there.scores(pairs), here.scores(pairs), err_msg=name)
+        assert engine.maps == maps, name
+    engine = Counted(machines.engine)
+    found = shipped(PATHS.reranker, settings, engine).scores(pairs)
+    np.testing.assert_array_equal(found, shipped(PATHS.reranker, settings).scores(pairs))
+    assert engine.maps == 5  # lengths and passes of both transformers, the static embedding
 
 
 def shards(folder: Path) -> list[bytes]:

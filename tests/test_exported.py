@@ -11,9 +11,10 @@ import pytest
 from sentence_transformers import CrossEncoder
 
 from reranker.errors import UserError
-from reranker.export_card import export_card
-from reranker.exported import FILES, Exported, export, graph_file
-from reranker.scoring import score_pairs
+from reranker.export_card import Measured, export_card
+from reranker.exported import FILES, Exported, export, graph_bytes, graph_file, precisions, read_about
+from reranker.models import fingerprint
+from reranker.scoring import choose_precision, score_pairs
 
 QUERIES = ["sort a list", "read", "shortest path", "write a csv file", "red apples"] * 8
 PASSAGES = [
@@ -34,7 +35,7 @@ def folders(cross_encoder: str, tmp_path_factory: pytest.TempPathFactory) -> dic
     folders = {backend: top / "models" / "export" / backend for backend in FILES}
     for backend, folder in folders.items():
         folder.mkdir(parents=True)
-        export(CrossEncoder(cross_encoder), backend, folder)
+        export(CrossEncoder(cross_encoder), backend, folder, fingerprint(cross_encoder))
     return folders
 
 
@@ -65,20 +66,60 @@ def test_folder_holds_a_graph_and_what_sentence_transformers_wants_beside_it(fol
         assert "model.safetensors" not in names
 
 
-@pytest.mark.parametrize("backend", FILES)
-def test_program_of_the_card_runs_alone_and_prints_the_scores(backend: str, folders):
-    exported = Exported(folders[backend])
-    card = export_card(
-        backend, FILES[backend], exported.tokenizer, exported.inputs, exported.max_length, {"NDCG@10": 0.5}
-    )
-    assert "| NDCG@10 | 0.5 |" in card
-    (program,) = re.findall(r"^```python\n(.*?)^```$", card, flags=re.MULTILINE | re.DOTALL)
-    top = folders[backend].parent.parent.parent
+def card_of(exported: Exported, backend: str) -> str:
+    rows = [Measured("torch", 0.5, 100), Measured("graph", 0.4979, 353)]
+    return export_card(backend, FILES[backend], exported.tokenizer, exported.inputs, exported.max_length, rows, {})
+
+
+def printed(program: str, top: Path) -> list[float]:
+    """The scores that a program prints."""
     done = subprocess.run([sys.executable, "-c", program], cwd=top, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    printed = [float(number) for number in re.findall(r"-?[\d.]+(?:e-?\d+)?", done.stdout)]
-    wanted = exported.scores(["your question"] * 2, ["a passage", "another passage"])
-    np.testing.assert_allclose(printed, wanted, rtol=1e-3, atol=1e-5)
+    return [float(number) for number in re.findall(r"-?[\d.]+(?:e-?\d+)?", done.stdout)]
+
+
+@pytest.mark.parametrize("backend", FILES)
+def test_program_of_the_card_runs_alone_and_prints_the_scores_exact_ones_with_the_hint(backend: str, folders):
+    top = folders[backend].parent.parent.parent
+    pairs = ["your question"] * 2, ["a passage", "another passage"]
+    card = card_of(Exported(folders[backend]), backend)
+    (program,) = re.findall(r"^```python\n(.*?)^```$", card, flags=re.MULTILINE | re.DOTALL)
+    wanted = Exported(folders[backend]).scores(*pairs)
+    np.testing.assert_allclose(printed(program, top), wanted, rtol=1e-3, atol=1e-5)
+    hints = re.findall(r'"CPU", (\{.*?\})', card)
+    assert len(hints) == (backend != "onnx-int8")
+    for hint in hints:
+        exact = Exported(folders[backend], "float32").scores(*pairs)
+        found = printed(program.replace('"CPU"', f'"CPU", {hint}'), top)
+        np.testing.assert_allclose(found, exact, atol=1e-6)
+
+
+def test_card_has_each_way_to_compute_beside_the_first(folders):
+    card = card_of(Exported(folders["openvino"]), "openvino")
+    assert "\n| torch | 0.5000 | +0.0000 | 100 | 1.00 |\n| graph | 0.4979 | -0.0021 | 353 | 3.53 |\n" in card
+
+
+def test_ways_to_compute_begin_with_the_machines_own():
+    assert precisions("onnx-int8") == ["float32"]
+    for backend in ("openvino", "openvino-int8"):
+        assert precisions(backend)[0] == choose_precision("auto")
+        assert precisions(backend)[-1] == "float32"
+
+
+def test_size_is_that_of_graph_and_weights_and_parameters_are_those_of_the_model(folders, cross_encoder: str):
+    weights = sum(part.numel() for part in CrossEncoder(cross_encoder).parameters())
+    for backend, folder in folders.items():
+        assert read_about(folder) == (weights, fingerprint(cross_encoder))
+        graph = folder / FILES[backend]
+        assert graph_bytes(graph) == sum(path.stat().st_size for path in graph.parent.iterdir())
+
+
+def test_note_that_is_missing_or_cut_off_is_an_error_of_one_line(folders, tmp_path: Path):
+    broken = Path(shutil.copytree(folders["openvino"], tmp_path / "broken"))
+    for content in (b"{", b"[]", b"{}"):
+        (broken / "export.json").write_bytes(content)
+        with pytest.raises(UserError, match=r"export\.json is missing or damaged; run `python -m stages\.export`$"):
+            read_about(broken)
 
 
 def test_no_pairs_have_no_scores(folders):
@@ -93,6 +134,14 @@ def test_graph_that_is_cut_off_is_an_error_of_one_line(backend: str, folders, tm
     with pytest.raises(UserError, match=r"broken' could not be loaded \(.*run `python -m stages.export`") as caught:
         Exported(broken)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+def test_folder_with_half_a_tokenizer_is_refused(file: str, folders, tmp_path: Path):
+    broken = Path(shutil.copytree(folders["onnx-int8"], tmp_path / "broken"))
+    (broken / file).unlink()
+    with pytest.raises(UserError, match=rf"is cut short: it has no {file}; run `python -m stages.export`$"):
+        Exported(broken)
 
 
 def test_folder_without_a_graph_is_refused(cross_encoder: str):

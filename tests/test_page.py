@@ -202,6 +202,17 @@ def test_table_of_losses_stands_there_without_script_and_in_print(
     visit.context.close()
 
 
+def test_names_stay_on_a_phone_when_figures_are_scrolled_into_view(browser: Browser, address: str) -> None:
+    visit = Visit(browser, address, viewport={"width": 375, "height": 800})
+    table = visit.page.get_by_role("region", name="The candidates as the retriever found them")
+    name = table.get_by_role("rowheader", name="Reranker (shipped: fused)")
+    before = name.bounding_box()
+    assert table.evaluate("table => { table.scrollLeft = 100; return table.scrollLeft }") > 0
+    assert before is not None
+    assert name.bounding_box() == before
+    visit.context.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [375, 1280])
 def test_page_fits_the_screen_and_has_no_serious_fault_of_accessibility(

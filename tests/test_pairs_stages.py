@@ -350,4 +350,6 @@ def test_dvc_lists_the_figures_of_a_run_and_does_not_warn_where_there_was_none(t
     assert "pairs.spearman" in shown[0].split(",")
     clone.dvc("plots", "show")
     (page,) = tmp_path.glob("dvc_plots/*.html")
-    assert "the pairs of dev" in page.read_text()
+    drawn = page.read_text()
+    for name in ("the pairs of dev", "training loss", "dev NDCG@10", "systems.svg", "size.svg", "gains.svg"):
+        assert name in drawn

@@ -227,6 +227,20 @@ def test_no_out_is_listed_twice_or_lies_inside_another(stages: list[Stage]) -> N
     assert len(set(outs)) == len(outs)
 
 
+def test_what_dvc_registers_shows_and_draws_is_an_out_of_a_stage(stages: list[Stage]) -> None:
+    body = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+    drawn = [path for entry in body["plots"] for path in ([entry] if isinstance(entry, str) else sources_of(entry))]
+    named = [body["artifacts"]["reranker"]["path"], *body["metrics"], *drawn]
+    assert len(drawn) == len(body["plots"])
+    assert {*named} <= {out for stage in stages for out in stage.outs}
+    assert "metrics/costs.csv" not in body["metrics"]  # its times differ from run to run
+
+
+def sources_of(plot: dict[str, dict[str, Any]]) -> list[str]:
+    """The files of a plot of columns."""
+    return [path for options in plot.values() for path in options["y"]]
+
+
 def test_outs_of_a_repeated_stage_differ_by_item(stages: list[Stage]) -> None:
     assert [out for stage in stages if stage.repeated for out in stage.outs if "${" not in out] == []
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -208,6 +209,17 @@ def test_folder_without_a_model_is_named_in_one_line(load, tmp_path):
     with pytest.raises(UserError, match=f"model '{tmp_path}' could not be loaded") as caught:
         load(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "load", [lambda name: load_biencoder(name, 16), load_retriever, lambda name: build_cross_encoder(name, 16)],
+    ids=["bi-encoder", "retriever", "cross-encoder"],
+)  # fmt: skip
+def test_folder_without_its_words_is_refused(load, biencoder, tmp_path):
+    shutil.copytree(biencoder, tmp_path / "mute")
+    (tmp_path / "mute" / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"mute' could not be loaded \(its tokenizer has no words: .*\); name a folder"):
+        load(str(tmp_path / "mute"))
 
 
 def test_bundled_static_retriever_puts_the_same_topic_near():

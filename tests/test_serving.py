@@ -33,7 +33,7 @@ def project(cross_encoder: str, biencoder: str, tmp_path_factory: pytest.TempPat
     shutil.copytree(folder, top / "alone")
     exported = top / "models" / "export" / "openvino"
     exported.mkdir(parents=True)
-    export(CrossEncoder(cross_encoder), "openvino", exported)
+    export(CrossEncoder(cross_encoder), "openvino", exported, "")
     shutil.copy(folder / "words.json", exported)
     shutil.copytree(biencoder, folder / "biencoder")
     load_static("bundled/static-256").save_pretrained(str(folder / "static"), create_model_card=False)

@@ -215,6 +215,13 @@ def test_noise_says_how_many_queries_would_tell():
     assert verdict(Finding.UNTOLD, result(0.0004, 0.9)).endswith("within noise**")
 
 
+def test_single_query_tells_nothing_however_much_it_changed():
+    found = paired(series(0.5), series(1.0), seed=1)
+    assert (found.queries, found.p, found.deviation, found.interval) == (1, 1.0, 0.0, (0.5, 0.5))
+    assert find(found, RULES, looks=1, reasons=[]) == Finding.UNTOLD
+    assert verdict(Finding.UNTOLD, found) == "**noise: +0.500 NDCG@10, 95% [+0.500, +0.500], p = 1.000: within noise**"
+
+
 def test_page_of_a_change_without_data_code_or_costs_leaves_these_out():
     page = review_page(review(params=[Change("lr", 1e-4, 2e-5)]))
     assert "| `lr` | `0.0001` | `2e-05` |" in page
