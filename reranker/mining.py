@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from reranker import index, lexical, metrics
+from reranker.attention import use_attention
 from reranker.compiled import use_backend
 from reranker.engine import Engine
 from reranker.first_stage import Dense, Fused, Lexical
@@ -129,13 +130,14 @@ def guards(
 
 
 def cross_encoder(
-    name: str, precision: str, backend: str, tables: Tables, engine: Engine
+    name: str, precision: str, attention: str, backend: str, tables: Tables, engine: Engine
 ) -> Callable[[Places, Places], Scores]:
     """Scores of pairs of places by a cross-encoder.
 
     Args:
         name: a local folder or a Hub id.
         precision: float32 or bfloat16.
+        attention: see `use_attention`.
         backend: see `use_backend`.
         tables: the data set.
         engine: what computes them.
@@ -147,6 +149,7 @@ def cross_encoder(
     with loading(name):
         model = CrossEncoder(path)
     queries, passages = (table["text"] for table in tables[:2][::-1])
+    use_attention(model, attention, precision)
     use_backend(model, backend, precision)
 
     def score(of: Places, at: Places) -> Scores:

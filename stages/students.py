@@ -18,6 +18,7 @@ from functools import partial
 from sentence_transformers import CrossEncoder
 
 from reranker import lexical, teachers
+from reranker.attention import use_attention
 from reranker.checkpoints import Checkpoints
 from reranker.evaluator import check_evaluators, make_evaluator
 from reranker.excerpts import with_texts
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str]) -> str:
         label = f"student {layers}"
         seed_everything(params.seed)
         model = build_cross_encoder(start, params.max_length, 0, outputs, layers, "student_layers")
+        use_attention(model, params.attention, precision)
         texts = partial(
             with_texts, texts=tables, tokenizer=model.tokenizer, max_length=params.max_length, counted=counted
         )
