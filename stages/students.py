@@ -65,7 +65,15 @@ def main(arguments: Sequence[str]) -> str:
         if not trained:  # they read and are taught the same
             dev, negatives = texts(dev), texts(negatives)
             if taught:
-                negatives["teacher"] = teachers.logits(params.teacher, negatives, dev, tables.judgments, precision)
+                negatives["teacher"] = teachers.logits(
+                    params.teacher,
+                    negatives,
+                    dev,
+                    tables.judgments,
+                    precision=precision,
+                    attention=params.attention,
+                    backend=params.backend,
+                )
         lesson = make_lesson(
             negatives, model, losses, targets=params.targets, distillation=params.distillation, seed=params.seed
         )

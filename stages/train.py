@@ -84,7 +84,15 @@ def main(arguments: Sequence[str]) -> str:
     texts = partial(with_texts, texts=tables, tokenizer=model.tokenizer, max_length=params.max_length, counted=counted)
     dev, negatives = texts(dev), texts(negatives)
     if taught:
-        negatives["teacher"] = teachers.logits(params.teacher, negatives, dev, judgments, precision)
+        negatives["teacher"] = teachers.logits(
+            params.teacher,
+            negatives,
+            dev,
+            judgments,
+            precision=precision,
+            attention=params.attention,
+            backend=params.backend,
+        )
     lesson = make_lesson(
         negatives, model, losses, targets=params.targets, distillation=params.distillation, seed=params.seed
     )
