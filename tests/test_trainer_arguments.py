@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -56,8 +57,16 @@ def test_field_that_is_not_allowed_is_named_with_what_is(given, message):
     assert "\n" not in str(caught.value)
 
 
-def test_every_field_with_another_place_is_one_of_the_trainer():
-    assert OWNED.keys() <= {*CrossEncoderTrainingArguments.__dataclass_fields__}
+def test_every_field_of_the_trainer_is_taken_or_has_another_place():
+    fields = dataclasses.fields(CrossEncoderTrainingArguments)
+    assert OWNED.keys() <= {field.name for field in fields}
+    for field in fields:
+        plain = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if field.name in OWNED:
+            with pytest.raises(UserError, match=f"trainer: {field.name}: is not given here; "):
+                check_trainer({field.name: plain})
+        else:
+            check_trainer({field.name: plain})
 
 
 @pytest.mark.parametrize("name", ["comet_ml", "clearml", "swanlab"])
