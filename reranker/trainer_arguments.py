@@ -4,7 +4,8 @@ import dataclasses
 import difflib
 import tempfile
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -50,8 +51,10 @@ OWNED = {
     ),
     **dict.fromkeys(("logging_strategy", "logging_steps"), "the loss is logged forty times"),
     **dict.fromkeys(("do_train", "do_predict", "disable_tqdm"), "the stage decides it"),
+    "push_to_hub": "the model goes to models/reranker; upload it from there",
+    "neftune_noise_alpha": "the trainer cannot reach the embeddings of a cross-encoder",
 }
-"""Fields that have another place, and which."""
+"""Fields that have another place, and which, or none."""
 LEAST = {"gradient_accumulation_steps": 1, "dataloader_num_workers": 0}
 """Smallest values that the trainer does not check."""
 
@@ -91,7 +94,13 @@ def check_trainer(given: Mapping[str, Any]) -> None:
                 f"params.yaml: trainer: {key}: {value!r} is not allowed: it should be at least {LEAST[key]}"
             )
     with tempfile.TemporaryDirectory() as scratch:
-        training_arguments({"output_dir": scratch, "use_cpu": not torch.cuda.is_available()}, given)
+        needed = {
+            "output_dir": scratch,
+            "use_cpu": not torch.cuda.is_available(),
+            "eval_strategy": "steps",
+            "eval_steps": 1,
+        }
+        training_arguments(needed, given)
     _reporter_types(given.get("report_to"))
 
 
@@ -129,6 +138,25 @@ def training_arguments(defaults: Mapping[str, Any], given: Mapping[str, Any]) ->
     try:
         return CrossEncoderTrainingArguments(**{**defaults, **given})
     except (TypeError, ValueError, ImportError, RuntimeError, AttributeError) as error:
+        raise UserError(f"params.yaml: trainer: {' '.join(str(error).split())}") from None
+
+
+@contextmanager
+def refusals(given: Mapping[str, Any], kinds: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Turn what the trainer raises for a field into one line.
+
+    Args:
+        given: see `check_trainer`; without any field an error is none of theirs.
+        kinds: of errors.
+
+    Raises:
+        UserError: the block raised one of these.
+    """
+    try:
+        yield
+    except kinds as error:
+        if not given:
+            raise
         raise UserError(f"params.yaml: trainer: {' '.join(str(error).split())}") from None
 
 

@@ -43,7 +43,7 @@ from reranker.processes import SplitBatches, SplitSources, processes
 from reranker.progress import Progress
 from reranker.resuming import Place, Surviving, train
 from reranker.scoring import check_lengths
-from reranker.trainer_arguments import NOTHING, Further, training_arguments
+from reranker.trainer_arguments import NOTHING, Further, refusals, training_arguments
 
 LOGGED = 40
 """Points of the loss curve."""
@@ -290,27 +290,29 @@ def tune_cross_encoder(
         }
         if processes() > 1 and not isinstance(data, DatasetDict):
             defaults["batch_sampler"] = functools.partial(SplitBatches, passes=place.passes * accumulated)
-        return _CrossEncoderTrainer(
-            model=model,
-            args=training_arguments(defaults, given),
-            train_dataset=data,
-            loss=loss,
-            evaluator=evaluator,
-            callbacks=[
-                _ShowProgress(label, metric),
-                _EvenlySpread(evaluations),
-                EarlyStoppingCallback(patience),
-                *further.callbacks,
-            ],
-        )
+        arguments = training_arguments(defaults, given)
+        with refusals(further.arguments, (ImportError, ValueError)):
+            return _CrossEncoderTrainer(
+                model=model,
+                args=arguments,
+                train_dataset=data,
+                loss=loss,
+                evaluator=evaluator,
+                callbacks=[
+                    _ShowProgress(label, metric),
+                    _EvenlySpread(evaluations),
+                    EarlyStoppingCallback(patience),
+                    *further.callbacks,
+                ],
+            )
 
     settings = schedule, evaluations, patience, head_lr, dict(further.arguments)
     in_batch = any(isinstance(each, IN_BATCH) for each in (loss.values() if isinstance(loss, dict) else [loss]))
-    with _fast():
+    with _fast(), refusals(further.arguments, (ImportError,)):  # a package that an optimiser needs
         trainer = train(
             build, model, data, schedule.batch_size, settings=settings, label=label, kept=kept, split=not in_batch
         )
-    assert trainer.lr_scheduler is not None  # noqa: S101 - it has trained
+    scheduler: Any = trainer.lr_scheduler
     history = trainer.state.log_history
     measured = [metric, *others]
     dev = [(entry["step"], *(entry[f"eval_{name}"] for name in measured)) for entry in history if watched in entry]
@@ -319,7 +321,7 @@ def tune_cross_encoder(
             [(entry["step"], entry["loss"]) for entry in history if "loss" in entry], columns=["step", "loss"]
         ),
         pd.DataFrame(dev, columns=["step", *measured]),
-        float(trainer.lr_scheduler.base_lrs[0]),
+        float(getattr(scheduler, "base_lrs", [schedule.lr])[0]),  # reduce_lr_on_plateau does not keep it
         trainer.state.global_step,
     )
 
