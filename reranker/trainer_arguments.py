@@ -20,6 +20,7 @@ from transformers.integrations.integration_utils import (
 )
 
 from reranker.errors import UserError
+from reranker.progress import first_process
 
 OWNED = {
     "learning_rate": "use lr",
@@ -108,14 +109,14 @@ def further(given: Mapping[str, Any]) -> Further:
     """What `trainer` says, as the trainer takes it; reports begin, so call it when all is ready to train.
 
     TensorBoard's files go to runs/, for the trainer's own folder goes when training ends, unless the environment has
-    TENSORBOARD_LOGGING_DIR. DVCLive leaves dvc.yaml and the experiments alone.
+    TENSORBOARD_LOGGING_DIR. DVCLive leaves dvc.yaml and the experiments alone. Of several processes the first reports.
 
     Args:
         given: see `check_trainer`.
     """
     arguments = {key: value for key, value in given.items() if key != "report_to"}
     callbacks = []
-    for kind in _reporter_types(given.get("report_to")):
+    for kind in _reporter_types(given.get("report_to")) if first_process() else []:
         callback = kind()
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
             from torch.utils.tensorboard import SummaryWriter

@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 from sentence_transformers import CrossEncoderTrainingArguments
+from transformers import PrinterCallback
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from reranker.errors import UserError
 from reranker.trainer_arguments import OWNED, check_trainer, further, training_arguments
@@ -82,3 +84,12 @@ def test_report_to_a_package_that_is_not_there_says_what_to_install(name):
 def test_reports_are_callbacks_and_the_rest_are_arguments():
     found = further({"report_to": "none", "max_steps": 3})
     assert (dict(found.arguments), list(found.callbacks)) == ({"max_steps": 3}, [])
+
+
+def test_first_process_alone_reports(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "mlflow", PrinterCallback)  # whose package may be missing
+    found = []
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        found.append([type(callback) for callback in further({"report_to": "mlflow"}).callbacks])
+    assert found == [[PrinterCallback], []]
