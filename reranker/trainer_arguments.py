@@ -179,7 +179,7 @@ def _reporter_types(report_to: str | list[str] | None) -> list[type[TrainerCallb
     for name, callback in zip(names, callbacks, strict=False):  # `all` is those that are installed
         try:
             callback()
-        except (RuntimeError, ImportError):
+        except (RuntimeError, ImportError, ValueError):
             package = name.replace("_", "-")
             raise UserError(
                 f"params.yaml: trainer: report_to: {name} is not installed; run `.venv/bin/pip install {package}`"
