@@ -1,12 +1,60 @@
-"""Attention in float32 while all else is in bfloat16, on a CPU that is not fast at small products in bfloat16."""
+"""How attention is computed: by what, and in float32 on a CPU that is not fast at small products in bfloat16."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.base.modules import Transformer
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from transformers.utils.import_utils import is_flash_attn_2_available
+
+from reranker.errors import UserError
+
+FLASH = "flash_attention_2"
+
+
+def use_attention(model: SentenceTransformer | CrossEncoder, wish: str, precision: str) -> None:
+    """Let a transformer compute its attention with what was asked for.
+
+    Flash attention (Dao, ICLR 2024) never holds the matrix of all pairs of tokens, and skips the padding. The inputs
+    stay padded, so what counts their tokens by the mask goes on to work.
+
+    Args:
+        model: changed in place; a static embedding stays as it is.
+        wish: sdpa, eager or flash_attention_2; or auto: flash_attention_2 for a model that has it, where it is
+            installed, on a GPU in bfloat16; else what transformers takes, sdpa for a model that has it.
+        precision: float32 or bfloat16, see `reranker.scoring.choose_precision`.
+
+    Raises:
+        UserError: flash_attention_2 is asked for, and there is no GPU, no package or no bfloat16; or the model does not
+            have what is asked for.
+    """
+    transformer = model[0]
+    if not isinstance(transformer, Transformer):
+        return
+    body = transformer.model
+    available = is_flash_attn_2_available()
+    if wish == "auto":
+        if not (available and precision == "bfloat16" and body._supports_flash_attn):
+            return
+        wish = FLASH
+    if wish == FLASH and not available:
+        raise UserError(
+            f"params.yaml: attention: {FLASH} needs a GPU and the package flash-attn, 2.3.3 or newer: install it, or "
+            "use auto or sdpa"
+        )
+    if wish == FLASH and precision != "bfloat16":
+        raise UserError(f"params.yaml: attention: {FLASH} does not compute in {precision}; use auto or sdpa")
+    refused = UserError(f"params.yaml: attention: {type(body).__name__} has no {wish}; use auto")
+    try:
+        body.set_attn_implementation(wish)
+    except ValueError:
+        raise refused from None
+    if body.config._attn_implementation != wish:  # some models cannot change it, and only log that
+        raise refused
 
 
 class Float32Attention(TorchFunctionMode):

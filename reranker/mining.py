@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from reranker import index, lexical, metrics
+from reranker.attention import use_attention
 from reranker.compiled import use_backend
 from reranker.engine import Engine
 from reranker.errors import UserError
@@ -135,13 +136,14 @@ def guards(
 
 
 def cross_encoder(
-    name: str, precision: str, backend: str, tables: Tables, engine: Engine
+    name: str, precision: str, attention: str, backend: str, tables: Tables, engine: Engine
 ) -> Callable[[Places, Places], Scores]:
     """Scores of pairs of places by a cross-encoder.
 
     Args:
         name: a local folder or a Hub id.
         precision: float32 or bfloat16.
+        attention: see `use_attention`.
         backend: see `use_backend`.
         tables: the data set.
         engine: what computes them.
@@ -152,10 +154,11 @@ def cross_encoder(
     path = resolve(name)
     with loading(name):
         model = CrossEncoder(path)
+        check_words(model)
     if model.num_labels != 1:
         raise UserError(f"params.yaml: rescorer: '{name}' has {model.num_labels} outputs; it must have one")
-        check_words(model)
     queries, passages = (table["text"] for table in tables[:2][::-1])
+    use_attention(model, attention, precision)
     use_backend(model, backend, precision)
 
     def score(of: Places, at: Places) -> Scores:

@@ -84,6 +84,7 @@ class Params(Section):
     max_length: Length
     biencoder_max_length: Length
     precision: Literal["auto", "float32", "bfloat16"]
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"]
     backend: Literal["auto", "torch", "openvino", "openvino-int8", "onnx-int8"]
     engine: Literal["local", "ray"]
     checkpoint_minutes: Minutes

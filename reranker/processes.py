@@ -4,10 +4,12 @@ A launcher (torchrun, accelerate) starts the stage so many times and tells each 
 """
 
 import os
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 
 import torch
 from datasets import Dataset
+from sentence_transformers.base.sampler import MultiDatasetDefaultBatchSampler
 from torch.utils.data import Sampler
 
 from reranker.errors import UserError
@@ -93,3 +95,55 @@ class SplitBatches(Sampler[list[int]]):
     def __len__(self) -> int:
         """Batches of an epoch."""
         return sum(parts for _, parts in self._steps())
+
+
+class SplitSources(Sampler[list[int]]):
+    """Batches of one process, each of rows of one source, that are split among processes: each gets a part of each.
+
+    The steps are those of one process. Where the last batch of a source has fewer rows than there are processes, the
+    batch before it of that source takes them.
+
+    Args:
+        whole: the batches of one process.
+        names: of the sources, in the order of their data.
+
+    Raises:
+        UserError: a source has fewer rows than there are processes.
+    """
+
+    def __init__(self, whole: MultiDatasetDefaultBatchSampler, names: Sequence[str]) -> None:
+        self._whole, self._number = whole, processes()
+        self._ends = whole.dataset.cumulative_sizes
+        for name, start, end in zip(names, [0, *self._ends], self._ends, strict=False):
+            if (rows := end - start) < self._number:
+                raise UserError(
+                    f"params.yaml: launcher: the {rows} rows of '{name}' are too few for {self._number} processes"
+                )
+        self._length = self._number * len(self._batches())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch comes."""
+        self._whole.set_epoch(epoch)
+
+    def _batches(self) -> list[list[int]]:
+        """The batches of the epoch, none with fewer rows than processes."""
+        batches: list[list[int]] = []
+        latest: dict[int, int] = {}
+        for batch in self._whole:
+            source = bisect_right(self._ends, batch[0])
+            if len(batch) < self._number:
+                batches[latest[source]] += batch
+            else:
+                latest[source] = len(batches)
+                batches.append(batch)
+        return batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The batches of the epoch, as each process sees them."""
+        for batch in self._batches():
+            for part in torch.tensor_split(torch.tensor(batch), self._number):
+                yield part.tolist()
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return self._length

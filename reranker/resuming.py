@@ -16,6 +16,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from reranker import checkpoints
@@ -103,6 +104,15 @@ class Surviving(Trainer):
         """Write a checkpoint of the last step that ended."""
         self._tr_loss = self._before_step
         self._save_checkpoint(self.model, None)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The batches, with the epoch's number passed on to what orders the rows."""
+        loader = super().get_train_dataloader()
+        if processes() > 1:
+            # accelerate's shard does not pass it on, and transformers passes by the shard only where no step is skipped
+            shard: Any = loader.batch_sampler
+            shard.set_epoch = shard.batch_sampler.set_epoch
+        return loader
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         # Sentence Transformers lets all processes write the same files, beside them a card and its pickled arguments

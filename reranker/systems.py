@@ -13,6 +13,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from reranker import lexical, revision_models
+from reranker.attention import use_attention
 from reranker.combining import fused_ranks
 from reranker.compiled import use_backend
 from reranker.engine import LOCAL, Engine
@@ -50,6 +51,8 @@ class Settings(NamedTuple):
     """The same before each passage."""
     precision: str
     """float32 or bfloat16."""
+    attention: str
+    """See `use_attention`."""
     backend: str
     """See `use_backend`."""
 
@@ -95,6 +98,7 @@ def opened(system: System, settings: Settings, label: str, engine: Engine = LOCA
     elif isinstance(system, BiencoderSystem):
         model = load_biencoder(resolve(system.biencoder), system.max_length or settings.max_length)
         check_lengths(model[0], max_length=model.max_seq_length or 0)
+        use_attention(model, settings.attention, settings.precision)
         prompts = system.query_prompt, system.passage_prompt
         yield _vectors(model, system.biencoder, prompts, settings, label, engine)
     elif isinstance(system, StaticSystem):
@@ -189,6 +193,7 @@ def _cross_encoder(system: CrossEncoderSystem, settings: Settings, label: str, e
         check_lengths(model[0], max_length=system.max_length)
         model.max_seq_length = system.max_length
     parameters = _parameters(model)
+    use_attention(model, settings.attention, settings.precision)
     use_backend(model, settings.backend, settings.precision)
 
     def scores(pairs: pd.DataFrame) -> Scores:

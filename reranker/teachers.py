@@ -10,6 +10,8 @@ from sentence_transformers import CrossEncoder
 from torch import nn
 
 from reranker import fusion
+from reranker.attention import use_attention
+from reranker.compiled import use_backend
 from reranker.errors import UserError
 from reranker.models import check_words, loading, resolve
 from reranker.records import read_scores
@@ -31,7 +33,14 @@ def is_file(teacher: str) -> bool:
 
 
 def logits(
-    teacher: str, negatives: pd.DataFrame, dev: pd.DataFrame, judgments: pd.DataFrame, precision: str
+    teacher: str,
+    negatives: pd.DataFrame,
+    dev: pd.DataFrame,
+    judgments: pd.DataFrame,
+    *,
+    precision: str,
+    attention: str,
+    backend: str,
 ) -> NDArray[np.float64]:
     """A teacher's scores of the mined pairs.
 
@@ -41,6 +50,8 @@ def logits(
         dev: see `fusion.fit_weights`.
         judgments: see `fusion.fit_weights`.
         precision: float32 or bfloat16.
+        attention: see `use_attention`.
+        backend: see `from_cross_encoder`.
 
     Raises:
         UserError: see `from_cross_encoder` and `records.read_scores`.
@@ -50,7 +61,8 @@ def logits(
         return read_scores(Path(teacher), negatives).to_numpy(float)
     if teacher in SIGNALS:
         return from_signals(teacher, negatives, dev, judgments)
-    return from_cross_encoder(teacher, negatives["query"].tolist(), negatives["passage"].tolist(), precision)
+    texts = negatives["query"].tolist(), negatives["passage"].tolist()
+    return from_cross_encoder(teacher, *texts, precision=precision, attention=attention, backend=backend)
 
 
 def from_signals(
@@ -71,7 +83,7 @@ def from_signals(
 
 
 def from_cross_encoder(
-    teacher: str, queries: Sequence[str], passages: Sequence[str], precision: str
+    teacher: str, queries: Sequence[str], passages: Sequence[str], *, precision: str, attention: str, backend: str
 ) -> NDArray[np.float64]:
     """Logits of a cross-encoder: its scores without its activation.
 
@@ -80,9 +92,11 @@ def from_cross_encoder(
         queries: as many as passages.
         passages: whole texts, which the teacher cuts as it is used to.
         precision: float32 or bfloat16.
+        attention: see `use_attention`.
+        backend: what computes in float32 where it is auto or openvino, see `use_backend`; torch does elsewhere.
 
     Raises:
-        UserError: there is no usable model of that name, or it has several outputs.
+        UserError: there is no usable model of that name, it has several outputs, or it cannot be computed as asked.
     """
     path = resolve(teacher)
     with loading(teacher):
@@ -91,4 +105,8 @@ def from_cross_encoder(
     if model.num_labels != 1:
         raise UserError(f"params.yaml: teacher: '{teacher}' has {model.num_labels} outputs; it must have one")
     model.activation_fn = nn.Identity()
+    use_attention(model, attention, precision)
+    # in float32 OpenVINO gives torch's scores to 1e-5; rounded to fewer digits, each library has its own
+    if precision == "float32" and backend in ("auto", "openvino"):
+        use_backend(model, backend, precision)
     return score_pairs(model, queries, passages, label="train: teacher", precision=precision)

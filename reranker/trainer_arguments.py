@@ -4,7 +4,8 @@ import dataclasses
 import difflib
 import tempfile
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from transformers.integrations.integration_utils import (
 )
 
 from reranker.errors import UserError
+from reranker.progress import first_process
 
 OWNED = {
     "learning_rate": "use lr",
@@ -50,8 +52,10 @@ OWNED = {
     ),
     **dict.fromkeys(("logging_strategy", "logging_steps"), "the loss is logged forty times"),
     **dict.fromkeys(("do_train", "do_predict", "disable_tqdm"), "the stage decides it"),
+    "push_to_hub": "the model goes to models/reranker; upload it from there",
+    "neftune_noise_alpha": "the trainer cannot reach the embeddings of a cross-encoder",
 }
-"""Fields that have another place, and which."""
+"""Fields that have another place, and which, or none."""
 LEAST = {"gradient_accumulation_steps": 1, "dataloader_num_workers": 0}
 """Smallest values that the trainer does not check."""
 
@@ -91,7 +95,13 @@ def check_trainer(given: Mapping[str, Any]) -> None:
                 f"params.yaml: trainer: {key}: {value!r} is not allowed: it should be at least {LEAST[key]}"
             )
     with tempfile.TemporaryDirectory() as scratch:
-        training_arguments({"output_dir": scratch, "use_cpu": not torch.cuda.is_available()}, given)
+        needed = {
+            "output_dir": scratch,
+            "use_cpu": not torch.cuda.is_available(),
+            "eval_strategy": "steps",
+            "eval_steps": 1,
+        }
+        training_arguments(needed, given)
     _reporter_types(given.get("report_to"))
 
 
@@ -99,14 +109,14 @@ def further(given: Mapping[str, Any]) -> Further:
     """What `trainer` says, as the trainer takes it; reports begin, so call it when all is ready to train.
 
     TensorBoard's files go to runs/, for the trainer's own folder goes when training ends, unless the environment has
-    TENSORBOARD_LOGGING_DIR. DVCLive leaves dvc.yaml and the experiments alone.
+    TENSORBOARD_LOGGING_DIR. DVCLive leaves dvc.yaml and the experiments alone. Of several processes the first reports.
 
     Args:
         given: see `check_trainer`.
     """
     arguments = {key: value for key, value in given.items() if key != "report_to"}
     callbacks = []
-    for kind in _reporter_types(given.get("report_to")):
+    for kind in _reporter_types(given.get("report_to")) if first_process() else []:
         callback = kind()
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
             from torch.utils.tensorboard import SummaryWriter
@@ -132,6 +142,25 @@ def training_arguments(defaults: Mapping[str, Any], given: Mapping[str, Any]) ->
         raise UserError(f"params.yaml: trainer: {' '.join(str(error).split())}") from None
 
 
+@contextmanager
+def refusals(given: Mapping[str, Any], kinds: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Turn what the trainer raises for a field into one line.
+
+    Args:
+        given: see `check_trainer`; without any field an error is none of theirs.
+        kinds: of errors.
+
+    Raises:
+        UserError: the block raised one of these.
+    """
+    try:
+        yield
+    except kinds as error:
+        if not given:
+            raise
+        raise UserError(f"params.yaml: trainer: {' '.join(str(error).split())}") from None
+
+
 def _check_type(key: str, value: object, hint: Any) -> None:
     try:
         TypeAdapter(hint, config=ConfigDict(strict=True, arbitrary_types_allowed=True)).validate_python(value)
@@ -150,7 +179,7 @@ def _reporter_types(report_to: str | list[str] | None) -> list[type[TrainerCallb
     for name, callback in zip(names, callbacks, strict=False):  # `all` is those that are installed
         try:
             callback()
-        except (RuntimeError, ImportError):
+        except (RuntimeError, ImportError, ValueError):
             package = name.replace("_", "-")
             raise UserError(
                 f"params.yaml: trainer: report_to: {name} is not installed; run `.venv/bin/pip install {package}`"

@@ -39,11 +39,11 @@ from reranker.losses import InBatchSoftmaxLoss
 from reranker.models import check_words, loading
 from reranker.onednn import OneDnnLinears
 from reranker.passes import in_passes
-from reranker.processes import SplitBatches, processes
+from reranker.processes import SplitBatches, SplitSources, processes
 from reranker.progress import Progress
 from reranker.resuming import Place, Surviving, train
 from reranker.scoring import check_lengths
-from reranker.trainer_arguments import NOTHING, Further, training_arguments
+from reranker.trainer_arguments import NOTHING, Further, refusals, training_arguments
 
 LOGGED = 40
 """Points of the loss curve."""
@@ -176,6 +176,20 @@ class _CrossEncoderTrainer(Surviving, CrossEncoderTrainer):
         with in_passes(model) if processes() == 1 else nullcontext():
             return super().compute_loss(model, *arguments, **named)
 
+    def get_batch_sampler(
+        self, dataset: Dataset, batch_size: int, drop_last: bool, *arguments: Any, **named: Any
+    ) -> Any:
+        if processes() > 1 and isinstance(self.train_dataset, DatasetDict):
+            # the batches of a source are those of one process until they are split; with several processes the library
+            # would drop the last one
+            batch_size, drop_last = batch_size * processes(), False
+        return super().get_batch_sampler(dataset, batch_size, drop_last, *arguments, **named)
+
+    def get_multi_dataset_batch_sampler(self, *arguments: Any, **named: Any) -> Any:
+        whole: Any = super().get_multi_dataset_batch_sampler(*arguments, **named)
+        sources: Any = self.train_dataset
+        return SplitSources(whole, list(sources)) if processes() > 1 else whole
+
 
 def tune_biencoder(
     model: SentenceTransformer,
@@ -258,8 +272,8 @@ def tune_cross_encoder(
     model.model_card_data.generate_widget_examples = False
     metric = str(evaluator.primary_metric)
     watched = f"eval_{metric}"
-    if processes() > 1 and isinstance(data, DatasetDict):
-        raise UserError("params.yaml: launcher: a loss for each source is trained by one process; set python")
+    if processes() > 1 and "batch_sampler" in further.arguments:
+        raise UserError("params.yaml: trainer: batch_sampler: several processes split the batches of one; leave it out")
     given = dict(further.arguments)
     accumulated = int(given.pop("gradient_accumulation_steps", 1))
 
@@ -275,27 +289,31 @@ def tune_cross_encoder(
             "learning_rate_mapping": {r"\b2\.linear\.": head_lr},
             **_arguments(schedule, place._replace(passes=place.passes * accumulated)),
         }
-        return _CrossEncoderTrainer(
-            model=model,
-            args=training_arguments(defaults, given),
-            train_dataset=data,
-            loss=loss,
-            evaluator=evaluator,
-            callbacks=[
-                _ShowProgress(label, metric),
-                _EvenlySpread(evaluations),
-                EarlyStoppingCallback(patience),
-                *further.callbacks,
-            ],
-        )
+        if processes() > 1 and not isinstance(data, DatasetDict):
+            defaults["batch_sampler"] = functools.partial(SplitBatches, passes=place.passes * accumulated)
+        arguments = training_arguments(defaults, given)
+        with refusals(further.arguments, (ImportError, ValueError)):
+            return _CrossEncoderTrainer(
+                model=model,
+                args=arguments,
+                train_dataset=data,
+                loss=loss,
+                evaluator=evaluator,
+                callbacks=[
+                    _ShowProgress(label, metric),
+                    _EvenlySpread(evaluations),
+                    EarlyStoppingCallback(patience),
+                    *further.callbacks,
+                ],
+            )
 
     settings = schedule, evaluations, patience, head_lr, dict(further.arguments)
     in_batch = any(isinstance(each, IN_BATCH) for each in (loss.values() if isinstance(loss, dict) else [loss]))
-    with _fast():
+    with _fast(), refusals(further.arguments, (ImportError,)):  # a package that an optimiser needs
         trainer = train(
             build, model, data, schedule.batch_size, settings=settings, label=label, kept=kept, split=not in_batch
         )
-    assert trainer.lr_scheduler is not None  # noqa: S101 - it has trained
+    scheduler: Any = trainer.lr_scheduler
     history = trainer.state.log_history
     measured = [metric, *others]
     dev = [(entry["step"], *(entry[f"eval_{name}"] for name in measured)) for entry in history if watched in entry]
@@ -304,7 +322,7 @@ def tune_cross_encoder(
             [(entry["step"], entry["loss"]) for entry in history if "loss" in entry], columns=["step", "loss"]
         ),
         pd.DataFrame(dev, columns=["step", *measured]),
-        float(trainer.lr_scheduler.base_lrs[0]),
+        float(getattr(scheduler, "base_lrs", [schedule.lr])[0]),  # reduce_lr_on_plateau does not keep it
         trainer.state.global_step,
     )
 
@@ -329,7 +347,6 @@ def _arguments(schedule: Schedule, place: Place) -> dict[str, Any]:
         "optim": "adamw_torch_fused",
     }
     if processes() > 1:
-        arguments["batch_sampler"] = functools.partial(SplitBatches, passes=place.passes)
         arguments["ddp_backend"] = "nccl" if torch.cuda.is_available() else "gloo"
     return arguments
 

@@ -66,6 +66,7 @@ def main(arguments: Sequence[str]) -> str:
         query_prompt=params.query_prompt,
         passage_prompt=params.passage_prompt,
         precision=choose_precision(params.precision),
+        attention=params.attention,
         backend=params.backend,
     )
     computes = engine.start(params.engine)

@@ -50,6 +50,7 @@ def main(arguments: Sequence[str]) -> str:
         query_prompt=params.query_prompt,
         passage_prompt=params.passage_prompt,
         precision=choose_precision(params.precision),
+        attention=params.attention,
         backend=params.backend,
     )
     of_evaluate: dict[str, System] = {

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from reranker import audit, engine, mining, negatives, retrieval
+from reranker.attention import use_attention
 from reranker.compiled import use_backend
 from reranker.errors import UserError
 from reranker.judged import Places, by_place
@@ -86,6 +87,7 @@ def main(arguments: Sequence[str]) -> str:
     pool = negatives.retrieve(first_stage, order, known, filters, params.train_queries)
     precision = choose_precision(params.precision)
     biencoder = load_biencoder(str(PATHS.biencoder), params.biencoder_max_length)
+    use_attention(biencoder, params.attention, precision)
     use_backend(biencoder, params.backend, precision)
 
     def teacher(of: Places, at: Places) -> mining.Scores:
@@ -96,7 +98,7 @@ def main(arguments: Sequence[str]) -> str:
     if params.rescorer:
         score = teacher
         if params.rescorer != "biencoder":
-            score = mining.cross_encoder(params.rescorer, precision, params.backend, tables, computes)
+            score = mining.cross_encoder(params.rescorer, precision, params.attention, params.backend, tables, computes)
         pool = negatives.rescore(pool, score)
     mined = negatives.mine(
         pool,

@@ -14,6 +14,7 @@ quiet_libraries()
 from sentence_transformers import CrossEncoder
 
 from reranker import engine, lexical
+from reranker.attention import use_attention
 from reranker.compiled import use_backend
 from reranker.errors import UserError
 from reranker.excerpts import excerpts, in_words
@@ -44,12 +45,14 @@ def main(arguments: Sequence[str]) -> str:
         if folder:
             require(folder)
         biencoder = load_biencoder(str(folder) if folder else resolve(params.base_model), params.biencoder_max_length)
+        use_attention(biencoder, params.attention, precision)
         use_backend(biencoder, params.backend, precision)
         scores = pair_cosines(biencoder, queries, passages, label=label, precision=precision, engine=computes)
     else:
         require(PATHS.reranker)
         with loading(str(PATHS.reranker)):
             model = CrossEncoder(str(PATHS.reranker))
+        use_attention(model, params.attention, precision)
         use_backend(model, params.backend, precision)
         counted = lexical.load(PATHS.reranker / "words.json")
         shown = excerpts(model.tokenizer, model.max_seq_length, counted, queries, passages)

@@ -18,6 +18,7 @@ from functools import partial
 from sentence_transformers import CrossEncoder
 
 from reranker import lexical, teachers
+from reranker.attention import use_attention
 from reranker.checkpoints import Checkpoints
 from reranker.evaluator import check_evaluators, make_evaluator
 from reranker.excerpts import with_texts
@@ -57,13 +58,22 @@ def main(arguments: Sequence[str]) -> str:
         label = f"student {layers}"
         seed_everything(params.seed)
         model = build_cross_encoder(start, params.max_length, 0, outputs, layers, "student_layers")
+        use_attention(model, params.attention, precision)
         texts = partial(
             with_texts, texts=tables, tokenizer=model.tokenizer, max_length=params.max_length, counted=counted
         )
         if not trained:  # they read and are taught the same
             dev, negatives = texts(dev), texts(negatives)
             if taught:
-                negatives["teacher"] = teachers.logits(params.teacher, negatives, dev, tables.judgments, precision)
+                negatives["teacher"] = teachers.logits(
+                    params.teacher,
+                    negatives,
+                    dev,
+                    tables.judgments,
+                    precision=precision,
+                    attention=params.attention,
+                    backend=params.backend,
+                )
         lesson = make_lesson(
             negatives, model, losses, targets=params.targets, distillation=params.distillation, seed=params.seed
         )

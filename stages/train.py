@@ -16,6 +16,7 @@ import json
 from functools import partial
 
 from reranker import fusion, lexical, lora, metrics, teachers
+from reranker.attention import use_attention
 from reranker.card import model_card
 from reranker.checkpoints import Checkpoints
 from reranker.errors import UserError
@@ -76,13 +77,22 @@ def main(arguments: Sequence[str]) -> str:
     seed_everything(params.seed)
     start = str(PATHS.biencoder) if params.start_from_biencoder else resolve(params.base_model)
     model = build_cross_encoder(start, params.max_length, params.frozen_layers, outputs, params.num_layers)
+    use_attention(model, params.attention, precision)
     if params.lora:
         lora.attach(model, lora.Lora(**params.lora.model_dump()), params.frozen_layers)
     counted = lexical.statistics(tables.passages["text"])
     texts = partial(with_texts, texts=tables, tokenizer=model.tokenizer, max_length=params.max_length, counted=counted)
     dev, negatives = texts(dev), texts(negatives)
     if taught:
-        negatives["teacher"] = teachers.logits(params.teacher, negatives, dev, judgments, precision)
+        negatives["teacher"] = teachers.logits(
+            params.teacher,
+            negatives,
+            dev,
+            judgments,
+            precision=precision,
+            attention=params.attention,
+            backend=params.backend,
+        )
     lesson = make_lesson(
         negatives, model, losses, targets=params.targets, distillation=params.distillation, seed=params.seed
     )

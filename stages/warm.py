@@ -16,6 +16,7 @@ quiet_libraries()
 
 import numpy as np
 
+from reranker.attention import use_attention
 from reranker.checkpoints import Checkpoints
 from reranker.errors import UserError
 from reranker.models import resolve
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str]) -> str:
     )
     model = load_biencoder(base, params.warm_max_length)
     check_lengths(model[0], warm_max_length=params.warm_max_length, biencoder_max_length=params.biencoder_max_length)
+    use_attention(model, params.attention, schedule.precision)
     about = (params.model_dump(exclude={*WITHOUT_EFFECT, "launcher"}),)
     kept = Checkpoints(PATHS.checkpoints / label, params.checkpoint_minutes, about)
     training = time.monotonic()

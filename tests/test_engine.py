@@ -201,7 +201,7 @@ def test_systems_that_are_compared_have_the_bytes_of_one_process(
     monkeypatch.chdir(tmp_path)
     texts = sentences(100)
     pairs = pd.DataFrame({"query_id": "q", "query": texts, "passage": texts[::-1], "retrieved": True})
-    settings = Settings(lexical.statistics(texts), 32, None, None, "float32", "torch")
+    settings = Settings(lexical.statistics(texts), 32, None, None, "float32", "auto", "torch")
     systems: dict[str, tuple[System, int]] = {
         "retriever": (RetrieverSystem(retriever=["bm25", "models/static"]), 1),
         "biencoder": (BiencoderSystem(biencoder=biencoder), 2),

@@ -106,9 +106,14 @@ def test_table_and_schema_have_the_same_names_and_every_loss_of_the_library():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", LOSSES)
-def test_model_learns_from_the_loss_and_is_the_same_when_loaded_again(loss, encoder: str, dev, tmp_path: Path):
-    trained = Trained(encoder, dev, loss)
+@pytest.mark.parametrize(
+    ("loss", "arguments"),
+    [(loss, {}) for loss in LOSSES] + [("lambda", {"weighting_scheme": scheme}) for scheme in sorted(SCHEMES)],
+)
+def test_model_learns_from_the_loss_and_is_the_same_when_loaded_again(
+    loss, arguments, encoder: str, dev, tmp_path: Path
+):
+    trained = Trained(encoder, dev, loss, arguments)
     curve = trained.curve.loss["loss"]
     assert curve.iloc[-6:].mean() < 0.9 * curve.iloc[:6].mean()
     assert trained.curve.dev["ndcg@10"].max() > trained.before

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sentence_transformers import CrossEncoder
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from reranker import duplicates, leaks, lexical
 from reranker.errors import UserError
@@ -605,6 +606,10 @@ def test_train_makes_a_model_of_one_output_however_it_is_told_to(mined, cross_en
         ("loss: group_softmax ", "loss: {faq: mse} ", "loss: no loss for the source 'pydocs', which has mined "),
         ("num_layers: null ", "num_layers: 5 ", "num_layers: 5: the model has 2 layers"),
         ("teacher: fused ", "teacher: data/raw/none.csv ", "data/raw/none.csv does not exist; name a file with "),
+        pytest.param(
+            *("attention: auto ", "attention: flash_attention_2 ", "attention: flash_attention_2 needs a GPU and the "),
+            marks=pytest.mark.skipif(is_flash_attn_2_available(), reason="flash attention is there"),
+        ),
     ],
 )
 def test_train_that_cannot_do_as_it_is_told_says_so_before_it_starts(mined, old, new, message):

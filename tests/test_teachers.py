@@ -24,6 +24,8 @@ DEV = pd.DataFrame(
 )
 JUDGMENTS = pd.DataFrame({"query_id": ["q1", "q2"], "passage_id": ["p1", "p2"], "relevance": [1, 1]})
 
+AS_TORCH = {"precision": "float32", "attention": "auto", "backend": "torch"}
+
 
 @pytest.mark.parametrize(
     ("teacher", "column"), [("biencoder", "teacher_score"), ("static", "static_score"), ("bm25", "bm25")]
@@ -46,15 +48,32 @@ def test_cross_encoder_teaches_by_its_logits_whatever_its_activation(cross_encod
     model.save_pretrained(str(tmp_path), create_model_card=False)
     pairs = ["sort a list", "find the path"], ["order numbers", "red apples"]
     logits = score_pairs(CrossEncoder(cross_encoder), *pairs, label="")
-    np.testing.assert_allclose(from_cross_encoder(str(tmp_path), *pairs, "float32"), logits, atol=1e-6)
+    np.testing.assert_allclose(from_cross_encoder(str(tmp_path), *pairs, **AS_TORCH), logits, atol=1e-6)
+
+
+def test_cross_encoder_teaches_by_openvino_in_float32_alone(cross_encoder: str):
+    pairs = (
+        ["sort a list", "find the path", ""] * 9,
+        ["order numbers", "red apples", "read", "a csv file", ""] * 5 + ["a"] * 2,
+    )
+    plain = from_cross_encoder(cross_encoder, *pairs, **AS_TORCH)
+    for backend in ("auto", "openvino"):
+        found = from_cross_encoder(cross_encoder, *pairs, **AS_TORCH | {"backend": backend})
+        np.testing.assert_allclose(found, plain, atol=1e-5)
+        assert not np.array_equal(found, plain)
+    rounded = from_cross_encoder(cross_encoder, *pairs, **AS_TORCH | {"precision": "bfloat16"})
+    found = from_cross_encoder(cross_encoder, *pairs, precision="bfloat16", attention="auto", backend="auto")
+    np.testing.assert_array_equal(found, rounded)
+    found = from_cross_encoder(cross_encoder, *pairs, **AS_TORCH | {"backend": "openvino-int8"})
+    np.testing.assert_array_equal(found, plain)
 
 
 def test_cross_encoder_of_several_outputs_or_of_no_such_name_is_no_teacher(encoder: str, tmp_path: Path):
     build_cross_encoder(encoder, 32, outputs=3).save_pretrained(str(tmp_path), create_model_card=False)
     with pytest.raises(UserError, match="has 3 outputs; it must have one"):
-        from_cross_encoder(str(tmp_path), ["a"], ["b"], "float32")
+        from_cross_encoder(str(tmp_path), ["a"], ["b"], **AS_TORCH)
     with pytest.raises(UserError, match="'no/such-model' is neither bundled"):
-        from_cross_encoder("no/such-model", ["a"], ["b"], "float32")
+        from_cross_encoder("no/such-model", ["a"], ["b"], **AS_TORCH)
 
 
 SCORES = pd.DataFrame({"query_id": ["01", "q2", "q2"], "passage_id": ["p1", "p2", "p9"], "score": [0.5, -2.0, 7.0]})

@@ -1,7 +1,10 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
 from sentence_transformers import CrossEncoderTrainingArguments
+from transformers import PrinterCallback
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from reranker.errors import UserError
 from reranker.trainer_arguments import OWNED, check_trainer, further, training_arguments
@@ -56,8 +59,16 @@ def test_field_that_is_not_allowed_is_named_with_what_is(given, message):
     assert "\n" not in str(caught.value)
 
 
-def test_every_field_with_another_place_is_one_of_the_trainer():
-    assert OWNED.keys() <= {*CrossEncoderTrainingArguments.__dataclass_fields__}
+def test_every_field_of_the_trainer_is_taken_or_has_another_place():
+    fields = dataclasses.fields(CrossEncoderTrainingArguments)
+    assert OWNED.keys() <= {field.name for field in fields}
+    for field in fields:
+        plain = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if field.name in OWNED:
+            with pytest.raises(UserError, match=f"trainer: {field.name}: is not given here; "):
+                check_trainer({field.name: plain})
+        else:
+            check_trainer({field.name: plain})
 
 
 @pytest.mark.parametrize("name", ["comet_ml", "clearml", "swanlab"])
@@ -73,3 +84,12 @@ def test_report_to_a_package_that_is_not_there_says_what_to_install(name):
 def test_reports_are_callbacks_and_the_rest_are_arguments():
     found = further({"report_to": "none", "max_steps": 3})
     assert (dict(found.arguments), list(found.callbacks)) == ({"max_steps": 3}, [])
+
+
+def test_first_process_alone_reports(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "mlflow", PrinterCallback)  # whose package may be missing
+    found = []
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        found.append([type(callback) for callback in further({"report_to": "mlflow"}).callbacks])
+    assert found == [[PrinterCallback], []]

@@ -13,7 +13,7 @@ from reranker.evaluator import DevRanking
 from reranker.loss_table import make_loss
 from reranker.scoring import embed, load_biencoder, score_pairs
 from reranker.shapes import group_rows
-from reranker.trainer_arguments import Further
+from reranker.trainer_arguments import Further, check_trainer
 from reranker.training import (
     LOGGED,
     Curve,
@@ -327,9 +327,27 @@ def test_argument_of_the_trainer_takes_the_place_of_what_the_schedule_says(encod
 
 
 @pytest.mark.slow
-def test_argument_that_the_trainer_refuses_is_named(encoder: str, dev):
-    with pytest.raises(UserError, match=r"params\.yaml: trainer: nowhere is not a valid OptimizerNames"):
-        Trained(encoder, dev, further=Further({"optim": "nowhere"}))
+def test_rate_may_follow_the_figures_of_dev(encoder: str, dev):
+    arguments = {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"mode": "max"}}
+    check_trainer(arguments)
+    trained = Trained(encoder, dev, further=Further(arguments))
+    assert trained.curve.peak_lr == SCHEDULE.lr
+    assert largest_change(trained)["body"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"optim": "nowhere"}, "nowhere is not a valid OptimizerNames"),
+        ({"fsdp": "full_shard"}, "Using fsdp only works in distributed training"),
+        ({"optim": "galore_adamw"}, "You need to install `galore_torch`"),
+    ],
+    ids=["value", "surroundings", "package"],
+)
+def test_argument_that_the_trainer_refuses_is_named(encoder: str, dev, arguments, message):
+    with pytest.raises(UserError, match=rf"params\.yaml: trainer: {message}"):
+        Trained(encoder, dev, further=Further(arguments))
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -21,16 +22,18 @@ RESULT = ("models/reranker/model.safetensors", "metrics/train.json", "metrics/cu
 
 
 class Trainable:
-    """The directory; the mined queries are so many."""
+    """The directory; the mined queries are so many, of these sources in turn."""
 
-    def __init__(self, path: Path, biencoder: str, queries: int = 32, **values: object) -> None:
+    def __init__(
+        self, path: Path, biencoder: str, queries: int = 32, sources: Sequence[str] = ("words",), **values: object
+    ) -> None:
         self.path = path
         shutil.copytree(biencoder, path / "models" / "biencoder")
         (path / "models" / "static").mkdir()
         shutil.copy(ROOT / "params.yaml", path)
         settings = {"max_length": 32, "frozen_layers": 0, "precision": "float32", "epochs": 2, "evaluations": 4}
         self.set(**settings | {"patience": 9, "lr": 1e-3, "checkpoint_minutes": 0} | values)
-        self._tables(queries)
+        self._tables(queries, sources)
 
     def set(self, **values: object) -> None:
         """Give keys of params.yaml other values."""
@@ -40,14 +43,15 @@ class Trainable:
             lines[place] = f"{key}: {json.dumps(value)}\n"
         (self.path / "params.yaml").write_text("".join(lines), encoding="utf-8")
 
-    def _tables(self, queries: int) -> None:
+    def _tables(self, queries: int, sources: Sequence[str]) -> None:
         passages = list(ABOUT.values())
         asked = [(f"q{n}", list(ABOUT)[n % 4], n % 4, "train") for n in range(queries)]
         asked += [(f"d{n}", query, n, "dev") for n, query in enumerate(ABOUT)]
         ids = [query_id for query_id, *_ in asked]
         self._write("prepared/passages", passage_id=[f"p{n}" for n in range(4)], text=passages, group=["p"] * 4)
         texts, splits = [text for _, text, *_ in asked], [split for *_, split in asked]
-        self._write("prepared/queries", query_id=ids, text=texts, group=ids, split=splits, source="words")
+        of = [sources[n % len(sources)] for n in range(len(ids))]
+        self._write("prepared/queries", query_id=ids, text=texts, group=ids, split=splits, source=of)
         right = [f"p{place}" for _, _, place, _ in asked]
         self._write("prepared/judgments", query_id=ids, passage_id=right, relevance=1)
         for name, split in (("candidates", "dev"), ("negatives", "train")):
