@@ -87,7 +87,7 @@ def test_dev_without_a_right_passage_is_an_error_of_one_line():
 
 
 def rescorer(name: str) -> np.ndarray:
-    score = mining.cross_encoder(name, "float32", "torch", TABLES, LOCAL)
+    score = mining.cross_encoder(name, "float32", "auto", "torch", TABLES, LOCAL)
     return score(np.zeros(2, np.int64), np.arange(2))
 
 
