@@ -273,7 +273,9 @@ def tune_cross_encoder(
     metric = str(evaluator.primary_metric)
     watched = f"eval_{metric}"
     if processes() > 1 and "batch_sampler" in further.arguments:
-        raise UserError("params.yaml: trainer: batch_sampler: several processes split the batches of one; leave it out")
+        raise UserError(
+            "params.yaml: trainer: batch_sampler: several processes split the batches themselves; leave it out"
+        )
     given = dict(further.arguments)
     accumulated = int(given.pop("gradient_accumulation_steps", 1))
 

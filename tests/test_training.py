@@ -326,6 +326,12 @@ def test_argument_of_the_trainer_takes_the_place_of_what_the_schedule_says(encod
     assert largest_change(trained)["head"] != pytest.approx(1e-2, rel=0.01)
 
 
+def test_batches_of_another_kind_are_refused_where_several_processes_split_them(encoder: str, dev, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"^params\.yaml: trainer: batch_sampler: several processes split the batches "):
+        Trained(encoder, dev, further=Further({"batch_sampler": "no_duplicates"}))
+
+
 @pytest.mark.slow
 def test_rate_may_follow_the_figures_of_dev(encoder: str, dev):
     arguments = {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"mode": "max"}}
