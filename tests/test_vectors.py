@@ -309,8 +309,10 @@ def full_disk(size: int) -> Iterator[None]:
     """No file can be longer."""
     earlier = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, earlier[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, earlier)
+    try:
+        yield
+    finally:  # else a failure would be one of all tests that follow
+        resource.setrlimit(resource.RLIMIT_FSIZE, earlier)
 
 
 @pytest.mark.parametrize("in_memory", [0, 2**30])
