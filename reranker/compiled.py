@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from reranker.errors import UserError, first_line
 from reranker.graphs import onnx_graph, openvino_graph
+from reranker.progress import first_process
 from reranker.quantised import check_installed, quantise_onnx, quantise_openvino
 from reranker.runtimes import Compute, onnx_runtime, openvino_runtime
 
@@ -90,7 +91,8 @@ def use_backend(model: SentenceTransformer | CrossEncoder, wish: str, precision:
         reason = f"{library} cannot read this model ({first_line(error)[:100]})"
         if wish != "auto":
             raise UserError(f"params.yaml: backend: {reason}; use auto or torch") from None
-        print(f"{reason}: torch computes")
+        if first_process():
+            print(f"{reason}: torch computes")
 
 
 def _compile(transformer: Transformer, precision: str, backend: str) -> None:

@@ -114,7 +114,7 @@ def quiet_libraries() -> None:
 def run_stage(main: Callable[[Sequence[str]], str], arguments: Sequence[str]) -> int:
     """Run a stage and print the line that says what it made; bad input ends it with one line instead.
 
-    Of several processes, the first one prints what was made.
+    Of several processes, the first one prints what was made, and under torchrun one alone what went wrong.
 
     Returns:
         The exit status: 0, 1 for bad input, 130 for an interrupt.
@@ -124,9 +124,24 @@ def run_stage(main: Callable[[Sequence[str]], str], arguments: Sequence[str]) ->
         if first_process():
             print(made, flush=True)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _tell_once(f"error: {error}")
         return 1
     except KeyboardInterrupt:
         print("interrupted: nothing half-written was left behind", file=sys.stderr)
         return 130
     return 0
+
+
+def _tell_once(line: str) -> None:
+    """Print an error; of the processes of torchrun, which mostly meet it together, the first to come does."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        print(line, file=sys.stderr, flush=True)
+        return
+    from torch.distributed.rendezvous import rendezvous
+
+    store, *_ = next(rendezvous("env://"))  # of torchrun, and of this attempt
+    if store.add("errors met", 1) == 1:
+        print(line, file=sys.stderr, flush=True)
+        store.set("error told", "")
+    else:
+        store.wait(["error told"])  # torchrun ends all processes once one has ended

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from reranker.progress import quiet_libraries, run_stage
+from reranker.progress import first_process, quiet_libraries, run_stage
 
 quiet_libraries()
 
@@ -18,8 +18,10 @@ from reranker.attention import use_attention
 from reranker.compiled import use_backend
 from reranker.errors import UserError
 from reranker.excerpts import excerpts, in_words
+from reranker.launched import OnProcesses
 from reranker.models import loading, resolve
 from reranker.params import load_params
+from reranker.processes import processes
 from reranker.records import PATHS, SCORED, read_table, read_tables, record_time, require
 from reranker.runs import write_scored
 from reranker.scoring import choose_precision, load_biencoder, pair_cosines, score_pairs
@@ -33,12 +35,15 @@ def main(arguments: Sequence[str]) -> str:
         raise UserError(f"python -m stages.score: name one of the systems {', '.join(SCORED)}")
     (system,) = arguments
     params = load_params(PATHS.params)
+    on_cluster = params.engine == "ray"
+    if on_cluster and not first_process():
+        return "score: the first process hands the work to the cluster"
     tables = read_tables()
     candidates = read_table(PATHS.candidates, ["query_id", "passage_id", "rank", "split"])
     test = in_words(candidates[candidates["split"] == "test"], tables)
     queries, passages = test["query"].tolist(), test["passage"].tolist()
 
-    computes = engine.start(params.engine)
+    computes = engine.start(params.engine) if on_cluster or processes() == 1 else OnProcesses()
     label, precision = f"score {system}", choose_precision(params.precision)
     if system in BIENCODERS:
         folder = BIENCODERS[system]
@@ -57,6 +62,8 @@ def main(arguments: Sequence[str]) -> str:
         counted = lexical.load(PATHS.reranker / "words.json")
         shown = excerpts(model.tokenizer, model.max_seq_length, counted, queries, passages)
         scores = score_pairs(model, queries, shown, label=label, precision=precision, engine=computes)
+    if not first_process():
+        return "score: the first process writes the result"
 
     scored = test[["query_id", "passage_id"]].assign(score=scores)
     path = write_scored(scored, test["rank"] <= params.top_k, system)

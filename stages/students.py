@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from reranker.progress import quiet_libraries, run_stage
+from reranker.progress import first_process, quiet_libraries, run_stage
 
 quiet_libraries()
 
@@ -106,8 +106,12 @@ def main(arguments: Sequence[str]) -> str:
             kept=kept,
         )
         trained[layers] = one_output(model) if outputs > 1 else model
+        if not first_process():
+            continue
         told.append(f"{layers}: {curve.dev['ndcg@10'].max():.3f}")
         kept.remove()
+    if not first_process():
+        return "students: the first process writes the result"
     with folder(PATHS.students) as part:
         for layers, student in trained.items():
             student.save_pretrained(str(part / str(layers)), create_model_card=False)
