@@ -123,7 +123,7 @@ def further(given: Mapping[str, Any]) -> Further:
 
             callback = TensorBoardCallback(SummaryWriter())  # type: ignore[no-untyped-call]
         if isinstance(callback, DVCLiveCallback):
-            from dvclive import Live
+            from dvclive.live import Live
 
             callback = DVCLiveCallback(Live(dvcyaml=None, save_dvc_exp=False))
         callbacks.append(callback)
