@@ -44,6 +44,11 @@ Losses = Annotated[
 ]
 """One for all queries, or one for those of each source."""
 
+Evaluations = Annotated[
+    Annotated[Count, Tag("[one]")] | Annotated[list[Count], Field(min_length=1), Tag("[steps]")],
+    Discriminator(lambda value: "[steps]" if isinstance(value, list) else "[one]"),
+]
+"""How many, or at which steps."""
 
 UNIONS = {"sources": KINDS, "systems": SYSTEM_KINDS}
 """Keys with entries of several kinds: what tells them apart."""
@@ -142,7 +147,7 @@ class Params(Section):
     batch_size: Count
     warmup: Share
     weight_decay: Annotated[float, Field(ge=0)]
-    evaluations: Count
+    evaluations: Evaluations
     eval_queries: Count
     patience: Count
     evaluators: Annotated[Names, Field(min_length=1)]
@@ -176,12 +181,19 @@ class Params(Section):
         for layers in self.student_layers:
             if self.student_layers.count(layers) > 1:
                 raise ValueError("student_layers|must not have a number twice")
+        check_ascending(self.evaluations)
         known = [*EVALUATED, *(name for name, _ in in_order(self.systems))]
         if self.baseline not in known:
             raise ValueError(f"baseline|is no system; there are {', '.join(known)}")
         if self.num_layers is not None and self.lora is not None:
             raise ValueError("num_layers|does not go with lora: a student is trained whole; set one of them to null")
         return self
+
+
+def check_ascending(evaluations: int | list[int]) -> None:
+    """Check the order of the steps, where there are some; raises what `read_params` turns into a line."""
+    if isinstance(evaluations, list) and evaluations != sorted(set(evaluations)):
+        raise ValueError("evaluations|must be ascending steps, each once")
 
 
 class _Loader(yaml.SafeLoader):
@@ -277,5 +289,6 @@ def _place(loc: tuple[int | str, ...], schema: type[Section]) -> tuple[list[str]
         inner = model.model_fields[str(parent)].annotation if parent in model.model_fields else None
         inner = next((part for part in typing.get_args(inner) if part is not type(None)), inner)  # of `X | None`, X
         model = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else Section
-    keys = [part for part in loc if isinstance(part, str) and part not in ("unsplit", "[key]", "[one]", "[by source]")]
+    tags = ("unsplit", "[key]", "[one]", "[by source]", "[steps]")
+    keys = [part for part in loc if isinstance(part, str) and part not in tags]
     return keys, model.model_fields

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from sentence_transformers import CrossEncoderTrainingArguments
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations.integration_utils import (
     DVCLiveCallback,
     TensorBoardCallback,
@@ -105,29 +105,44 @@ def check_trainer(given: Mapping[str, Any]) -> None:
     _reporter_types(given.get("report_to"))
 
 
-def further(given: Mapping[str, Any]) -> Further:
+def further(given: Mapping[str, Any], label: str) -> Further:
     """What `trainer` says, as the trainer takes it; reports begin, so call it when all is ready to train.
 
     TensorBoard's files go to runs/, for the trainer's own folder goes when training ends, unless the environment has
-    TENSORBOARD_LOGGING_DIR. DVCLive leaves dvc.yaml and the experiments alone. Of several processes the first reports.
+    TENSORBOARD_LOGGING_DIR. DVCLive writes to dvclive/, and leaves dvc.yaml and the experiments alone. Of several
+    processes the first reports.
 
     Args:
         given: see `check_trainer`.
+        label: of the training, in the names of its reports: DVCLive begins a folder by emptying it.
     """
     arguments = {key: value for key, value in given.items() if key != "report_to"}
-    callbacks = []
+    name = label.replace(" ", "-")
+    callbacks: list[TrainerCallback] = []
     for kind in _reporter_types(given.get("report_to")) if first_process() else []:
         callback = kind()
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            callback = TensorBoardCallback(SummaryWriter())  # type: ignore[no-untyped-call]
+            callback = TensorBoardCallback(SummaryWriter(comment=f"-{name}"))  # type: ignore[no-untyped-call]
         if isinstance(callback, DVCLiveCallback):
-            from dvclive import Live
+            from dvclive.live import Live
 
-            callback = DVCLiveCallback(Live(dvcyaml=None, save_dvc_exp=False))
+            live = Live(f"dvclive/{name}", dvcyaml=None, save_dvc_exp=False)
+            callbacks.append(_StepsOf(live))
+            callback = DVCLiveCallback(live)
         callbacks.append(callback)
     return Further(arguments, callbacks)
+
+
+class _StepsOf(TrainerCallback):
+    """Has DVCLive count the trainer's steps; by itself it counts reports, of which an evaluated step has two."""
+
+    def __init__(self, live: Any) -> None:
+        self._live = live
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._live.step = state.global_step
 
 
 def training_arguments(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> CrossEncoderTrainingArguments:

@@ -242,7 +242,7 @@ def tune_cross_encoder(
     schedule: Schedule,
     *,
     evaluator: BaseEvaluator,
-    evaluations: int,
+    evaluations: int | Sequence[int],
     patience: int,
     head_lr: float,
     label: str,
@@ -258,7 +258,8 @@ def tune_cross_encoder(
         loss: see `loss_table.make_loss`; by the same names where the data have some.
         schedule: see `Schedule`.
         evaluator: its primary metric on dev tells which checkpoint is best; higher is better.
-        evaluations: how many there are during training, evenly spread, the last one at the end.
+        evaluations: how many there are during training, evenly spread, or after which steps, from 1; the last
+            one is at the end in any case.
         patience: evaluations without a gain after which training stops.
         head_lr: learning rate of the head, which starts from nothing.
         label: shown before the progress.
@@ -267,7 +268,8 @@ def tune_cross_encoder(
         kept: see `reranker.resuming.train`.
 
     Raises:
-        UserError: the trainer refuses an argument, or see `reranker.resuming.train`.
+        UserError: the trainer refuses an argument, there is no step after which to evaluate, or see
+            `reranker.resuming.train`.
     """
     model.model_card_data.generate_widget_examples = False
     metric = str(evaluator.primary_metric)
@@ -303,7 +305,7 @@ def tune_cross_encoder(
                 evaluator=evaluator,
                 callbacks=[
                     _ShowProgress(label, metric),
-                    _EvenlySpread(evaluations),
+                    _EvaluateAt(evaluations),
                     EarlyStoppingCallback(patience),
                     *further.callbacks,
                 ],
@@ -360,18 +362,24 @@ def _fast() -> Iterator[None]:
         yield
 
 
-class _EvenlySpread(TrainerCallback):
-    """So many evaluations, each with a checkpoint; the trainer itself only knows every so many steps.
+class _EvaluateAt(TrainerCallback):
+    """Evaluations, each with a checkpoint: so many or at these steps; the trainer only knows every so many steps.
 
     How many steps there are the trainer knows best: it counts in accumulation, several data sets and `max_steps`.
     """
 
-    def __init__(self, evaluations: int) -> None:
+    def __init__(self, evaluations: int | Sequence[int]) -> None:
         self._evaluations = evaluations
         self._at: set[int] = set()
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._at = {round(state.max_steps * number / self._evaluations) for number in range(1, self._evaluations + 1)}
+        wanted, last = self._evaluations, state.max_steps
+        if isinstance(wanted, int):
+            self._at = {round(last * number / wanted) for number in range(1, wanted + 1)}
+            return
+        if max(wanted) > last:
+            raise UserError(f"evaluations: {max(wanted)}: the training has {last} steps; name none beyond the last one")
+        self._at = {*wanted, last}
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step in self._at:

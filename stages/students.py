@@ -102,7 +102,7 @@ def main(arguments: Sequence[str]) -> str:
             head_lr=params.head_lr,
             label=label,
             others=evaluator.others,
-            further=further(params.trainer),
+            further=further(params.trainer, label),
             kept=kept,
         )
         trained[layers] = one_output(model) if outputs > 1 else model

@@ -122,7 +122,7 @@ def main(arguments: Sequence[str]) -> str:
         head_lr=params.head_lr,
         label="train",
         others=evaluator.others,
-        further=further(params.trainer),
+        further=further(params.trainer, "train"),
         kept=kept,
     )
     if params.lora:

@@ -1,6 +1,7 @@
 """Models of 30,000 weights with the shape of the real ones: they load in milliseconds and need no network."""
 
 import os
+from collections.abc import Callable, Iterable
 
 import pytest
 
@@ -13,28 +14,37 @@ WORDS = (
 
 
 @pytest.fixture(scope="session")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The folder of a BERT of random weights that knows the words of WORDS."""
+def encoder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Iterable[str]], str]:
+    """Makes a BERT of random weights that knows these words, and gives its folder."""
     import torch
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
-    path = tmp_path_factory.mktemp("encoder")
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS.split()]
-    places = {word: place for place, word in enumerate(vocabulary)}
-    BertTokenizerFast(vocab=places, model_max_length=64).save_pretrained(path)
-    shape = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        initializer_range=0.3,  # with the usual 0.02 all texts have nearly the same vector
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        BertModel(shape).save_pretrained(path)
-    return str(path)
+    def make(words: Iterable[str]) -> str:
+        path = tmp_path_factory.mktemp("encoder")
+        vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+        places = {word: place for place, word in enumerate(vocabulary)}
+        BertTokenizerFast(vocab=places, model_max_length=64).save_pretrained(path)
+        shape = BertConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=64,
+            initializer_range=0.3,  # with the usual 0.02 all texts have nearly the same vector
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            BertModel(shape).save_pretrained(path)
+        return str(path)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def encoder(encoder_of: Callable[[Iterable[str]], str]) -> str:
+    """The folder of such a BERT, which knows the words of WORDS."""
+    return encoder_of(WORDS.split())
 
 
 @pytest.fixture(scope="session")

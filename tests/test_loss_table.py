@@ -1,5 +1,6 @@
 """Every loss by its name: what it is fed, what it is told, and that a model learns from it."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import get_args
 
@@ -12,9 +13,11 @@ from sentence_transformers import CrossEncoder
 from sentence_transformers.cross_encoder import losses
 from torch import nn
 
+from documented import documented
 from reranker.errors import UserError
 from reranker.evaluator import DevRanking, InSequence
 from reranker.layers import one_output
+from reranker.lexical import words
 from reranker.loss_table import LOSSES, SCHEMES, loss_arguments, make_loss, needs_teacher
 from reranker.params import LossName
 from reranker.scoring import score_pairs
@@ -22,7 +25,7 @@ from reranker.shapes import Chosen, choose_losses, group_rows, make_lesson
 from reranker.trainer_arguments import NOTHING, Further
 from reranker.training import Curve, Schedule, build_cross_encoder, seed_everything, tune_cross_encoder
 
-SCHEDULE = Schedule(lr=2e-3, epochs=4, batch_size=4, warmup=0.0, weight_decay=0.0, precision="float32", seed=5)
+SCHEDULE = Schedule(lr=2e-3, epochs=8, batch_size=4, warmup=0.0, weight_decay=0.0, precision="float32", seed=5)
 ABOUT = {
     "sort a list": "order numbers in a list",
     "find the path": "the shortest path in a graph",
@@ -50,11 +53,29 @@ GROUPS = pd.DataFrame(
 )
 
 
+@pytest.fixture(scope="module")
+def pairs() -> pd.DataFrame:
+    """Real text: 12 queries with four passages each."""
+    return documented(12)
+
+
 @pytest.fixture
-def dev() -> DevRanking:
-    candidates = pd.DataFrame({"query_id": QUERIES, "passage_id": PASSAGES, "query": QUERIES, "text": PASSAGES})
-    judgments = pd.DataFrame(ABOUT.items(), columns=["query_id", "passage_id"]).assign(relevance=1)
-    return DevRanking(candidates, judgments, "float32")
+def mined(pairs: pd.DataFrame) -> pd.DataFrame:
+    """The same, 5 queries of the source faq, with a teacher that prefers the right passage."""
+    faq = pairs["query_id"].isin(pairs["query_id"].unique()[:5])
+    return pairs.assign(source=np.where(faq, "faq", "docs"), teacher=pairs["teacher"] + 2 * pairs["relevance"])
+
+
+@pytest.fixture(scope="module")
+def reader(pairs: pd.DataFrame, encoder_of: Callable[[Iterable[str]], str]) -> str:
+    """The folder of a BERT of random weights that knows their words."""
+    return encoder_of(sorted({*words(" ".join([*pairs["query"], *pairs["text"]]))}))
+
+
+@pytest.fixture
+def dev(mined: pd.DataFrame) -> DevRanking:
+    """What is learned, to be ranked."""
+    return DevRanking(mined, mined.loc[mined["relevance"] > 0, ["query_id", "passage_id", "relevance"]], "float32")
 
 
 class Trained:
@@ -62,7 +83,8 @@ class Trained:
 
     def __init__(
         self,
-        encoder: str,
+        reader: str,
+        mined: pd.DataFrame,
         dev: DevRanking,
         loss: str | dict[str, str],
         arguments: dict[str, object] | None = None,
@@ -72,8 +94,7 @@ class Trained:
         seed_everything(5)
         chosen = choose_losses(loss, arguments or {}, ["docs", "faq"])
         outputs = max(LOSSES[one.name].outputs for one in chosen.values())
-        self.model = build_cross_encoder(encoder, 32, outputs=outputs)
-        mined = pd.concat([MINED.assign(query_id=MINED["query_id"] + str(copy)) for copy in range(6)])
+        self.model = build_cross_encoder(reader, 32, outputs=outputs)
         lesson = make_lesson(mined, self.model, chosen, targets=targets, distillation=0.5, seed=5)
         self.before = dev.ndcg(one_output(self.model) if outputs > 1 else self.model)
         self.curve: Curve = tune_cross_encoder(
@@ -92,8 +113,8 @@ class Trained:
             self.model = one_output(self.model)
 
 
-def scores(model: CrossEncoder) -> np.ndarray:
-    return score_pairs(model, QUERIES, PASSAGES, label="")
+def scores(model: CrossEncoder, pairs: pd.DataFrame) -> np.ndarray:
+    return score_pairs(model, pairs["query"].tolist(), pairs["text"].tolist(), label="")
 
 
 def test_table_and_schema_have_the_same_names_and_every_loss_of_the_library():
@@ -111,37 +132,42 @@ def test_table_and_schema_have_the_same_names_and_every_loss_of_the_library():
     [(loss, {}) for loss in LOSSES] + [("lambda", {"weighting_scheme": scheme}) for scheme in sorted(SCHEMES)],
 )
 def test_model_learns_from_the_loss_and_is_the_same_when_loaded_again(
-    loss, arguments, encoder: str, dev, tmp_path: Path
+    loss, arguments, reader: str, mined: pd.DataFrame, dev, tmp_path: Path
 ):
-    trained = Trained(encoder, dev, loss, arguments)
+    trained = Trained(reader, mined, dev, loss, arguments)
     curve = trained.curve.loss["loss"]
-    assert curve.iloc[-6:].mean() < 0.9 * curve.iloc[:6].mean()
+    assert curve.iloc[-3:].mean() < 0.9 * curve.iloc[:3].mean()  # the last pass over the queries, and the first
     assert trained.curve.dev["ndcg@10"].max() > trained.before
     # the checkpoint was measured with the one output that the model has now
     assert dev.ndcg(trained.model) == pytest.approx(trained.curve.dev["ndcg@10"].max())
     trained.model.save_pretrained(str(tmp_path), create_model_card=False)
     again = CrossEncoder(str(tmp_path))
     assert again.num_labels == 1
-    np.testing.assert_allclose(scores(again), scores(trained.model), atol=1e-6)
+    np.testing.assert_allclose(scores(again, mined), scores(trained.model, mined), atol=1e-6)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["binary_cross_entropy", "margin_mse", "lambda", "list_net"])
-def test_model_learns_the_order_of_its_teacher(loss, encoder: str, dev):
-    trained = Trained(encoder, dev, loss, targets="teacher")
-    taught = MINED["teacher"].to_numpy().reshape(4, 4)
-    learned = zip(scores(trained.model).reshape(4, 4), taught, strict=True)
-    assert np.mean([np.corrcoef(*rows)[0, 1] for rows in learned]) > 0.7
+@pytest.mark.parametrize(
+    ("loss", "least"),
+    # labels alone lead to 0.2; pairs that are learned one by one follow the teacher more slowly
+    [("binary_cross_entropy", 0.35), ("margin_mse", 0.7), ("lambda", 0.7), ("list_net", 0.7)],
+)
+def test_model_learns_the_order_of_its_teacher(loss, least, reader: str, mined: pd.DataFrame, dev):
+    mined["teacher"] -= 2 * mined["relevance"]  # BM25 alone: the labels do not tell its order
+    trained = Trained(reader, mined, dev, loss, targets="teacher")
+    taught = mined["teacher"].to_numpy().reshape(-1, 4)
+    learned = zip(scores(trained.model, mined).reshape(-1, 4), taught, strict=True)
+    assert np.mean([np.corrcoef(*rows)[0, 1] for rows in learned]) > least
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("sampler", "batches"), [("proportional", 7), ("round_robin", 4)])
-def test_sources_are_trained_with_losses_of_their_own(encoder: str, dev, sampler, batches):
-    # of faq there are 6 queries, 2 batches, of docs 18, 5 batches
+@pytest.mark.parametrize(("sampler", "batches"), [("proportional", 4), ("round_robin", 4)])
+def test_sources_are_trained_with_losses_of_their_own(reader: str, mined: pd.DataFrame, dev, sampler, batches):
+    # of faq there are 5 queries, 2 batches, of docs 7, 2 batches
     by_source = {"faq": "lambda", "docs": "group_softmax"}
     further = Further({"multi_dataset_batch_sampler": sampler})
-    trained = Trained(encoder, dev, by_source, {"faq": {"k": 2}}, further=further)
-    assert trained.curve.steps == 4 * batches
+    trained = Trained(reader, mined, dev, by_source, {"faq": {"k": 2}}, further=further)
+    assert trained.curve.steps == SCHEDULE.epochs * batches
     assert trained.curve.dev["ndcg@10"].max() > trained.before
 
 
@@ -150,7 +176,7 @@ def test_two_outputs_become_one_with_the_order_and_the_chance_of_the_second_clas
     model = build_cross_encoder(encoder, 32, outputs=2)
     logits = np.asarray(model.predict(list(zip(QUERIES, PASSAGES, strict=True)), show_progress_bar=False))
     chance = np.exp(logits[:, 1]) / np.exp(logits).sum(axis=1)
-    single = scores(one_output(model))
+    single = scores(one_output(model), MINED)
     np.testing.assert_allclose(1 / (1 + np.exp(-single)), chance, rtol=1e-5)
     assert model.num_labels == 2
 

@@ -213,6 +213,7 @@ def test_no_pair_left_says_why(tmp_path: Path):
         ({"lr": 0}, "pairs.lr: 0 is not allowed: it should be greater than 0"),
         ({"learning_rate": 1}, "pairs: unknown key 'learning_rate'"),
         ({"lowest_score": 1.0}, "pairs.highest_score: 1.0: must be above lowest_score"),
+        ({"evaluations": [8, 4]}, "pairs.evaluations: [8, 4]: must be ascending steps, each once"),
         ({"source": {"files": "data/raw/a.csv"}}, "pairs.source: key 'columns' is missing"),
     ],
 )

@@ -98,6 +98,9 @@ def test_missing_key_is_named(tmp_path: Path):
         ("num_layers", 0, "greater than or equal to 1"),
         ("lora", True, "a valid dictionary"),
         ("evaluators", [], "at least 1 item"),
+        ("evaluations", 0, "greater than or equal to 1"),
+        ("evaluations", "50", "a valid integer"),
+        ("evaluations", [], "at least 1 item"),
         ("trainer", ["max_steps"], "a valid dictionary"),
         ("base_model", "", "at least 1 character"),
         ("sources", {}, "at least 1 item"),
@@ -110,6 +113,16 @@ def test_value_that_is_not_allowed_is_named_with_what_is(tmp_path: Path, key: st
     message = problem(changed(tmp_path, **{key: value}))
     assert message.startswith(f"{key}: {value!r} is not allowed: it ")
     assert allowed in message
+
+
+def test_evaluations_are_a_number_or_ascending_steps(tmp_path: Path):
+    assert load_params(changed(tmp_path, evaluations=3)).evaluations == 3
+    assert load_params(changed(tmp_path, evaluations=[50, 100])).evaluations == [50, 100]
+    for steps in ([100, 50], [50, 50]):
+        assert (
+            problem(changed(tmp_path, evaluations=steps)) == f"evaluations: {steps}: must be ascending steps, each once"
+        )
+    assert problem(changed(tmp_path, evaluations=[0, 50])).startswith("evaluations: 0 is not allowed: it should be ")
 
 
 @pytest.mark.parametrize(

@@ -39,3 +39,10 @@ def test_no_students_are_an_empty_folder_and_too_many_layers_an_error(
     with pytest.raises(UserError, match="student_layers: 3: the model has 2 layers"):
         students.main([])
     assert list(Path("models/students").iterdir()) == []
+
+
+def test_each_student_has_a_report_of_its_own(tmp_path: Path, biencoder: str, monkeypatch: pytest.MonkeyPatch):
+    place = Trainable(tmp_path, biencoder, 8, student_layers=[1, 2], epochs=1, trainer={"report_to": ["dvclive"]})
+    monkeypatch.chdir(place.path)
+    students.main([])
+    assert sorted(path.name for path in Path("dvclive").iterdir()) == ["student-1", "student-2"]

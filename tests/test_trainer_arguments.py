@@ -82,7 +82,7 @@ def test_report_to_a_package_that_is_not_there_says_what_to_install(name):
 
 
 def test_reports_are_callbacks_and_the_rest_are_arguments():
-    found = further({"report_to": "none", "max_steps": 3})
+    found = further({"report_to": "none", "max_steps": 3}, "train")
     assert (dict(found.arguments), list(found.callbacks)) == ({"max_steps": 3}, [])
 
 
@@ -91,5 +91,5 @@ def test_first_process_alone_reports(monkeypatch: pytest.MonkeyPatch):
     found = []
     for rank in "01":
         monkeypatch.setenv("RANK", rank)
-        found.append([type(callback) for callback in further({"report_to": "mlflow"}).callbacks])
+        found.append([type(callback) for callback in further({"report_to": "mlflow"}, "train").callbacks])
     assert found == [[PrinterCallback], []]

@@ -296,6 +296,19 @@ def test_evaluations_are_spread_over_the_steps(encoder: str, dev):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("steps", "evaluated"), [([1, 4], [1, 4, 6]), ([2, 3, 6], [2, 3, 6])])
+def test_evaluations_are_at_the_steps_of_a_list_and_at_the_last_one(encoder: str, dev, steps, evaluated):
+    trained = Trained(encoder, dev, evaluations=steps)
+    assert trained.curve.dev["step"].tolist() == evaluated
+    assert dev.ndcg(trained.model) == pytest.approx(trained.curve.dev["ndcg@10"].max())
+
+
+def test_evaluation_after_the_last_step_is_refused_with_the_number_of_steps(encoder: str, dev):
+    with pytest.raises(UserError, match=r"^evaluations: 7: the training has 6 steps; name none beyond the last one$"):
+        Trained(encoder, dev, evaluations=[3, 7])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("evaluations", [4, 5])
 def test_last_evaluation_is_at_the_end_and_there_are_as_many_as_asked_for(encoder: str, dev, evaluations):
     steps = Trained(encoder, dev, evaluations=evaluations).curve.dev["step"].tolist()

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from reranker.params import CountOrZero, Minutes, Rate, Seed, Share
+from reranker.params import CountOrZero, Evaluations, Minutes, Rate, Seed, Share, check_ascending
 from reranker.params import read_params as read
 from reranker.source_params import ColumnNames, Count, Header, Name, Section, SplitFiles
 
@@ -53,7 +53,7 @@ class PairParams(Section):
     batch_size: Count
     warmup: Share
     weight_decay: Annotated[float, Field(ge=0)]
-    evaluations: Count
+    evaluations: Evaluations
     patience: Count
     seed: Seed
 
@@ -65,6 +65,7 @@ class PairParams(Section):
             raise ValueError("highest_score|must be above lowest_score")
         if self.dev_share + self.test_share >= 1:
             raise ValueError("test_share|dev_share and test_share must leave some pairs for train")
+        check_ascending(self.evaluations)
         return self
 
 
