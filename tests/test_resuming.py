@@ -4,6 +4,7 @@ import itertools
 import re
 import resource
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -33,6 +34,8 @@ ROWS = Dataset.from_dict(
     }
 )
 """Nine steps an epoch."""
+KILLED_BEFORE = 200
+"""Changes of files, of which the stage makes more than three times as many."""
 
 
 class Script(BaseEvaluator):
@@ -145,6 +148,22 @@ def test_training_that_was_killed_goes_on_and_ends_with_the_same_bytes(tmp_path:
     assert not (tmp_path / "metrics").exists()
     assert place.run() == "train: goes on from step 16\n"
     assert place.result() == whole.result()
+
+
+@pytest.mark.slow
+def test_training_that_is_killed_at_random_moments_ends_with_the_same_bytes(tmp_path: Path, biencoder: str):
+    whole = Trainable(tmp_path / "whole", biencoder, checkpoint_minutes=None)
+    whole.run()
+    place = Trainable(tmp_path, biencoder)
+    seed = int(np.random.default_rng().integers(10**6))
+    moments = np.random.default_rng(seed).integers(1, KILLED_BEFORE, size=3).tolist()
+    for moment in moments:
+        process = place.start("dying", "write", str(moment))
+        told = process.communicate(timeout=120)
+        assert process.returncode == -signal.SIGKILL, f"seed {seed}, moments {moments}, at {moment}: {told}"
+    place.run()
+    differ = [name for name, content in place.result().items() if content != whole.result()[name]]
+    assert not differ, f"seed {seed}, moments {moments}"
 
 
 def damage(file: Path) -> None:
