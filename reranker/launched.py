@@ -11,6 +11,9 @@ from torch import distributed
 from reranker.engine import Found, Held, Item, Work
 from reranker.errors import UserError, first_line
 
+ROUND = 4
+"""Items of each process between two exchanges, which cost little: progress is shown after each."""
+
 
 class OnProcesses:
     """The processes that torchrun or accelerate started; all of them make the same calls.
@@ -44,7 +47,7 @@ class OnProcesses:
     ) -> Iterator[Found]:
         """See `reranker.engine.Engine`; an error of one process is raised in all."""
         waiting = iter(items)
-        while some := list(islice(waiting, together * self._number)):
+        while some := list(islice(waiting, ROUND * self._number)):
             # in turn: neighbours cost alike
             parts = self._exchanged(_computed(work, held, some[self._place :: self._number]))
             for place in range(len(some)):
