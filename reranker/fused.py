@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from reranker import lexical
+from reranker.attention import use_attention
 from reranker.compiled import use_backend
 from reranker.engine import LOCAL, Engine
 from reranker.excerpts import excerpts
@@ -40,13 +41,20 @@ class Reranker:
         precision: `auto`, `float32` or `bfloat16`.
         backend: `auto`, `torch`, `openvino`, `openvino-int8` or `onnx-int8`.
         engine: what computes.
+        attention: see `use_attention`.
 
     Raises:
-        UserError: the folder lacks the fusion's weights or word statistics, or a model in it cannot be loaded.
+        UserError: the folder lacks the fusion's weights or word statistics, or a model in it cannot be loaded or
+            computed as asked.
     """
 
     def __init__(
-        self, path: str | Path, precision: str = "auto", backend: str = "auto", engine: Engine = LOCAL
+        self,
+        path: str | Path,
+        precision: str = "auto",
+        backend: str = "auto",
+        engine: Engine = LOCAL,
+        attention: str = "auto",
     ) -> None:
         path = Path(path)
         self.weights = read_weights(path / "fusion.json", "reranker")["reranker"]
@@ -59,6 +67,7 @@ class Reranker:
                 check_words(part)
         self._precision, self._engine = choose_precision(precision), engine
         for model in (self._cross_encoder, self._biencoder):
+            use_attention(model, attention, self._precision)
             use_backend(model, backend, self._precision)
 
     @property

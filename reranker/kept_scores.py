@@ -29,8 +29,8 @@ from reranker.systems import BM25, Settings
 COLUMNS = ("query_id", "passage_id", "score")
 KEY = "key"
 CODE = (
-    "combining", "compiled", "excerpts", "exported", "first_stage", "fused", "fusion", "graphs", "layers", "lexical",
-    "models", "quantised", "runtimes", "scoring", "systems",
+    "attention", "combining", "compiled", "excerpts", "exported", "first_stage", "fused", "fusion", "graphs", "layers",
+    "lexical", "models", "quantised", "runtimes", "scoring", "systems",
 )  # fmt: skip
 """The files beside this one that decide a score."""
 LIBRARIES = ("torch", "transformers", "sentence-transformers", "tokenizers", "openvino", "nncf", "onnxruntime")

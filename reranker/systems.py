@@ -114,7 +114,7 @@ def opened(system: System, settings: Settings, label: str, engine: Engine = LOCA
 
 def shipped(folder: Path, settings: Settings, engine: Engine = LOCAL) -> Loaded:
     """The fused reranker of a folder."""
-    reranker = Reranker(folder, settings.precision, settings.backend, engine)
+    reranker = Reranker(folder, settings.precision, settings.backend, engine, settings.attention)
     parameters = sum(_parameters(model) for model in reranker.models)
     megabytes = sum(_megabytes(str(part)) for part in (folder, folder / "biencoder", folder / "static"))
 

@@ -51,6 +51,13 @@ def test_score_is_the_weighted_sum_of_the_parts(reranker, folder):
     assert all(part.std() > 0.01 for part in parts.values())
 
 
+def test_attention_reaches_both_transformers(folder, reranker):
+    eager = Reranker(folder, precision="float32", backend="torch", attention="eager")
+    for model, other in zip(eager.models[:2], reranker.models, strict=False):
+        assert model[0].model.config._attn_implementation == "eager"
+        assert other[0].model.config._attn_implementation == "sdpa"
+
+
 def test_ranking_has_every_passage_best_first_and_equal_ones_in_the_order_given(reranker):
     ranked = reranker.rank("sort a list", PASSAGES)
     assert sorted(item.position for item in ranked) == [0, 1, 2, 3, 4]
