@@ -24,14 +24,10 @@ from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.cross_encoder import losses
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import nn
-from transformers import (
-    EarlyStoppingCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-)
+from transformers import EarlyStoppingCallback
 
 from reranker.attention import Float32Attention
+from reranker.callbacks import EvaluateAt, ShowProgress
 from reranker.checkpoints import Checkpoints
 from reranker.errors import UserError
 from reranker.layers import freeze, keep_first, without_dropout
@@ -40,13 +36,10 @@ from reranker.models import check_words, loading
 from reranker.onednn import OneDnnLinears
 from reranker.passes import in_passes
 from reranker.processes import SplitBatches, SplitSources, processes
-from reranker.progress import Progress
 from reranker.resuming import Place, Surviving, train
 from reranker.scoring import check_lengths
 from reranker.trainer_arguments import NOTHING, Further, refusals, training_arguments
 
-LOGGED = 40
-"""Points of the loss curve."""
 IN_BATCH = (losses.MultipleNegativesRankingLoss, losses.CachedMultipleNegativesRankingLoss)
 """Losses for which the other rows of a pass are negatives: with smaller passes they would be others."""
 NEVER = 2**31
@@ -227,7 +220,7 @@ def tune_biencoder(
             ),
             train_dataset=data,
             loss=InBatchSoftmaxLoss(model, scale),
-            callbacks=[_ShowProgress(label)],
+            callbacks=[ShowProgress(label)],
         )
 
     # the other rows of a pass are the negatives: with smaller ones it would be another loss
@@ -304,8 +297,8 @@ def tune_cross_encoder(
                 loss=loss,
                 evaluator=evaluator,
                 callbacks=[
-                    _ShowProgress(label, metric),
-                    _EvaluateAt(evaluations),
+                    ShowProgress(label, metric),
+                    EvaluateAt(evaluations),
                     EarlyStoppingCallback(patience),
                     *further.callbacks,
                 ],
@@ -360,54 +353,3 @@ def _fast() -> Iterator[None]:
     """What makes a step cheaper on a CPU at the same mathematics."""
     with OneDnnLinears(), Float32Attention():
         yield
-
-
-class _EvaluateAt(TrainerCallback):
-    """Evaluations, each with a checkpoint: so many or at these steps; the trainer only knows every so many steps.
-
-    How many steps there are the trainer knows best: it counts in accumulation, several data sets and `max_steps`.
-    """
-
-    def __init__(self, evaluations: int | Sequence[int]) -> None:
-        self._evaluations = evaluations
-        self._at: set[int] = set()
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        wanted, last = self._evaluations, state.max_steps
-        if isinstance(wanted, int):
-            self._at = {round(last * number / wanted) for number in range(1, wanted + 1)}
-            return
-        if max(wanted) > last:
-            raise UserError(f"evaluations: {max(wanted)}: the training has {last} steps; name none beyond the last one")
-        self._at = {*wanted, last}
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.global_step in self._at:
-            control.should_evaluate = control.should_save = True
-
-
-class _ShowProgress(TrainerCallback):
-    """The trainer's steps as our progress, with the last loss and dev figure."""
-
-    def __init__(self, label: str, metric: str = "") -> None:
-        self._label, self._metric = label, metric
-        self._shown: Progress | None = None
-        self._notes: dict[str, str] = {}
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        state.logging_steps = max(1, state.max_steps // LOGGED)
-        self._shown = Progress(self._label, state.max_steps, "steps", state.global_step)
-
-    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **others: Any) -> None:
-        logs: dict[str, float] = others["logs"]
-        for key, name in (("loss", "loss"), (f"eval_{self._metric}", f"dev {self._metric}")):
-            if key in logs:
-                self._notes[name] = f"{name} {float(logs[key]):.3f}"
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._shown:
-            self._shown.advance(note=", ".join(self._notes.values()))
-
-    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._shown:
-            self._shown.close()

@@ -8,6 +8,7 @@ import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from reranker import lora
+from reranker.callbacks import LOGGED
 from reranker.errors import UserError
 from reranker.evaluator import DevRanking
 from reranker.loss_table import make_loss
@@ -15,7 +16,6 @@ from reranker.scoring import embed, load_biencoder, score_pairs
 from reranker.shapes import group_rows
 from reranker.trainer_arguments import Further, check_trainer
 from reranker.training import (
-    LOGGED,
     Curve,
     Schedule,
     build_cross_encoder,
