@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers import SentenceTransformer
 
 from reranker import index, lexical, metrics
 from reranker.attention import use_attention
@@ -17,11 +17,10 @@ from reranker.first_stage import Dense, Fused, Lexical
 from reranker.guards import Guards
 from reranker.index import Index
 from reranker.judged import Places
-from reranker.models import check_words, loading, resolve
 from reranker.negatives import Mined
 from reranker.records import Tables
 from reranker.retrieval import FirstStage, Vectors
-from reranker.scoring import choose_prompt, load_retriever, pair_cosines, score_pairs
+from reranker.scoring import choose_prompt, load_cross_encoder, load_retriever, pair_cosines, score_pairs
 from reranker.vectors import Cache
 
 Scores = NDArray[np.float64]
@@ -151,12 +150,7 @@ def cross_encoder(
     Raises:
         UserError: there is no usable model of that name, or it has several outputs.
     """
-    path = resolve(name)
-    with loading(name):
-        model = CrossEncoder(path)
-        check_words(model)
-    if model.num_labels != 1:
-        raise UserError(f"params.yaml: rescorer: '{name}' has {model.num_labels} outputs; it must have one")
+    model = load_cross_encoder(name, "params.yaml: rescorer:")
     queries, passages = (table["text"] for table in tables[:2][::-1])
     use_attention(model, attention, precision)
     use_backend(model, backend, precision)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -144,6 +144,29 @@ def load_biencoder(name: str, max_length: int) -> SentenceTransformer:
         model = SentenceTransformer(name, model_kwargs={"dtype": torch.float32})
         check_words(model)
     model.max_seq_length = max_length
+    return model
+
+
+def load_cross_encoder(name: str, what: str = "model") -> Any:
+    """A cross-encoder that ranks: of one output.
+
+    Args:
+        name: bundled, a local folder or a Hub id.
+        what: put before the name in an error.
+
+    Returns:
+        A `CrossEncoder`, untyped as its constructor leaves it: parts that are optional to the library, such as
+        `max_seq_length`, every transformer has.
+
+    Raises:
+        UserError: there is no usable model of that name, or it has several outputs.
+    """
+    path = resolve(name)
+    with loading(name):
+        model = CrossEncoder(path)
+        check_words(model)
+    if model.num_labels != 1:
+        raise UserError(f"{what} '{name}' has {model.num_labels} outputs; it must have one")
     return model
 
 

@@ -7,7 +7,6 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from sentence_transformers import CrossEncoder
 from transformers import PreTrainedTokenizerBase
 
 from reranker import lexical
@@ -16,9 +15,8 @@ from reranker.errors import UserError
 from reranker.excerpts import excerpts
 from reranker.exported import Exported, graph_file
 from reranker.fused import Ranked, Reranker, in_order
-from reranker.models import check_words, loading
 from reranker.records import PRODUCER, missing
-from reranker.scoring import choose_precision, score_pairs
+from reranker.scoring import choose_precision, load_cross_encoder, score_pairs
 
 Scores = Callable[[Sequence[str], Sequence[str]], NDArray[np.float64]]
 """Of each query with the passage at the same place."""
@@ -71,11 +69,7 @@ def load_ranker(folder: Path) -> Ranker:
     if graph_file(folder):
         exported = Exported(folder)
         return CrossEncoderRanker(exported.scores, exported.tokenizer, exported.max_length, words)
-    with loading(str(folder)):
-        model = CrossEncoder(str(folder))
-        check_words(model)
-    if model.num_labels != 1:
-        raise UserError(f"model '{folder}' has {model.num_labels} outputs; one that ranks has one")
+    model = load_cross_encoder(str(folder))
     precision = choose_precision("auto")
     use_backend(model, "auto", precision)
     scores = partial(score_pairs, model, label="cross-encoder", precision=precision)

@@ -22,9 +22,17 @@ from reranker.excerpts import excerpts
 from reranker.exported import Exported, graph_bytes, graph_file, read_about
 from reranker.fused import Reranker
 from reranker.layers import keep_first
-from reranker.models import check_words, loading, resolve, weight_files
+from reranker.models import resolve, weight_files
 from reranker.records import PATHS
-from reranker.scoring import check_lengths, choose_prompt, load_biencoder, load_retriever, pair_cosines, score_pairs
+from reranker.scoring import (
+    check_lengths,
+    choose_prompt,
+    load_biencoder,
+    load_cross_encoder,
+    load_retriever,
+    pair_cosines,
+    score_pairs,
+)
 from reranker.system_params import (
     BiencoderSystem,
     CrossEncoderSystem,
@@ -179,12 +187,7 @@ def _cross_encoder(system: CrossEncoderSystem, settings: Settings, label: str, e
         raise UserError(f"{name} does not exist: student_layers in params.yaml says which students are trained")
     if Path(name).is_relative_to(PATHS.export) or graph_file(Path(name)):
         return _exported(system, settings)
-    path = resolve(name)
-    with loading(name):
-        model = CrossEncoder(path)
-        check_words(model)
-    if model.num_labels != 1:
-        raise UserError(f"model '{name}' has {model.num_labels} outputs; a reranker has one")
+    model = load_cross_encoder(name)
     megabytes = _megabytes(name)
     if system.num_layers is not None:
         keep_first(model[0].model, system.num_layers)

@@ -6,16 +6,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sentence_transformers import CrossEncoder
 from torch import nn
 
 from reranker import fusion
 from reranker.attention import use_attention
 from reranker.compiled import use_backend
-from reranker.errors import UserError
-from reranker.models import check_words, loading, resolve
 from reranker.records import read_scores
-from reranker.scoring import score_pairs
+from reranker.scoring import load_cross_encoder, score_pairs
 
 SIGNALS = {
     "fused": ("bm25", "static_score", "teacher_score"),
@@ -98,12 +95,7 @@ def from_cross_encoder(
     Raises:
         UserError: there is no usable model of that name, it has several outputs, or it cannot be computed as asked.
     """
-    path = resolve(teacher)
-    with loading(teacher):
-        model = CrossEncoder(path)
-        check_words(model)
-    if model.num_labels != 1:
-        raise UserError(f"params.yaml: teacher: '{teacher}' has {model.num_labels} outputs; it must have one")
+    model = load_cross_encoder(teacher, "params.yaml: teacher:")
     model.activation_fn = nn.Identity()
     use_attention(model, attention, precision)
     # in float32 OpenVINO gives torch's scores to 1e-5; rounded to fewer digits, each library has its own
