@@ -31,8 +31,8 @@ from sentence_transformers import CrossEncoder
 from benchmarks import passages
 from benchmarks.measured import DEPTH, NEGATIVES, TABLES, sample
 from benchmarks.prepare import ROOT, run
-from reranker.figures import LIGHT, STYLE, WIDTH
-from reranker.models import resolve
+from reranker.common.model_files import resolve
+from reranker.report.figures import LIGHT, STYLE, WIDTH
 
 PLAIN, OURS = "mine_hard_negatives", "ours"
 SIZES = {"200k": (200_000, 50_000), "1m": (1_000_000, 100_000)}

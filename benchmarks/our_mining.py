@@ -13,13 +13,14 @@ import pandas as pd
 from sentence_transformers import CrossEncoder
 
 from benchmarks.measured import DEPTH, NEGATIVES, TABLES, note, now, sample
-from reranker import index, negatives
-from reranker.compiled import use_backend
-from reranker.first_stage import Dense
-from reranker.guards import Guards
-from reranker.judged import Judged, by_place
-from reranker.records import Tables, write_table
-from reranker.scoring import score_pairs
+from reranker.common.artifacts import Tables, write_table
+from reranker.inference.backends import use_backend
+from reranker.inference.scoring import score_pairs
+from reranker.mining import negatives
+from reranker.mining.false_negatives import Guards
+from reranker.mining.judgments import Judged, by_place
+from reranker.retrieval import index
+from reranker.retrieval.retrievers import Dense
 
 LOADED = now()
 

@@ -10,8 +10,9 @@ from sentence_transformers.base.model import BaseModel
 
 from benchmarks.measured import now, since
 from benchmarks.trained import LR, WARMUP, answer, asked, cross_encoder
-from reranker.loss_table import make_loss
-from reranker.training import Schedule, tune_cross_encoder
+from reranker.training.cross_encoder import tune_cross_encoder
+from reranker.training.losses import make_loss
+from reranker.training.trainer import Schedule
 
 
 class _Nothing(BaseEvaluator):

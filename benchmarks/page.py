@@ -17,8 +17,10 @@ import numpy as np
 import pandas as pd
 from playwright.sync_api import Page, sync_playwright
 
-from reranker import cost_figures, cost_table, explorer, figures, metrics, report, tables
-from reranker.records import PATHS, Tables
+from reranker.common.artifacts import PATHS, Tables
+from reranker.evaluation import metrics
+from reranker.report import cost_figures, explorer, figures, tables
+from reranker.report import page as report_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
@@ -96,15 +98,15 @@ def make(project: Path, number: int) -> str:
         pd.DataFrame(values).reset_index(), texts, passages, judgments, scored, lambda query, passage: True
     )
     systems = pd.read_csv(project / PATHS.metrics / "systems.csv")
-    empty = pd.DataFrame(columns=list(cost_table.COST_COLUMNS), dtype=float)
-    numbers = report.Numbers(
+    empty = pd.DataFrame(columns=list(tables.COST_COLUMNS), dtype=float)
+    numbers = report_page.Numbers(
         systems,
         json.loads((project / PATHS.metrics / "evaluate.json").read_text(encoding="utf-8")),
         {},
         pd.DataFrame(columns=["reason", "origin", "query", "passage"]),
-        pd.DataFrame(columns=list(report.LEAK_COLUMNS)),
+        pd.DataFrame(columns=list(report_page.LEAK_COLUMNS)),
         {},
-        pd.DataFrame(columns=list(report.AUDIT_COLUMNS)),
+        pd.DataFrame(columns=list(report_page.AUDIT_COLUMNS)),
         {},
         systems,
         empty,
@@ -120,7 +122,7 @@ def make(project: Path, number: int) -> str:
         "gains": figures.gains_figure(pd.DataFrame(values)),
         "lengths": figures.lengths_figure(pd.DataFrame(columns=["text", "from", "to", "share"])),
     }
-    return report.page(numbers, pictures)
+    return report_page.page(numbers, pictures)
 
 
 if __name__ == "__main__":

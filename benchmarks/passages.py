@@ -27,7 +27,7 @@ from sentence_transformers import SentenceTransformer
 
 from benchmarks.measured import TABLES
 from benchmarks.prepare import ROOT, run
-from reranker.scoring import load_retriever
+from reranker.inference.loading import load_retriever
 
 WORDS, STRIDE, QUERY_WORDS = 50, 9, 8
 BATCH = 4096

@@ -20,10 +20,11 @@ from sentence_transformers import CrossEncoder
 from sentence_transformers.util import mine_hard_negatives
 
 from benchmarks.plain_train import train
-from reranker.models import resolve
-from reranker.params import load_params
-from reranker.records import PATHS
-from reranker.scoring import choose_precision, load_retriever, score_pairs
+from reranker.common.artifacts import PATHS
+from reranker.common.model_files import resolve
+from reranker.common.params import load_params
+from reranker.inference.loading import choose_precision, load_retriever
+from reranker.inference.scoring import score_pairs
 
 NEGATIVES, BATCH, PROBE = 5, 64, 2
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from reranker.sources import pydocs
+from reranker.data.sources import pydocs
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH = 50_000

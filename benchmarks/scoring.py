@@ -39,12 +39,13 @@ from sentence_transformers import CrossEncoder
 from sentence_transformers.cross_encoder.evaluation import CrossEncoderRerankingEvaluator
 from sklearn.metrics import ndcg_score
 
-from reranker import lexical, metrics
-from reranker.compiled import use_backend
-from reranker.excerpts import with_texts
-from reranker.params import load_params
-from reranker.records import PATHS, Tables
-from reranker.scoring import score_pairs
+from reranker.common.artifacts import PATHS, Tables
+from reranker.common.params import load_params
+from reranker.evaluation import metrics
+from reranker.inference.backends import use_backend
+from reranker.inference.excerpts import with_texts
+from reranker.inference.scoring import score_pairs
+from reranker.retrieval import bm25
 
 PEER = "evaluator, called twice"
 SIDES = {
@@ -88,7 +89,7 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", choices=list(SIDES), default=list(SIDES))
     options = parser.parse_args()
     folder = options.project / PATHS.reranker
-    counted = lexical.load(folder / "words.json")
+    counted = bm25.load(folder / "words.json")
     model = CrossEncoder(str(folder), device="cpu")
     tables = read_tables(options.project)
     pairs = read_pairs(options.project, tables, model, counted, options.split, options.queries)
@@ -112,7 +113,7 @@ def read_tables(project: Path) -> Tables:
 
 
 def read_pairs(
-    project: Path, tables: Tables, model: CrossEncoder, counted: lexical.Statistics, split: str, queries: int | None
+    project: Path, tables: Tables, model: CrossEncoder, counted: bm25.Statistics, split: str, queries: int | None
 ) -> Pairs:
     """The candidates of a split and the right passages that the retriever missed, as the score stage shows them."""
     table = pd.read_parquet(project / PATHS.candidates, columns=["query_id", "passage_id", "rank", "split"])

@@ -35,12 +35,12 @@ from benchmarks.measured import Moment
 from benchmarks.plain_recipe import with_texts
 from benchmarks.prepare import run
 from benchmarks.trained import Asked
-from reranker import metrics
-from reranker.models import resolve
-from reranker.onednn import OneDnnLinears
-from reranker.params import load_params
-from reranker.records import PATHS
-from reranker.scoring import choose_precision
+from reranker.common.artifacts import PATHS
+from reranker.common.model_files import resolve
+from reranker.common.params import load_params
+from reranker.evaluation import metrics
+from reranker.inference.loading import choose_precision
+from reranker.training.cpu_kernels import OneDnnLinears
 
 DOCUMENTED, PLAIN, OURS = "documentation, with dropout", "CrossEncoderTrainer, our model", "ours"
 SIDES = {DOCUMENTED: "plain_train", PLAIN: "plain_train", OURS: "our_training"}

@@ -9,8 +9,9 @@ import pandas as pd
 from sentence_transformers import CrossEncoder
 
 from benchmarks.measured import Moment
-from reranker.scoring import score_pairs
-from reranker.training import build_cross_encoder, seed_everything
+from reranker.inference.scoring import score_pairs
+from reranker.training.cross_encoder import build_cross_encoder
+from reranker.training.trainer import seed_everything
 
 LR, WARMUP = 2e-5, 0.1
 """Of the documentation of Sentence Transformers: its example that trains a reranker on mined negatives."""

@@ -11,26 +11,19 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from reranker.progress import quiet_libraries, run_stage
+from reranker.common.progress import quiet_libraries, run_stage
 
 quiet_libraries()
 
 import pandas as pd
 
-from reranker import comparing, engine, evaluation, lexical, revision_models
-from reranker.combining import added_z_scores
-from reranker.engine import Engine
-from reranker.errors import UserError, first_line, printable
-from reranker.excerpts import in_words
-from reranker.exported import read_about
-from reranker.kept_scores import kept, key, with_key
-from reranker.models import fingerprint
-from reranker.params import load_params
-from reranker.records import PATHS, read_table, read_tables, record_time, write_csv
-from reranker.run_files import check_ids, read_run, scores_of
-from reranker.runs import write_scored
-from reranker.scoring import choose_precision
-from reranker.system_params import (
+from reranker.common import engine
+from reranker.common.artifacts import PATHS, read_table, read_tables, record_time, write_csv
+from reranker.common.engine import Engine
+from reranker.common.errors import UserError, first_line, printable
+from reranker.common.model_files import fingerprint
+from reranker.common.params import load_params
+from reranker.common.system_schema import (
     EVALUATED,
     CrossEncoderSystem,
     ExperimentSystem,
@@ -41,7 +34,14 @@ from reranker.system_params import (
     kind,
     repeats,
 )
-from reranker.systems import Settings, opened
+from reranker.evaluation import comparing, comparison, experiment_models
+from reranker.evaluation.score_cache import kept, key, with_key
+from reranker.evaluation.systems import Settings, added_z_scores, opened
+from reranker.evaluation.trec import check_ids, read_run, scores_of, write_scored
+from reranker.inference.excerpts import in_words
+from reranker.inference.export import read_about
+from reranker.inference.loading import choose_precision
+from reranker.retrieval import bm25
 
 KEYS = ["query_id", "passage_id"]
 
@@ -59,9 +59,9 @@ def main(arguments: Sequence[str]) -> str:
     scores: dict[str, list[pd.Series]] = {}
     for name in EVALUATED:
         scored = read_table(PATHS.scored / f"{name}.parquet", [*KEYS, "score"])
-        scores[name] = [evaluation.align(pairs, scored, name)]
+        scores[name] = [comparison.align(pairs, scored, name)]
     settings = Settings(
-        words=lexical.statistics(tables.passages["text"]),
+        words=bm25.statistics(tables.passages["text"]),
         max_length=params.biencoder_max_length,
         query_prompt=params.query_prompt,
         passage_prompt=params.passage_prompt,
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str]) -> str:
     baseline = None if params.baseline in failures else params.baseline
     compared = comparing.table(values, kinds, baseline, deviations, seed=params.statistics_seed)
     write_csv(compared, PATHS.metrics / "comparison.csv")
-    write_csv(evaluation.by_query(values, comparing.MEASURE), PATHS.metrics / "comparison_per_query.csv")
+    write_csv(comparison.by_query(values, comparing.MEASURE), PATHS.metrics / "comparison_per_query.csv")
     record_time("compare", time.monotonic() - started)
     target = PATHS.metrics / "comparison.csv"
     if failures:
@@ -152,7 +152,7 @@ def _warn_of_origin(system: System) -> None:
         told = [
             f"experiment '{name}' has other queries or splits: it may have been trained on some of these test queries"
             for name in system.experiment
-            if not revision_models.find(name).same_queries
+            if not experiment_models.find(name).same_queries
         ]
     elif isinstance(system, CrossEncoderSystem):
         folder = Path(system.cross_encoder)

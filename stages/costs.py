@@ -7,17 +7,14 @@ import sys
 import time
 from collections.abc import Sequence
 
-from reranker.progress import quiet_libraries, run_stage
+from reranker.common.progress import quiet_libraries, run_stage
 
 quiet_libraries()
 
-from reranker import costs, lexical
-from reranker.errors import UserError, first_line, printable
-from reranker.excerpts import in_words
-from reranker.params import load_params
-from reranker.records import PATHS, read_table, read_tables, record_time, require, write_csv
-from reranker.scoring import choose_precision
-from reranker.system_params import (
+from reranker.common.artifacts import PATHS, read_table, read_tables, record_time, require, write_csv
+from reranker.common.errors import UserError, first_line, printable
+from reranker.common.params import load_params
+from reranker.common.system_schema import (
     EVALUATED,
     BiencoderSystem,
     CrossEncoderSystem,
@@ -29,7 +26,11 @@ from reranker.system_params import (
     in_order,
     repeats,
 )
-from reranker.systems import Settings, opened, shipped
+from reranker.evaluation import costs
+from reranker.evaluation.systems import Settings, opened, shipped
+from reranker.inference.excerpts import in_words
+from reranker.inference.loading import choose_precision
+from reranker.retrieval import bm25
 
 
 def main(arguments: Sequence[str]) -> str:
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str]) -> str:
     pairs = in_words(pairs, tables)
     queries = {width: costs.asked(pairs, tables.passages, width, seed=params.statistics_seed) for width in costs.WIDTHS}
     settings = Settings(
-        words=lexical.statistics(tables.passages["text"]),
+        words=bm25.statistics(tables.passages["text"]),
         max_length=params.biencoder_max_length,
         query_prompt=params.query_prompt,
         passage_prompt=params.passage_prompt,

@@ -9,13 +9,22 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from reranker import evaluation
-from reranker.fusion import fuse
-from reranker.params import load_params
-from reranker.progress import run_stage
-from reranker.records import PATHS, SCORED, read_table, read_tables, read_weights, record_time, write_csv, write_json
-from reranker.runs import write_qrels, write_scored
-from reranker.tables import BASELINE, SHIPPED, p_relation
+from reranker.common.artifacts import (
+    PATHS,
+    SCORED,
+    read_table,
+    read_tables,
+    read_weights,
+    record_time,
+    write_csv,
+    write_json,
+)
+from reranker.common.params import load_params
+from reranker.common.progress import run_stage
+from reranker.evaluation import comparison
+from reranker.evaluation.trec import write_qrels, write_scored
+from reranker.inference.fusion import fuse
+from reranker.report.tables import BASELINE, SHIPPED, p_relation
 
 MINED = {"retriever": "score", "bm25": "bm25", "tuned_static": "static_score"}
 """Systems whose scores mine has written, and their columns."""
@@ -36,7 +45,7 @@ def main(arguments: Sequence[str]) -> str:
     scores = {system: pairs[column] for system, column in MINED.items()}
     for system in SCORED:
         scored = read_table(PATHS.scored / f"{system}.parquet", [*KEYS, "score"])
-        scores[system] = evaluation.align(pairs, scored, system)
+        scores[system] = comparison.align(pairs, scored, system)
     features = pairs.assign(cross_encoder=scores["cross_encoder"])
     fused = read_weights(PATHS.reranker / "fusion.json", SHIPPED, "fusion_without_cross_encoder")
     for system, weights in fused.items():
@@ -45,15 +54,15 @@ def main(arguments: Sequence[str]) -> str:
         write_scored(pairs[KEYS].assign(score=scores[system]), retrieved, system)
     write_qrels(judgments, PATHS.scored / "test.qrels")
 
-    values = evaluation.both_modes(pairs, retrieved, judgments, scores)
-    systems = evaluation.summarise(values, seed=params.statistics_seed)
-    compared = evaluation.compare(values, SHIPPED, COMPARED, seed=params.statistics_seed)
-    figures = evaluation.flatten(systems, compared, SHIPPED, queries=len(values[SHIPPED, "retrieved"]))
+    values = comparison.both_modes(pairs, retrieved, judgments, scores)
+    systems = comparison.summarise(values, seed=params.statistics_seed)
+    compared = comparison.compare(values, SHIPPED, COMPARED, seed=params.statistics_seed)
+    figures = comparison.flatten(systems, compared, SHIPPED, queries=len(values[SHIPPED, "retrieved"]))
     sources = tables.queries.set_index("query_id")["source"]
-    figures |= evaluation.by_source(values, sources, SHIPPED, (BASELINE, "zero_shot"))
+    figures |= comparison.by_source(values, sources, SHIPPED, (BASELINE, "zero_shot"))
 
     write_csv(systems, PATHS.metrics / "systems.csv")
-    write_csv(evaluation.by_query(values, "ndcg@10"), PATHS.metrics / "per_query.csv")
+    write_csv(comparison.by_query(values, "ndcg@10"), PATHS.metrics / "per_query.csv")
     write_json(figures, PATHS.metrics / "evaluate.json")
     record_time("evaluate", time.monotonic() - started)
     return (

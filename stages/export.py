@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from reranker.progress import quiet_libraries, run_stage
+from reranker.common.progress import quiet_libraries, run_stage
 
 quiet_libraries()
 
@@ -19,15 +19,16 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder
 
-from reranker import lexical, metrics
-from reranker.excerpts import with_texts
-from reranker.export_card import Measured, export_card
-from reranker.exported import FILES, Exported, export, precisions
-from reranker.models import fingerprint, loading
-from reranker.params import load_params
-from reranker.quantised import check_installed
-from reranker.records import PATHS, folder, read_table, read_tables, record_time, require, write_text
-from reranker.scoring import score_pairs
+from reranker.common.artifacts import PATHS, folder, read_table, read_tables, record_time, require, write_text
+from reranker.common.model_files import fingerprint, loading
+from reranker.common.params import load_params
+from reranker.evaluation import metrics
+from reranker.inference.excerpts import with_texts
+from reranker.inference.export import FILES, Exported, export, precisions
+from reranker.inference.graphs import check_installed
+from reranker.inference.model_cards import Measured, export_card
+from reranker.inference.scoring import score_pairs
+from reranker.retrieval import bm25
 
 
 def main(arguments: Sequence[str]) -> str:
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str]) -> str:
     require(PATHS.reranker)
     with loading(str(PATHS.reranker)):
         model = CrossEncoder(str(PATHS.reranker), device="cpu")
-    counted = lexical.load(PATHS.reranker / "words.json")
+    counted = bm25.load(PATHS.reranker / "words.json")
     dev = candidates[(candidates["split"] == "dev") & (candidates["rank"] <= params.top_k)]
     dev = with_texts(dev, tables, model.tokenizer, model.max_seq_length, counted)
     queries, texts = dev["query"].tolist(), dev["text"].tolist()

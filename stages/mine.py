@@ -7,23 +7,34 @@ import sys
 import time
 from collections.abc import Sequence
 
-from reranker.progress import quiet_libraries, run_stage
+from reranker.common.progress import quiet_libraries, run_stage
 
 quiet_libraries()
 
 import numpy as np
 import pandas as pd
 
-from reranker import audit, engine, mining, negatives, retrieval
-from reranker.attention import use_attention
-from reranker.compiled import use_backend
-from reranker.errors import UserError
-from reranker.judged import Places, by_place
-from reranker.params import load_params
-from reranker.records import PATHS, read_csv, read_tables, record_time, require, write_csv, write_json, write_table
-from reranker.rows import training_order
-from reranker.scoring import choose_precision, load_biencoder, load_static, pair_cosines
-from reranker.vectors import Cache
+from reranker.common import engine
+from reranker.common.artifacts import (
+    PATHS,
+    read_csv,
+    read_tables,
+    record_time,
+    require,
+    write_csv,
+    write_json,
+    write_table,
+)
+from reranker.common.errors import UserError
+from reranker.common.params import load_params
+from reranker.data.sampling import training_order
+from reranker.inference.backends import use_attention, use_backend
+from reranker.inference.loading import choose_precision, load_biencoder, load_static
+from reranker.inference.scoring import pair_cosines
+from reranker.mining import audit, negatives, pipeline
+from reranker.mining.embedding_cache import Cache
+from reranker.mining.judgments import Places, by_place
+from reranker.retrieval import ranking
 
 DEPTH = 100
 """Ranks kept for the recall figures."""
@@ -45,7 +56,7 @@ def main(arguments: Sequence[str]) -> str:
     computes = engine.start(params.engine)
     cache = Cache(PATHS.vectors, computes)
 
-    first_stage, indexes = mining.retriever(
+    first_stage, indexes = pipeline.retriever(
         params.retriever,
         tables,
         cache,
@@ -56,14 +67,14 @@ def main(arguments: Sequence[str]) -> str:
         engine=computes,
     )
     held_out = np.flatnonzero(tables.queries["split"] != "train")
-    found = retrieval.candidates(
+    found = ranking.candidates(
         first_stage.search(held_out, max(DEPTH, params.top_k), label="mine: dev and test"),
         tables.queries["query_id"].iloc[held_out],
         tables.passages["passage_id"],
     )
     judged = judgments.assign(split=judgments["query_id"].map(split))
     top = found[found["rank"] <= params.top_k]
-    missed = retrieval.missed_positives(
+    missed = ranking.missed_positives(
         top, judged[judged["split"] != "train"], first_stage, tables.queries["query_id"], tables.passages["passage_id"]
     )
     candidates = pd.concat([top, missed]).sort_values(["query_id", "rank", "passage_id"], ignore_index=True)
@@ -90,7 +101,7 @@ def main(arguments: Sequence[str]) -> str:
     use_attention(biencoder, params.attention, precision)
     use_backend(biencoder, params.backend, precision)
 
-    def teacher(of: Places, at: Places) -> mining.Scores:
+    def teacher(of: Places, at: Places) -> pipeline.Scores:
         texts = query_text.iloc[of].tolist(), passage_text.iloc[at].tolist()
         return pair_cosines(biencoder, *texts, label="mine: teacher", precision=precision, cache=cache)
 
@@ -98,14 +109,16 @@ def main(arguments: Sequence[str]) -> str:
     if params.rescorer:
         score = teacher
         if params.rescorer != "biencoder":
-            score = mining.cross_encoder(params.rescorer, precision, params.attention, params.backend, tables, computes)
+            score = pipeline.cross_encoder(
+                params.rescorer, precision, params.attention, params.backend, tables, computes
+            )
         pool = negatives.rescore(pool, score)
     mined = negatives.mine(
         pool,
         score,
         known,
         filters,
-        mining.guards(
+        pipeline.guards(
             tables.passages,
             cache,
             by_group=params.group_guard,
@@ -127,15 +140,15 @@ def main(arguments: Sequence[str]) -> str:
         query_id=tables.queries["query_id"].to_numpy()[mined.rows["query"]],
         passage_id=tables.passages["passage_id"].to_numpy()[mined.rows["passage"]],
     )
-    both = mining.with_signals(pd.concat([candidates, rows]), tables, load_static(str(PATHS.static)), teacher)
+    both = pipeline.with_signals(pd.concat([candidates, rows]), tables, load_static(str(PATHS.static)), teacher)
     audited = audit.table(mined, tables, teacher)
-    of_retriever = mining.retriever_figures(
+    of_retriever = pipeline.retriever_figures(
         judged[judged["split"] == "dev"], found[found["query_id"].map(split) == "dev"]
     )
     figures = {
         **of_retriever,
-        **mining.figures(mined),
-        **mining.index_figures(indexes, held_out, depth=params.top_k, wanted=params.index_recall),
+        **pipeline.figures(mined),
+        **pipeline.index_figures(indexes, held_out, depth=params.top_k, wanted=params.index_recall),
         "marked": marked.used,
     }
     write_table(both[: len(candidates)].drop(columns=["kind", "query", "passage"]), PATHS.candidates)

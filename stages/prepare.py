@@ -11,17 +11,26 @@ import numpy as np
 import pandas as pd
 from tokenizers import Tokenizer
 
-from reranker import dataset, languages, leaks
-from reranker.cleaning import GIVEN, Cleaner, Limits
-from reranker.errors import UserError, printable
-from reranker.lengths import histogram, percentiles, token_lengths
-from reranker.models import tokenizer_file
-from reranker.params import Params, load_params
-from reranker.progress import progress, run_stage
-from reranker.records import PATHS, SPLITS, first_texts, record_time, write_csv, write_json, write_parts, write_table
-from reranker.source_params import Source
-from reranker.sources import reading
-from reranker.spool import Spool
+from reranker.common.artifacts import (
+    PATHS,
+    SPLITS,
+    first_texts,
+    record_time,
+    write_csv,
+    write_json,
+    write_parts,
+    write_table,
+)
+from reranker.common.errors import UserError, printable
+from reranker.common.model_files import tokenizer_file
+from reranker.common.params import Params, load_params
+from reranker.common.progress import progress, run_stage
+from reranker.common.source_schema import Source
+from reranker.data import dataset, leakage, text_statistics
+from reranker.data.cleaning import GIVEN, Cleaner, Limits
+from reranker.data.sources import readers
+from reranker.data.text_statistics import histogram, percentiles, token_lengths
+from reranker.data.text_store import Spool
 
 TEXTS = {"query": PATHS.queries, "passage": PATHS.passages}
 COUNTED = 30_000
@@ -43,16 +52,16 @@ def main(arguments: Sequence[str]) -> str:
             raise UserError(
                 f"params.yaml: sources: no rows left of {number:,} after cleaning; dropped {reasons or 'none'}"
             )
-        leaked = leaks.find(rows, spool)
+        leaked = leakage.find(rows, spool)
         if leaked.examples:
             if not params.allow_leakage:
                 raise UserError(
-                    f"params.yaml: sources: {leaks.describe(leaked)}; take them out, or set allow_leakage: true, "
+                    f"params.yaml: sources: {leakage.describe(leaked)}; take them out, or set allow_leakage: true, "
                     f"with which {PATHS.leaks} lists them"
                 )
-            _tell(leaks.describe(leaked))
+            _tell(leakage.describe(leaked))
         for bound in leaked.bounds:
-            _tell(leaks.describe_bound(bound))
+            _tell(leakage.describe_bound(bound))
         plan = dataset.build(
             rows,
             spool,
@@ -65,13 +74,13 @@ def main(arguments: Sequence[str]) -> str:
         for split, size in sizes.items():
             if not size:
                 raise UserError(f"params.yaml: the {split} split has no queries; add text or raise its share")
-        across = leaks.across_splits(plan.queries)
+        across = leakage.across_splits(plan.queries)
         _tell_of(plan, across)
         write_parts(dataset.passages_table(plan, spool), PATHS.passages)
         write_parts(dataset.queries_table(plan, spool, params.sources), PATHS.queries)
     write_parts(dataset.judgments_table(plan), PATHS.judgments)
     write_table(dropped_rows, PATHS.dropped)
-    write_table(leaks.table(leaked), PATHS.leaks)
+    write_table(leakage.table(leaked), PATHS.leaks)
     tokens, lengths = _token_counts(params)
     write_csv(lengths, PATHS.metrics / "lengths.csv")
     asked = int((rows["query"] != 0).sum())
@@ -110,7 +119,7 @@ def _read(name: str, source: Source, cleaner: Cleaner) -> int:
     number = 0
     unused: dict[str, None] = {}
     with progress(f"prepare: {name}", 100, "%") as shown:
-        for part in reading.read(source):
+        for part in readers.read(source):
             number += len(part.examples)
             for example in part.examples:
                 cleaner.add(example._replace(source=name))
@@ -162,7 +171,7 @@ def _languages() -> dict[str, float]:
     return {
         f"{name}_language_{code}": share
         for name, path in TEXTS.items()
-        for code, share in languages.commonest(first_texts(path, GUESSED)).items()
+        for code, share in text_statistics.commonest(first_texts(path, GUESSED)).items()
     }
 
 

@@ -10,14 +10,23 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 from tokenizers import Tokenizer
 
-from reranker import comparison_table, cost_figures, cost_table, explorer, figures, report, tables
-from reranker.errors import UserError
-from reranker.models import tokenizer_file
-from reranker.params import Params, load_params
-from reranker.progress import run_stage
-from reranker.reach import can_hold
-from reranker.reasons import Passage
-from reranker.records import PATHS, read_csv, read_json, read_table, read_tables, record_time, write_bytes, write_text
+from reranker.common.artifacts import (
+    PATHS,
+    read_csv,
+    read_json,
+    read_table,
+    read_tables,
+    record_time,
+    write_bytes,
+    write_text,
+)
+from reranker.common.errors import UserError
+from reranker.common.model_files import tokenizer_file
+from reranker.common.params import Params, load_params
+from reranker.common.progress import run_stage
+from reranker.inference.excerpts import can_hold
+from reranker.report import cost_figures, explorer, figures, page, tables
+from reranker.report.explorer import Passage
 
 KEYS = ["query_id", "passage_id"]
 
@@ -27,8 +36,8 @@ def main(arguments: Sequence[str]) -> str:
     params = load_params(PATHS.params)
     systems = read_csv(PATHS.metrics / "systems.csv", tables.SYSTEM_COLUMNS)
     evaluation = read_json(PATHS.metrics / "evaluate.json")
-    comparison = read_csv(PATHS.metrics / "comparison.csv", comparison_table.COMPARISON_COLUMNS)
-    costs = read_csv(PATHS.metrics / "costs.csv", cost_table.COST_COLUMNS)
+    comparison = read_csv(PATHS.metrics / "comparison.csv", tables.COMPARISON_COLUMNS)
+    costs = read_csv(PATHS.metrics / "costs.csv", tables.COST_COLUMNS)
     names = systems["system"].unique().tolist()
     per_query = read_csv(PATHS.metrics / "per_query.csv", ["query_id", *names], as_text=True)
     per_query[names] = per_query[names].astype(float)
@@ -36,14 +45,14 @@ def main(arguments: Sequence[str]) -> str:
     dev = read_csv(PATHS.metrics / "curve_dev.csv", ["step", "ndcg@10"])
     lengths = read_csv(PATHS.metrics / "lengths.csv", ["text", "from", "to", "share"])
     queries, passages = _explored(params, per_query)
-    numbers = report.Numbers(
+    numbers = page.Numbers(
         systems=systems,
         evaluation=evaluation,
         prepare=read_json(PATHS.metrics / "prepare.json"),
         dropped=read_table(PATHS.dropped, ["reason", "origin", "query", "passage"]),
-        leaks=read_table(PATHS.leaks, report.LEAK_COLUMNS),
+        leaks=read_table(PATHS.leaks, page.LEAK_COLUMNS),
         mine=read_json(PATHS.metrics / "mine.json"),
-        audit=read_csv(PATHS.audit, report.AUDIT_COLUMNS, as_text=True),
+        audit=read_csv(PATHS.audit, page.AUDIT_COLUMNS, as_text=True),
         train=read_json(PATHS.metrics / "train.json"),
         comparison=comparison,
         costs=costs,
@@ -59,7 +68,7 @@ def main(arguments: Sequence[str]) -> str:
         "lengths": figures.lengths_figure(lengths),
     }
     try:
-        html = report.page(numbers, pictures)
+        html = page.page(numbers, pictures)
     except KeyError as missing:
         raise UserError(f"{PATHS.metrics}/: a figure {missing} is missing; run `dvc repro --force`") from None
 

@@ -12,14 +12,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from reranker.progress import quiet_libraries, run_stage
+from reranker.common.progress import quiet_libraries, run_stage
 
 quiet_libraries()
 
-from reranker.errors import UserError, printable
-from reranker.fused import Ranked
-from reranker.records import PATHS
-from reranker.serving import load_ranker
+from reranker.common.artifacts import PATHS
+from reranker.common.errors import UserError, printable
+from reranker.inference.reranker import Ranked, load_ranker
 
 LINE = "{rank:>4}  {score:>9.4f}  {passage}"
 

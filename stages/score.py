@@ -7,24 +7,24 @@ import sys
 import time
 from collections.abc import Sequence
 
-from reranker.progress import first_process, quiet_libraries, run_stage
+from reranker.common.progress import first_process, quiet_libraries, run_stage
 
 quiet_libraries()
 
 from sentence_transformers import CrossEncoder
 
-from reranker import engine, lexical
-from reranker.attention import use_attention
-from reranker.compiled import use_backend
-from reranker.errors import UserError
-from reranker.excerpts import excerpts, in_words
-from reranker.launched import OnProcesses
-from reranker.models import loading, resolve
-from reranker.params import load_params
-from reranker.processes import processes
-from reranker.records import PATHS, SCORED, read_table, read_tables, record_time, require
-from reranker.runs import write_scored
-from reranker.scoring import choose_precision, load_biencoder, pair_cosines, score_pairs
+from reranker.common import engine
+from reranker.common.artifacts import PATHS, SCORED, read_table, read_tables, record_time, require
+from reranker.common.errors import UserError
+from reranker.common.model_files import loading, resolve
+from reranker.common.params import load_params
+from reranker.common.processes import OnProcesses, processes
+from reranker.evaluation.trec import write_scored
+from reranker.inference.backends import use_attention, use_backend
+from reranker.inference.excerpts import excerpts, in_words
+from reranker.inference.loading import choose_precision, load_biencoder
+from reranker.inference.scoring import pair_cosines, score_pairs
+from reranker.retrieval import bm25
 
 BIENCODERS = {"zero_shot": None, "tuned_biencoder": PATHS.control}
 
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> str:
             model = CrossEncoder(str(PATHS.reranker))
         use_attention(model, params.attention, precision)
         use_backend(model, params.backend, precision)
-        counted = lexical.load(PATHS.reranker / "words.json")
+        counted = bm25.load(PATHS.reranker / "words.json")
         shown = excerpts(model.tokenizer, model.max_seq_length, counted, queries, passages)
         scores = score_pairs(model, queries, shown, label=label, precision=precision, engine=computes)
     if not first_process():

@@ -7,15 +7,15 @@ import sys
 import time
 from collections.abc import Sequence
 
-from reranker.progress import quiet_libraries, run_stage
+from reranker.common.progress import quiet_libraries, run_stage
 
 quiet_libraries()
 
-from reranker.params import load_params
-from reranker.records import PATHS, folder, read_tables, record_time
-from reranker.rows import right_pairs, training_order
-from reranker.scoring import load_static
-from reranker.static import StaticSchedule, tune_static, weigh_by_rarity
+from reranker.common.artifacts import PATHS, folder, read_tables, record_time
+from reranker.common.params import load_params
+from reranker.data.sampling import right_pairs, training_order
+from reranker.inference.loading import load_static
+from reranker.training.biencoders import StaticSchedule, tune_static, weigh_by_rarity
 
 
 def main(arguments: Sequence[str]) -> str:

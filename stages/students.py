@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from reranker.progress import first_process, quiet_libraries, run_stage
+from reranker.common.progress import first_process, quiet_libraries, run_stage
 
 quiet_libraries()
 
@@ -17,22 +17,23 @@ from functools import partial
 
 from sentence_transformers import CrossEncoder
 
-from reranker import lexical, teachers
-from reranker.attention import use_attention
-from reranker.checkpoints import Checkpoints
-from reranker.evaluator import check_evaluators, make_evaluator
-from reranker.excerpts import with_texts
-from reranker.layers import one_output
-from reranker.loss_table import LOSSES, needs_teacher
-from reranker.models import resolve
-from reranker.params import WITHOUT_EFFECT, load_params
-from reranker.records import PATHS, folder, read_table, read_tables, record_time, require
-from reranker.scoring import choose_precision
-from reranker.shapes import choose_losses, make_lesson
-from reranker.trainer_arguments import check_trainer, further
-from reranker.training import Schedule, build_cross_encoder, seed_everything, tune_cross_encoder
+from reranker.common.artifacts import PATHS, folder, read_table, read_tables, record_time, require
+from reranker.common.model_files import resolve
+from reranker.common.params import WITHOUT_EFFECT, load_params
+from reranker.inference.backends import use_attention
+from reranker.inference.excerpts import with_texts
+from reranker.inference.loading import choose_precision, one_output
+from reranker.retrieval import bm25
+from reranker.training import examples
+from reranker.training.arguments import check_trainer, further
+from reranker.training.checkpoints import Checkpoints
+from reranker.training.cross_encoder import build_cross_encoder, tune_cross_encoder
+from reranker.training.evaluator import check_evaluators, make_evaluator
+from reranker.training.examples import choose_losses, make_lesson
+from reranker.training.losses import LOSSES, needs_teacher
+from reranker.training.trainer import Schedule, seed_everything
 
-SIGNALS = teachers.SIGNALS["fused"]
+SIGNALS = examples.SIGNALS["fused"]
 
 
 def main(arguments: Sequence[str]) -> str:
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str]) -> str:
     dev = candidates[(candidates["split"] == "dev") & (candidates["rank"] <= params.top_k)].reset_index(drop=True)
     precision = choose_precision(params.precision)
     start = str(PATHS.biencoder) if params.start_from_biencoder else resolve(params.base_model)
-    counted = lexical.statistics(tables.passages["text"])
+    counted = bm25.statistics(tables.passages["text"])
     trained: dict[int, CrossEncoder] = {}
     told = []
     for layers in params.student_layers:
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str]) -> str:
         if not trained:  # they read and are taught the same
             dev, negatives = texts(dev), texts(negatives)
             if taught:
-                negatives["teacher"] = teachers.logits(
+                negatives["teacher"] = examples.logits(
                     params.teacher,
                     negatives,
                     dev,

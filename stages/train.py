@@ -8,25 +8,14 @@ import sys
 import time
 from collections.abc import Sequence
 
-from reranker.progress import first_process, quiet_libraries, run_stage
+from reranker.common.progress import first_process, quiet_libraries, run_stage
 
 quiet_libraries()
 
 import json
 from functools import partial
 
-from reranker import fusion, lexical, lora, metrics, teachers
-from reranker.attention import use_attention
-from reranker.card import model_card
-from reranker.checkpoints import Checkpoints
-from reranker.errors import UserError
-from reranker.evaluator import check_evaluators, make_evaluator
-from reranker.excerpts import with_texts
-from reranker.layers import one_output
-from reranker.loss_table import LOSSES, needs_teacher
-from reranker.models import resolve
-from reranker.params import WITHOUT_EFFECT, load_params
-from reranker.records import (
+from reranker.common.artifacts import (
     PATHS,
     folder,
     read_table,
@@ -36,12 +25,27 @@ from reranker.records import (
     write_csv,
     write_json,
 )
-from reranker.scoring import choose_precision, score_pairs
-from reranker.shapes import choose_losses, make_lesson
-from reranker.trainer_arguments import check_trainer, further
-from reranker.training import Schedule, build_cross_encoder, seed_everything, tune_cross_encoder
+from reranker.common.errors import UserError
+from reranker.common.model_files import resolve
+from reranker.common.params import WITHOUT_EFFECT, load_params
+from reranker.evaluation import metrics
+from reranker.inference import fusion
+from reranker.inference.backends import use_attention
+from reranker.inference.excerpts import with_texts
+from reranker.inference.loading import choose_precision, one_output
+from reranker.inference.model_cards import model_card
+from reranker.inference.scoring import score_pairs
+from reranker.retrieval import bm25
+from reranker.training import cross_encoder, examples
+from reranker.training.arguments import check_trainer, further
+from reranker.training.checkpoints import Checkpoints
+from reranker.training.cross_encoder import build_cross_encoder, tune_cross_encoder
+from reranker.training.evaluator import check_evaluators, make_evaluator
+from reranker.training.examples import choose_losses, make_lesson
+from reranker.training.losses import LOSSES, needs_teacher
+from reranker.training.trainer import Schedule, seed_everything
 
-FEATURES = teachers.SIGNALS["fused"]
+FEATURES = examples.SIGNALS["fused"]
 TOLD = (
     "base_model", "start_from_biencoder", "num_layers", "frozen_layers", "lora", "max_length", "loss", "loss_arguments",
     "targets", "teacher", "distillation", "lr", "head_lr", "epochs", "batch_size", "warmup", "weight_decay", "trainer",
@@ -56,7 +60,7 @@ def main(arguments: Sequence[str]) -> str:
     check_trainer(params.trainer)
     check_evaluators(params.evaluators)
     if params.lora:
-        lora.check_installed()
+        cross_encoder.check_lora_installed()
     tables = read_tables()
     candidates = read_table(PATHS.candidates, ["query_id", "passage_id", "rank", "split", *FEATURES])
     negatives = read_table(PATHS.negatives, ["query_id", "passage_id", "kind", "relevance", *FEATURES])
@@ -79,12 +83,12 @@ def main(arguments: Sequence[str]) -> str:
     model = build_cross_encoder(start, params.max_length, params.frozen_layers, outputs, params.num_layers)
     use_attention(model, params.attention, precision)
     if params.lora:
-        lora.attach(model, lora.Lora(**params.lora.model_dump()), params.frozen_layers)
-    counted = lexical.statistics(tables.passages["text"])
+        cross_encoder.attach_lora(model, cross_encoder.Lora(**params.lora.model_dump()), params.frozen_layers)
+    counted = bm25.statistics(tables.passages["text"])
     texts = partial(with_texts, texts=tables, tokenizer=model.tokenizer, max_length=params.max_length, counted=counted)
     dev, negatives = texts(dev), texts(negatives)
     if taught:
-        negatives["teacher"] = teachers.logits(
+        negatives["teacher"] = examples.logits(
             params.teacher,
             negatives,
             dev,
@@ -126,7 +130,7 @@ def main(arguments: Sequence[str]) -> str:
         kept=kept,
     )
     if params.lora:
-        lora.merge(model)
+        cross_encoder.merge_lora(model)
     if outputs > 1:
         model = one_output(model)
     training = time.monotonic() - training
@@ -159,7 +163,7 @@ def main(arguments: Sequence[str]) -> str:
         model.save_pretrained(str(part), create_model_card=False)
         shutil.copytree(PATHS.biencoder, part / "biencoder")
         shutil.copytree(PATHS.static, part / "static")
-        (part / "words.json").write_text(lexical.dump(counted), encoding="utf-8")
+        (part / "words.json").write_text(bm25.dump(counted), encoding="utf-8")
         (part / "fusion.json").write_text(json.dumps(weights, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         (part / "README.md").write_text(model_card(params.base_model, told, figures), encoding="utf-8")
     write_csv(curve.loss, PATHS.metrics / "curve_loss.csv")

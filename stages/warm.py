@@ -10,21 +10,23 @@ import sys
 import time
 from collections.abc import Sequence
 
-from reranker.progress import quiet_libraries, run_stage
+from reranker.common.progress import quiet_libraries, run_stage
 
 quiet_libraries()
 
 import numpy as np
 
-from reranker.attention import use_attention
-from reranker.checkpoints import Checkpoints
-from reranker.errors import UserError
-from reranker.models import resolve
-from reranker.params import WITHOUT_EFFECT, load_params
-from reranker.records import PATHS, folder, read_tables, record_time, require
-from reranker.rows import right_pairs, training_order
-from reranker.scoring import check_lengths, choose_precision, embed, load_biencoder, load_retriever
-from reranker.training import Schedule, similar_batches, tune_biencoder
+from reranker.common.artifacts import PATHS, folder, read_tables, record_time, require
+from reranker.common.errors import UserError
+from reranker.common.model_files import resolve
+from reranker.common.params import WITHOUT_EFFECT, load_params
+from reranker.data.sampling import right_pairs, training_order
+from reranker.inference.backends import use_attention
+from reranker.inference.loading import check_lengths, choose_precision, load_biencoder, load_retriever
+from reranker.inference.scoring import embed
+from reranker.training.biencoders import similar_batches, tune_biencoder
+from reranker.training.checkpoints import Checkpoints
+from reranker.training.trainer import Schedule
 
 
 def main(arguments: Sequence[str]) -> str:

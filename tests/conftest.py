@@ -64,7 +64,8 @@ def biencoder(encoder: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def cross_encoder(encoder: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The folder of a cross-encoder on these weights."""
-    from reranker.training import build_cross_encoder, seed_everything
+    from reranker.training.cross_encoder import build_cross_encoder
+    from reranker.training.trainer import seed_everything
 
     path = str(tmp_path_factory.mktemp("cross_encoder"))
     seed_everything(0)

@@ -16,10 +16,12 @@ import pandas as pd
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
-from reranker import revisions
-from reranker.errors import UserError
-from reranker.experiment_table import text_page
-from reranker.experiments import (
+from reranker.common.artifacts import PATHS
+from reranker.common.errors import UserError
+from reranker.common.progress import run_stage
+from reranker.review import revisions
+from reranker.review.experiment_table import text_page
+from reranker.review.experiments import (
     FIGURES,
     SYSTEMS,
     Run,
@@ -30,8 +32,6 @@ from reranker.experiments import (
     source_files,
     stale_stages,
 )
-from reranker.progress import run_stage
-from reranker.records import PATHS
 
 UNFINISHED = ("Failed", "Queued", "Running")
 STAGE = "evaluate"

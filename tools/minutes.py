@@ -18,8 +18,8 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from reranker.records import write_csv
-from reranker.tables import label
+from reranker.common.artifacts import write_csv
+from reranker.report.tables import label
 from tools.training_time import TRAINED, minutes
 
 DATA = {"control": "control_queries", "static": "static_queries", "train": "train_queries"}

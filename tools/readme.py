@@ -6,9 +6,16 @@ python -m tools.readme
 import re
 from pathlib import Path
 
-from reranker.cost_table import COST_COLUMNS, markdown_costs
-from reranker.records import PATHS, read_csv, read_json, write_text
-from reranker.tables import SYSTEM_COLUMNS, comparison_rows, label, markdown_table, p_relation
+from reranker.common.artifacts import PATHS, read_csv, read_json, write_text
+from reranker.report.tables import (
+    COST_COLUMNS,
+    SYSTEM_COLUMNS,
+    comparison_rows,
+    label,
+    markdown_costs,
+    markdown_table,
+    p_relation,
+)
 from tools.training_time import minutes
 
 README = Path("README.md")

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from reranker.params import CountOrZero, Evaluations, Minutes, Rate, Seed, Share, check_ascending
-from reranker.params import read_params as read
-from reranker.source_params import ColumnNames, Count, Header, Name, Section, SplitFiles
+from reranker.common.params import CountOrZero, Evaluations, Minutes, Rate, Seed, Share, check_ascending
+from reranker.common.params import read_params as read
+from reranker.common.source_schema import ColumnNames, Count, Header, Name, Section, SplitFiles
 
 Task = Literal["score", "duplicates", "class"]
 
@@ -77,6 +77,6 @@ def read_params(path: Path) -> PairParams:
     """Read and check pairs/params.yaml.
 
     Raises:
-        UserError: see `reranker.params.read_params`.
+        UserError: see `reranker.common.params.read_params`.
     """
     return read(path, _File).pairs

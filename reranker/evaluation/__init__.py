@@ -1,0 +1,1 @@
+"""Measure systems and compare them with statistics."""

@@ -1,0 +1,1 @@
+"""Load models, score pairs with them, export and serve them."""

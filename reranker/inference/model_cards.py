@@ -1,0 +1,219 @@
+"""The model cards: of the reranker, and of an exported cross-encoder, with a program that runs it by itself."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+RERANKER_CARD = """---
+library_name: sentence-transformers
+pipeline_tag: text-ranking
+tags:
+- sentence-transformers
+- cross-encoder
+- reranker
+---
+
+# Reranker on {base}
+
+A cross-encoder fine-tuned on {queries:,} queries ({pairs:,} pairs) of the data set in `data/prepared`, with
+hard negatives from the first-stage retriever. What the data is stands in `params.yaml` and
+`metrics/prepare.json`, the metrics on the test queries in `metrics/evaluate.json`, all of the commit that made
+this model.
+
+## Use
+
+The cross-encoder alone, with Sentence Transformers:
+
+```python
+from sentence_transformers import CrossEncoder
+
+CrossEncoder("models/reranker").rank("your question", ["a passage", "another passage"])
+```
+
+As shipped and evaluated, it reads the excerpt of a long passage that suits
+the query, and is fused with the bi-encoder in `biencoder/`, the static embedding in `static/` and BM25 by the
+weights in `fusion.json`:
+
+```python
+from reranker.inference.reranker import Reranker
+
+Reranker("models/reranker").rank("your question", ["a passage", "another passage"])
+```
+
+In both, compare scores between passages of one query only; those of the cross-encoder alone are logits.
+
+## Training
+
+{figures}
+
+## Parameters
+
+{params}
+"""
+EXPORT_CARD = """---
+library_name: {library}
+pipeline_tag: text-ranking
+tags:
+- cross-encoder
+- reranker
+---
+
+# Cross-encoder for {backend}
+
+The cross-encoder of `models/reranker`{rounded}. It reads pairs of up to {max_length} tokens. Compare scores between
+passages of one query only.
+
+## Use
+
+With the tokenizer and the runtime alone:
+
+```python
+import numpy as np
+{imports}
+from tokenizers import Tokenizer
+
+folder = "models/export/{backend}"
+tokenizer = Tokenizer.from_file(f"{{folder}}/tokenizer.json")
+tokenizer.enable_truncation({max_length})
+tokenizer.enable_padding(pad_id={pad_id}, pad_token="{pad_token}")
+pairs = tokenizer.encode_batch([("your question", "a passage"), ("your question", "another passage")])
+columns = {columns}
+inputs = {{name: np.array([getattr(pair, column) for pair in pairs]) for name, column in columns.items()}}
+{compute}
+print(scores)
+```
+
+{exact}From the folder of the project, which shows it excerpts of long passages:
+
+```bash
+python -m stages.rerank --model models/export/{backend} --query "your question" passages.txt
+```
+
+The files lie where Sentence Transformers looks for them, given a version of optimum that goes with its transformers:
+`CrossEncoder("models/export/{backend}", backend="{library}", model_kwargs={{"file_name": "{file}"}})`.
+
+## Measured
+
+On the candidates of the dev queries, as excerpts, all on the same machine:
+
+{measured}
+
+{figures}
+"""
+EXACT = """OpenVINO by itself computes {what} in bfloat16 where the processor has it. For {scores}, at the speed
+given below, let it compute in float32: `Core().compile_model(path, "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})`.
+
+"""
+RUNTIMES = {
+    "openvino": (
+        "from openvino import Core",
+        'model = Core().compile_model(f"{{folder}}/{file}", "CPU")\nscores = model(inputs)["scores"]',
+    ),
+    "onnx": (
+        "from onnxruntime import InferenceSession",
+        'model = InferenceSession(f"{{folder}}/{file}")\n(scores,) = model.run(["scores"], inputs)',
+    ),
+}
+"""What the program imports and how it computes, by library."""
+COLUMNS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+"""A model's inputs as the tokenizers library calls them."""
+
+
+def model_card(base: str, params: Mapping[str, object], figures: Mapping[str, object]) -> str:
+    """A filled-in model card in Markdown.
+
+    Args:
+        base: name of the base model.
+        params: what training was told.
+        figures: what training measured; has `groups` and `pairs`.
+    """
+    return RERANKER_CARD.format(
+        base=base,
+        queries=figures["groups"],
+        pairs=figures["pairs"],
+        figures=two_columns("measured", figures),
+        params=two_columns("parameter", params),
+    )
+
+
+def two_columns(head: str, values: Mapping[str, object]) -> str:
+    """Names and values as a table in Markdown, numbers with four digits."""
+
+    def show(value: object) -> str:
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    return "\n".join(
+        [f"| {head} | value |", "|---|---|", *(f"| {key} | {show(value)} |" for key, value in values.items())]
+    )
+
+
+class Measured(NamedTuple):
+    """One way to compute the scores."""
+
+    computed: str
+    """By what and in which format."""
+    ndcg: float
+    """NDCG@10."""
+    pairs_per_second: float
+
+
+def export_card(
+    backend: str,
+    file: str,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: Sequence[str],
+    max_length: int,
+    measured: Sequence[Measured],
+    figures: Mapping[str, object],
+) -> str:
+    """A filled-in model card in Markdown.
+
+    Args:
+        backend: see `exported.FILES`.
+        file: of the graph, in the folder of the card.
+        tokenizer: of the model.
+        inputs: names of the graph's inputs.
+        max_length: tokens of a pair.
+        measured: torch in float32, then the graph as its library computes it by itself, then in float32 if that is
+            another way.
+        figures: what else is told of the measurement.
+    """
+    library, _, rounded = backend.partition("-")
+    exact = EXACT.format(
+        what="what is not in int8" if rounded else "the model",
+        scores="what int8 alone costs" if rounded else "the scores of torch in float32",
+    )
+    imports, compute = RUNTIMES[library]
+    return EXPORT_CARD.format(
+        library=library,
+        backend=backend,
+        rounded=", whose matrix products are in int8" if rounded else "",
+        max_length=max_length,
+        imports=imports,
+        pad_id=tokenizer.pad_token_id,
+        pad_token=tokenizer.pad_token,
+        columns={name: COLUMNS[name] for name in inputs},
+        compute=compute.format(file=file),
+        exact=exact if library == "openvino" else "",
+        file=PurePosixPath(file).name,
+        measured=_table(measured),
+        figures=two_columns("of the measurement", figures),
+    )
+
+
+def _table(measured: Sequence[Measured]) -> str:
+    """A table in Markdown, each row beside the first."""
+    torch, *_ = measured
+    return "\n".join(
+        [
+            "| computed by | NDCG@10 | difference | pairs a second | times as fast |",
+            "|---|---:|---:|---:|---:|",
+            *(
+                f"| {each.computed} | {each.ndcg:.4f} | {each.ndcg - torch.ndcg:+.4f} "
+                f"| {each.pairs_per_second:.0f} | {each.pairs_per_second / torch.pairs_per_second:.2f} |"
+                for each in measured
+            ),
+        ]
+    )

@@ -1,0 +1,245 @@
+"""Scores of pairs and vectors of texts from a model: sorted by length, with progress."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+from reranker.common.engine import LOCAL, Engine
+from reranker.common.errors import UserError
+from reranker.common.progress import progress
+
+BATCH, TOKENS = 32, 4096
+"""Texts or pairs per pass, and their tokens, at most: a CPU's caches hold no more, and equal lengths waste nothing."""
+GPU = 16
+"""Times as much for a GPU, which waits for its work otherwise."""
+STATIC_BATCH = 1024
+"""Texts per pass of a static embedding: it pads nothing and multiplies nothing, so the passes are what it waits for."""
+LENGTHS = 1024
+"""Texts or pairs whose tokens are counted together."""
+TOGETHER = 32
+"""Passes that go to a machine of a cluster together: some seconds of work."""
+PAIRS = 65_536
+"""Pairs whose vectors are held at a time."""
+
+
+class Embedder(Protocol):
+    """What gives the vectors of texts as the function `embed` does; `reranker.mining.embedding_cache.Cache` is one."""
+
+    def embed(
+        self,
+        model: SentenceTransformer,
+        texts: Sequence[str],
+        *,
+        label: str,
+        prompt: str = ...,
+        precision: str = ...,
+    ) -> NDArray[np.float32]:
+        """Normalised vectors of the texts, in their order; shape (texts, dimensions)."""
+
+
+def embed(
+    model: SentenceTransformer,
+    texts: Sequence[str],
+    *,
+    label: str,
+    prompt: str = "",
+    precision: str = "float32",
+    engine: Engine = LOCAL,
+) -> NDArray[np.float32]:
+    """Normalised vectors of the texts, in their order; shape (texts, dimensions).
+
+    Args:
+        model: a bi-encoder or a static embedding.
+        texts: any number.
+        label: what is being done, shown beside the progress.
+        prompt: put before each text; the model's own default prompt, if it has one, where it is empty.
+        precision: float32 or bfloat16.
+        engine: what computes.
+
+    Raises:
+        UserError: see `batches`.
+    """
+    vectors = np.zeros((0, model.get_embedding_dimension() or 0), dtype=np.float32)
+    for places, found in batches(model, texts, label=label, prompt=prompt, precision=precision, engine=engine):
+        if not len(vectors):
+            vectors = np.empty((len(texts), found.shape[1]), dtype=np.float32)
+        vectors[places] = found
+    return vectors
+
+
+def batches(
+    model: SentenceTransformer,
+    texts: Sequence[str],
+    *,
+    label: str,
+    prompt: str = "",
+    precision: str = "float32",
+    engine: Engine = LOCAL,
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """The vectors that `embed` gives, pass by pass as the model makes them.
+
+    Yields:
+        The places of some texts, and their vectors. The longest texts come first, unless the model is static.
+
+    Raises:
+        UserError: a vector is not finite.
+    """
+    if isinstance(model[0], StaticEmbedding):
+        every = np.arange(len(texts))
+        passes = [every[start : start + STATIC_BATCH] for start in range(0, len(texts), STATIC_BATCH)]
+    else:
+        passes = _longest_first(model, texts, prompt, engine)
+    parts = ([texts[place] for place in places] for places in passes)
+    work = partial(_vectors, label=label, prompt=prompt, precision=precision)
+    with progress(label, len(texts), "texts") as shown:
+        for places, vectors in zip(passes, engine.map(work, model, parts, together=TOGETHER), strict=True):
+            yield places, vectors
+            shown.advance(len(places))
+
+
+def _vectors(
+    model: SentenceTransformer, parts: Iterable[list[str]], *, label: str, prompt: str, precision: str
+) -> Iterator[NDArray[np.float32]]:
+    for part in parts:
+        with _precision(precision):
+            found = model.encode(
+                part, prompt=prompt or None, batch_size=len(part), normalize_embeddings=True, show_progress_bar=False
+            )
+        vectors = found.astype(np.float32, copy=False)
+        for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1)):
+            raise UserError(
+                f"{label}: the model gives a vector that is not finite for the text '{part[row][:60]}'; "
+                "its weights are damaged or too large: train or download it again, or choose another model"
+            )
+        yield vectors
+
+
+def pair_cosines(
+    model: SentenceTransformer,
+    queries: Sequence[str],
+    passages: Sequence[str],
+    *,
+    label: str,
+    precision: str = "float32",
+    query_prompt: str = "",
+    passage_prompt: str = "",
+    cache: Embedder | None = None,
+    engine: Engine = LOCAL,
+) -> NDArray[np.float64]:
+    """Cosine of each query with the passage at the same place; every distinct text is embedded once.
+
+    Args:
+        model: a bi-encoder or a static embedding.
+        queries: as many as passages.
+        passages: as many as queries.
+        label: what is being done, shown beside the progress.
+        precision: float32 or bfloat16.
+        query_prompt: put before each query; the model's own default prompt, if it has one, where it is empty.
+        passage_prompt: the same before each passage.
+        cache: where the vectors come from; None: all are computed.
+        engine: what computes them where there is no cache, which has its own.
+    """
+    sides = [[(query_prompt, query) for query in queries], [(passage_prompt, passage) for passage in passages]]
+    texts = list(dict.fromkeys([*sides[0], *sides[1]]))
+    place = {text: number for number, text in enumerate(texts)}
+    embedded = cache.embed if cache else partial(embed, engine=engine)
+    parts = [
+        embedded(model, [text for own, text in texts if own == prompt], label=label, prompt=prompt, precision=precision)
+        for prompt in dict.fromkeys([query_prompt, passage_prompt])
+    ]
+    vectors = parts[0] if len(parts) == 1 else np.concatenate(parts)  # one that is a memory map stays one
+    left, right = ([place[text] for text in side] for side in sides)
+    cosines = np.zeros(len(left))
+    for start in range(0, len(left), PAIRS):
+        some = slice(start, start + PAIRS)
+        cosines[some] = np.einsum("ij,ij->i", vectors[left[some]], vectors[right[some]])
+    return cosines
+
+
+def score_pairs(
+    model: CrossEncoder,
+    queries: Sequence[str],
+    passages: Sequence[str],
+    *,
+    label: str,
+    precision: str = "float32",
+    engine: Engine = LOCAL,
+) -> NDArray[np.float64]:
+    """The cross-encoder's score of each query with the passage at the same place.
+
+    Raises:
+        UserError: a score is not finite.
+    """
+    pairs = list(zip(queries, passages, strict=True))
+    if not pairs:
+        return np.zeros(0)
+    passes = _longest_first(model, pairs, engine=engine)
+    parts = ([pairs[place] for place in places] for places in passes)
+    scores: list[NDArray[np.float32]] = []
+    with progress(label, len(pairs), "pairs") as shown:
+        work = partial(_scores, label=label, precision=precision)
+        for found in engine.map(work, model, parts, together=TOGETHER):
+            scores.append(found)
+            shown.advance(len(found))
+    return np.concatenate(scores)[np.argsort(np.concatenate(passes))].astype(float)
+
+
+def _scores(
+    model: CrossEncoder, parts: Iterable[list[tuple[str, str]]], *, label: str, precision: str
+) -> Iterator[NDArray[np.float32]]:
+    with _precision(precision):
+        for part in parts:
+            found: NDArray[np.float32] = model.predict(part, batch_size=len(part), show_progress_bar=False)
+            for place in np.flatnonzero(~np.isfinite(found).reshape(len(part), -1).all(axis=1)):
+                query, passage = part[place]
+                raise UserError(
+                    f"{label}: the model gives a score that is no finite number for '{query[:60]}' and "
+                    f"'{passage[:60]}'; its weights are damaged or too large: train or download it again, or choose "
+                    "another model"
+                )
+            yield found
+
+
+def _longest_first(
+    model: SentenceTransformer | CrossEncoder,
+    inputs: Sequence[str] | Sequence[tuple[str, str]],
+    prompt: str = "",
+    engine: Engine = LOCAL,
+) -> list[NDArray[np.int64]]:
+    """Places of the inputs, pass by pass, by their tokens as the model cuts them.
+
+    Longest first: running out of memory shows at once, and the time left is not underestimated.
+    """
+    parts = (list(inputs[start : start + LENGTHS]) for start in range(0, len(inputs), LENGTHS))
+    counted = engine.map(partial(_lengths, prompt=prompt), model, parts, together=TOGETHER)
+    lengths = [length for part in counted for length in part]
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    times = 1 if model.device.type == "cpu" else GPU
+    passes: list[NDArray[np.int64]] = []
+    start = 0
+    while start < len(order):
+        size = min(BATCH, TOKENS // max(1, lengths[order[start]])) * times
+        passes.append(order[start : start + max(1, size)])
+        start += len(passes[-1])
+    return passes
+
+
+def _lengths(
+    model: SentenceTransformer | CrossEncoder, parts: Iterable[list[str] | list[tuple[str, str]]], *, prompt: str
+) -> Iterator[list[int]]:
+    for part in parts:
+        mask = model.preprocess(part, prompt=prompt or None).get("attention_mask")
+        # a model that pads nothing has no mask
+        yield [0] * len(part) if mask is None else mask.sum(dim=1).tolist()
+
+
+def _precision(name: str) -> AbstractContextManager[object]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.autocast(device, torch.bfloat16) if name == "bfloat16" else nullcontext()

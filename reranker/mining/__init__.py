@@ -1,0 +1,1 @@
+"""Hard negatives from a first stage, with guards against false ones."""

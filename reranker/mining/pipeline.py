@@ -1,0 +1,223 @@
+"""The parts of mining by their names: retriever, guards, the cross-encoder that scores anew; and its figures."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+
+from reranker.common.artifacts import Tables
+from reranker.common.engine import Engine
+from reranker.common.errors import UserError
+from reranker.evaluation import metrics
+from reranker.inference.backends import use_attention, use_backend
+from reranker.inference.loading import choose_prompt, load_cross_encoder, load_retriever
+from reranker.inference.scoring import pair_cosines, score_pairs
+from reranker.mining.embedding_cache import Cache
+from reranker.mining.false_negatives import Guards
+from reranker.mining.judgments import Places
+from reranker.mining.negatives import Mined
+from reranker.retrieval import bm25, index
+from reranker.retrieval.index import Index
+from reranker.retrieval.ranking import FirstStage, Vectors
+from reranker.retrieval.retrievers import Dense, Fused, Lexical
+
+Scores = NDArray[np.float64]
+BM25 = "bm25"
+SAMPLE = 500
+"""Queries on which an approximate index is compared with exact search."""
+
+
+class Indexed(NamedTuple):
+    """An index, and what it is over."""
+
+    lookup: Index
+    passages: Vectors
+    queries: Vectors
+
+
+class Retriever(NamedTuple):
+    """The first stage."""
+
+    stage: FirstStage
+    indexes: list[Indexed]
+    """Those that it searches; none where it goes by words alone."""
+
+
+def retriever(
+    names: Sequence[str],
+    tables: Tables,
+    cache: Cache,
+    *,
+    query_prompt: str | None,
+    passage_prompt: str | None,
+    index_name: str,
+    backend: str,
+    engine: Engine,
+) -> Retriever:
+    """A retriever over the passages and queries of a data set; several are fused by rank.
+
+    Args:
+        names: `bm25`, or embedding models.
+        tables: the data set.
+        cache: where vectors are kept.
+        query_prompt: put before each query for a model; None: what the model brings.
+        passage_prompt: the same before each passage.
+        index_name: see `index.build`.
+        backend: see `use_backend`.
+        engine: what searches the index.
+
+    Raises:
+        UserError: there is no usable model of a name.
+    """
+    parts: list[FirstStage] = []
+    indexes = []
+    for name in names:
+        if name == BM25:
+            parts.append(Lexical(tables.passages["text"].tolist(), tables.queries["text"].tolist()))
+        else:
+            model = load_retriever(name)
+            use_backend(model, backend, "float32")
+            of_passage = choose_prompt(passage_prompt, model, "document", "passage")
+            prompts = of_passage, choose_prompt(query_prompt, model, "query")
+            passages, queries = (
+                cache.embed(model, table["text"].tolist(), label=f"mine: {kind}", prompt=prompt)
+                for table, kind, prompt in zip(tables[:2], ("passages", "queries"), prompts, strict=True)
+            )
+            indexes.append(Indexed(index.build(index_name, passages, queries=len(queries)), passages, queries))
+            parts.append(Dense(passages, queries, indexes[-1].lookup, engine))
+    return Retriever(Fused(parts) if len(parts) > 1 else parts[0], indexes)
+
+
+def index_figures(indexes: Sequence[Indexed], queries: Places, *, depth: int, wanted: float) -> dict[str, float | str]:
+    """What the indexes are, and the share of the exact top that approximate ones find, on a sample of these queries.
+
+    A line is printed where one finds less than is wanted. There are no figures where all are exact.
+    """
+    recalls = []
+    for lookup, passages, vectors in indexes:
+        if lookup.name == "flat":
+            continue
+        recall = index.measured_recall(lookup, passages, vectors[queries], depth, sample=SAMPLE)
+        recalls.append(recall)
+        if recall < wanted:
+            print(
+                f"mine: the index {lookup.name} finds {recall:.3f} of the exact top {depth}, which is below "
+                f"index_recall {wanted}: choose another index, or flat"
+            )
+    if not recalls:
+        return {}
+    chosen = [
+        " ".join([lookup.name, *(f"{name}={value}" for name, value in lookup.settings.items())])
+        for lookup, *_ in indexes
+    ]
+    return {"index_chosen": ", ".join(chosen), f"index_recall@{depth}": min(recalls)}
+
+
+def guards(
+    passages: pd.DataFrame,
+    cache: Cache,
+    *,
+    by_group: bool,
+    similarity: float | None,
+    model_name: str,
+    containment: float | None,
+) -> Guards:
+    """Guards over the passages of a data set, see `Guards`; the model's vectors tell which are alike."""
+    texts = passages["text"].tolist()
+    vectors = np.empty((len(texts), 0), np.float32)
+    if similarity is not None:
+        vectors = cache.embed(load_retriever(model_name), texts, label="mine: guards")
+    groups = pd.factorize(passages["group"])[0].astype(np.int64)
+    return Guards(groups, vectors, texts, by_group, similarity, containment)
+
+
+def cross_encoder(
+    name: str, precision: str, attention: str, backend: str, tables: Tables, engine: Engine
+) -> Callable[[Places, Places], Scores]:
+    """Scores of pairs of places by a cross-encoder.
+
+    Args:
+        name: a local folder or a Hub id.
+        precision: float32 or bfloat16.
+        attention: see `use_attention`.
+        backend: see `use_backend`.
+        tables: the data set.
+        engine: what computes them.
+
+    Raises:
+        UserError: there is no usable model of that name, or it has several outputs.
+    """
+    model = load_cross_encoder(name, "params.yaml: rescorer:")
+    queries, passages = (table["text"] for table in tables[:2][::-1])
+    use_attention(model, attention, precision)
+    use_backend(model, backend, precision)
+
+    def score(of: Places, at: Places) -> Scores:
+        texts = queries.iloc[of].tolist(), passages.iloc[at].tolist()
+        return score_pairs(model, *texts, label="mine: rescoring", precision=precision, engine=engine)
+
+    return score
+
+
+def with_signals(
+    rows: pd.DataFrame, tables: Tables, static: SentenceTransformer, teacher: Callable[[Places, Places], Scores]
+) -> pd.DataFrame:
+    """Rows of pairs with what the cross-encoder is fused with.
+
+    Args:
+        rows: columns query_id, passage_id.
+        tables: the data set.
+        static: a static embedding.
+        teacher: scores of pairs of places.
+
+    Returns:
+        The rows with columns bm25, static_score, teacher_score.
+    """
+    of = pd.Index(tables.queries["query_id"]).get_indexer(rows["query_id"])
+    at = pd.Index(tables.passages["passage_id"]).get_indexer(rows["passage_id"])
+    texts = tables.queries["text"].iloc[of].tolist(), tables.passages["text"].iloc[at].tolist()
+    return rows.assign(
+        bm25=bm25.bm25(bm25.statistics(tables.passages["text"]), *texts),
+        static_score=pair_cosines(static, *texts, label="mine: static"),
+        teacher_score=teacher(of, at),
+    )
+
+
+def retriever_figures(judged: pd.DataFrame, found: pd.DataFrame) -> dict[str, float]:
+    """NDCG@10 and recall of the first stage on dev, for mine.json.
+
+    Args:
+        judged: columns query_id, passage_id, relevance.
+        found: columns query_id, passage_id, rank, score.
+
+    Raises:
+        UserError: no query has a right passage.
+    """
+    if not (judged["relevance"] > 0).any():
+        raise UserError("data/prepared/judgments.parquet: no query of dev has a right passage; raise dev_share")
+    columns = ["query_id", "passage_id", "relevance"]
+    dev = metrics.per_query(judged[columns], found, ["nDCG@10", "R@10", "R@30", "R@100"]).mean()
+    recalls = {f"retriever_dev_recall@{k}": float(dev[f"R@{k}"]) for k in (10, 30, 100)}
+    return {"retriever_dev_ndcg@10": float(dev["nDCG@10"]), **recalls}
+
+
+def figures(mined: Mined) -> dict[str, float]:
+    """Counts of what was mined, for mine.json."""
+    rows = mined.rows
+    kinds = rows["kind"].value_counts()
+    number = rows["query"].nunique()
+    negatives = int((rows["relevance"] == 0).sum())
+    of_query = rows.assign(hard=rows["kind"].isin(["hard", "judged"])).groupby("query")["hard"].any()
+    return {
+        "mined_queries": number,
+        "negatives": negatives,
+        "graded_passages": int(kinds.get("graded", 0)),
+        "judged_negatives": int(kinds.get("judged", 0)),
+        "random_negatives": int(kinds.get("random", 0)),
+        "negatives_per_query": negatives / max(number, 1),
+        "queries_without_hard_negatives": int((~of_query).sum()),
+        **{f"refused_{reason}": count for reason, count in mined.refused().items()},
+    }

@@ -1,0 +1,90 @@
+"""How alike two texts are by the cross-encoder and the base model together, as the pair pipeline ships it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sklearn.linear_model import LinearRegression, LogisticRegression
+
+from reranker.common.artifacts import read_weights
+from reranker.common.model_files import loading
+from reranker.inference.loading import choose_precision, load_biencoder
+from reranker.inference.scoring import pair_cosines, score_pairs
+from reranker.pairs.params import Task
+
+Values = NDArray[np.float64]
+NAME = "fine_tuned"
+FEATURES = ("zero_shot", "cross_encoder")
+
+
+def fit(task: Task, features: Mapping[str, Values], labels: Values) -> dict[str, float]:
+    """Weights of the features and the constant: linear regression on scores, logistic regression on duplicates.
+
+    Args:
+        task: score or duplicates.
+        features: `FEATURES` of pairs that nothing was trained on; shape (pairs,) each.
+        labels: of these pairs, from 0 to 1.
+    """
+    model = LinearRegression() if task == "score" else LogisticRegression()
+    model.fit(np.column_stack([features[name] for name in FEATURES]), labels)
+    weights = dict(zip(FEATURES, map(float, np.ravel(model.coef_)), strict=True))
+    return weights | {"constant": float(np.ravel(model.intercept_)[0]), "logistic": float(task == "duplicates")}
+
+
+def fuse(features: Mapping[str, Values], weights: Mapping[str, float]) -> Values:
+    """The fused score, from 0 to 1; shape (pairs,)."""
+    total = sum((weights[name] * features[name] for name in FEATURES), start=np.array(weights["constant"]))
+    fused: Values = expit(total) if weights["logistic"] else np.clip(total, 0.0, 1.0)
+    return fused
+
+
+def features(
+    cross_encoder: CrossEncoder,
+    biencoder: SentenceTransformer,
+    first: Sequence[str],
+    second: Sequence[str],
+    precision: str,
+) -> dict[str, Values]:
+    """`FEATURES` of each text with the one at the same place; shape (pairs,) each."""
+    return {
+        "zero_shot": pair_cosines(biencoder, first, second, label="base model", precision=precision),
+        "cross_encoder": score_pairs(cross_encoder, first, second, label="cross-encoder", precision=precision),
+    }
+
+
+class PairModel:
+    """Scores pairs as evaluated.
+
+    Args:
+        path: the folder that the train stage of pairs writes, for the tasks score and duplicates; `CrossEncoder(path)`
+            loads the cross-encoder alone, which is all that the task class ships.
+        precision: `auto`, `float32` or `bfloat16`.
+
+    Raises:
+        UserError: the folder lacks the weights, or a model in it cannot be loaded.
+    """
+
+    def __init__(self, path: str | Path, precision: str = "auto") -> None:
+        path = Path(path)
+        self.weights = read_weights(path / "fusion.json", NAME)[NAME]
+        with loading(str(path)):
+            self._cross_encoder = CrossEncoder(str(path))
+        self._biencoder = load_biencoder(str(path / "biencoder"), self._cross_encoder.max_seq_length)
+        self._precision = choose_precision(precision)
+
+    def features(self, first: Sequence[str], second: Sequence[str]) -> dict[str, Values]:
+        """What is fused, see `features`."""
+        return features(self._cross_encoder, self._biencoder, first, second, self._precision)
+
+    def scores(self, first: Sequence[str], second: Sequence[str]) -> Values:
+        """From 0 (nothing in common) to 1 (the same), for each text with the one at the same place."""
+        return fuse(self.features(first, second), self.weights)
+
+
+def dump(weights: Mapping[str, float]) -> str:
+    """The weights as `PairModel` reads them."""
+    return json.dumps({NAME: weights}, indent=2, sort_keys=True) + "\n"

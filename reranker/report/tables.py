@@ -1,0 +1,312 @@
+"""The figures of a run in words and tables: rounded here, computed elsewhere."""
+
+import math
+import re
+from collections.abc import Callable, Hashable, Mapping
+from typing import NamedTuple
+
+import pandas as pd
+
+SHIPPED = "reranker"
+BASELINE = "retriever"
+LABELS = {
+    "retriever": "First-stage retriever",
+    "bm25": "BM25 on the same candidates",
+    "tuned_static": "Static embedding, tuned",
+    "zero_shot": "Bi-encoder, zero-shot",
+    "tuned_biencoder": "Bi-encoder, tuned further",
+    "cross_encoder": "Cross-encoder alone",
+    "fusion_without_cross_encoder": "Fusion without the cross-encoder",
+    "reranker": "Reranker (shipped: fused)",
+}
+NO_BREAK = "\N{NO-BREAK SPACE}"
+LABEL_WIDTH = 32
+"""Of the longest label; a longer name is cut in the terminal, where a line has 100 columns."""
+SYSTEM_COLUMNS = (
+    "system", "mode", "ndcg@10", "ndcg@10_low", "ndcg@10_high", "mrr@10", "map", "recall@10", "recall@30",
+)  # fmt: skip
+OTHERS = ("baseline", "best")
+"""The systems that all are tested against."""
+COMPARISON_COLUMNS = (
+    "system", "mode", "ndcg@10", "ndcg@10_low", "ndcg@10_high",
+    *(f"gain_vs_{other}{end}" for other in OTHERS for end in ("", "_low", "_high")),
+    *(f"p_vs_{other}_holm" for other in OTHERS), "detectable",
+)  # fmt: skip
+COST_COLUMNS = (
+    "system", "parameters", "megabytes", "pairs_per_second", "p50_ms_30", "p95_ms_30", "p50_ms_100", "p95_ms_100",
+    "usd_per_1000_queries",
+)  # fmt: skip
+"""Times are of one query with 30 or 100 passages, in milliseconds; megabytes are of 1,000,000 bytes."""
+
+
+class ResultRow(NamedTuple):
+    """A system's figures in one mode, rounded."""
+
+    label: str
+    shipped: bool
+    ndcg: str
+    interval: str
+    mrr: str
+    map: str
+    recall_10: str
+    recall_30: str
+
+
+class ComparisonRow(NamedTuple):
+    """The shipped reranker against one system, rounded."""
+
+    label: str
+    gain: str
+    interval: str
+    p: str
+
+
+def label(system: str) -> str:
+    """A system's name for people; an unknown system keeps its own."""
+    return LABELS.get(system, system)
+
+
+def result_rows(systems: pd.DataFrame, mode: str) -> list[ResultRow]:
+    """The systems of one mode in their order.
+
+    Args:
+        systems: columns `SYSTEM_COLUMNS`.
+        mode: `retrieved` or `all_positives`.
+    """
+    return [
+        ResultRow(
+            label=label(row["system"]),
+            shipped=row["system"] == SHIPPED,
+            ndcg=score(row["ndcg@10"]),
+            interval=f"[{score(row['ndcg@10_low'])}, {score(row['ndcg@10_high'])}]",
+            mrr=score(row["mrr@10"]),
+            map=score(row["map"]),
+            recall_10=score(row["recall@10"]),
+            recall_30=score(row["recall@30"]),
+        )
+        for row in systems[systems["mode"] == mode].to_dict("records")
+    ]
+
+
+def comparison_rows(systems: pd.DataFrame, evaluation: Mapping[str, float]) -> list[ComparisonRow]:
+    """The shipped reranker against every system that it was compared with."""
+    return [
+        ComparisonRow(
+            label=label(system),
+            gain=signed(evaluation[f"gain_vs_{system}"]),
+            interval=_signed_interval(evaluation, system),
+            p=p_value(evaluation[f"p_vs_{system}"]),
+        )
+        for system in systems["system"].unique()
+        if f"gain_vs_{system}" in evaluation
+    ]
+
+
+def headline(evaluation: Mapping[str, float]) -> str:
+    """The result in a few sentences, which say so where an interval leaves a difference open."""
+    gain, low, high = (evaluation[f"gain_vs_{BASELINE}{end}"] for end in ("", "_low", "_high"))
+    relation = p_relation(evaluation[f"p_vs_{BASELINE}"]).replace(" ", NO_BREAK)
+    found = (
+        f"On {count(evaluation['queries'])} test queries the reranker reaches an NDCG@10 of "
+        f"{score(evaluation['ndcg@10'])}: "
+        f"{score(abs(gain))} {'above' if gain >= 0 else 'below'} the {label(BASELINE).lower()} "
+        f"(95% interval {signed(low)} to {signed(high)}, {relation})."
+    )
+    doubt = "" if low > 0 or high < 0 else " This interval includes no difference at all."
+    lows = [value for key, value in evaluation.items() if key.startswith("gain_vs_") and key.endswith("_low")]
+    better = sum(value > 0 for value in lows)
+    return f"{found}{doubt} The interval of its gain lies above 0 against {better} of {len(lows)} systems."
+
+
+def text_table(systems: pd.DataFrame, queries: int) -> str:
+    """The results for a terminal of 100 columns.
+
+    Args:
+        systems: columns `SYSTEM_COLUMNS`.
+        queries: number of test queries.
+    """
+    complete = {row.label: row.ndcg for row in result_rows(systems, "all_positives")}
+    head = f"{'System':<{LABEL_WIDTH}}  {'NDCG@10 [95%]':<20}  MRR@10    MAP  Recall@30  NDCG@10 *"
+    rule = "─" * len(head)
+    lines = [f"Results on {count(queries)} test queries", "", head, rule]
+    for row in result_rows(systems, "retrieved"):
+        name = row.label if len(row.label) <= LABEL_WIDTH else f"{row.label[: LABEL_WIDTH - 1]}…"
+        figures = f"{f'{row.ndcg} {row.interval}':<20}  {row.mrr:>6}  {row.map:>5}  {row.recall_30:>9}"
+        lines += [rule] * row.shipped + [f"{name:<{LABEL_WIDTH}}  {figures}  {complete.get(row.label, '–'):>7}  "]
+    lines += [rule, "* with the right passages that the retriever missed added to the candidates"]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def markdown_table(systems: pd.DataFrame) -> str:
+    """The results as a Markdown table, the shipped reranker in bold."""
+    complete = {row.label: f"{row.ndcg} {row.interval}" for row in result_rows(systems, "all_positives")}
+    lines = [
+        "| System | NDCG@10 [95% interval] | MRR@10 | MAP | Recall@30 | NDCG@10, missed right passages added |",
+        "|---|---|---:|---:|---:|---|",
+    ]
+    for row in result_rows(systems, "retrieved"):
+        cells = [
+            escaped(row.label),
+            f"{row.ndcg} {row.interval}",
+            row.mrr,
+            row.map,
+            row.recall_30,
+            complete.get(row.label, "–"),
+        ]
+        lines.append(f"| {' | '.join(f'**{cell}**' if row.shipped else cell for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def escaped(text: str) -> str:
+    """A text for a cell of Markdown."""
+    return re.sub(r"([\\|*_<>`\[\]])", r"\\\1", text)
+
+
+def count(value: float) -> str:
+    """A number of things, with commas."""
+    return f"{value:,.0f}"
+
+
+def score(value: float) -> str:
+    """A metric; a dash where there is none."""
+    return "–" if math.isnan(value) else f"{value:.3f}"
+
+
+def signed(value: float) -> str:
+    """A difference of metrics."""
+    # + 0.0 turns a rounded -0.0 into 0.0
+    return f"{round(value, 3) + 0.0:+.3f}".replace("-", "−")
+
+
+def _signed_interval(evaluation: Mapping[str, float], system: str) -> str:
+    return f"[{signed(evaluation[f'gain_vs_{system}_low'])}, {signed(evaluation[f'gain_vs_{system}_high'])}]"
+
+
+def p_relation(value: float) -> str:
+    """`p = 0.012`, or `p < 0.001`."""
+    shown = p_value(value)
+    return f"p {shown}" if shown.startswith("<") else f"p = {shown}"
+
+
+def p_value(value: float) -> str:
+    """`0.012`, or `< 0.001`."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+class Against(NamedTuple):
+    """A system's NDCG@10 less that of another one, rounded; empty of the other one itself."""
+
+    gain: str
+    interval: str
+    p: str
+    """Corrected for as many systems as are compared with the same one."""
+
+
+class ComparedRow(NamedTuple):
+    """A system beside the baseline and the best one, rounded."""
+
+    label: str
+    shipped: bool
+    ndcg: str
+    interval: str
+    baseline: Against
+    best: Against
+    detectable: str
+    """The smallest difference to the baseline that so many queries can detect."""
+
+
+def compared_rows(comparison: pd.DataFrame) -> list[ComparedRow]:
+    """The systems in the mode `retrieved`, in their order.
+
+    Args:
+        comparison: columns `COMPARISON_COLUMNS`, as `compare` writes them.
+    """
+    return [
+        ComparedRow(
+            label=label(row["system"]),
+            shipped=row["system"] == SHIPPED,
+            ndcg=score(row["ndcg@10"]),
+            interval=f"[{score(row['ndcg@10_low'])}, {score(row['ndcg@10_high'])}]",
+            baseline=_against(row, "baseline"),
+            best=_against(row, "best"),
+            detectable=score(row["detectable"]),
+        )
+        for row in comparison[comparison["mode"] == "retrieved"].to_dict("records")
+    ]
+
+
+def _against(row: Mapping[Hashable, float], other: str) -> Against:
+    if math.isnan(row[f"gain_vs_{other}"]):
+        return Against("–", "", "–")
+    gain, low, high = (signed(row[f"gain_vs_{other}{end}"]) for end in ("", "_low", "_high"))
+    return Against(gain, f"[{low}, {high}]", p_value(row[f"p_vs_{other}_holm"]))
+
+
+class CostRow(NamedTuple):
+    """What a system's quality costs, rounded."""
+
+    label: str
+    shipped: bool
+    ndcg: str
+    parameters: str
+    megabytes: str
+    pairs_per_second: str
+    ms_30: str
+    """Of the top 30 of one query: the median and the 95th percentile."""
+    ms_100: str
+    """The same of the top 100."""
+    usd: str
+    """Of 1,000 queries."""
+
+
+def cost_rows(comparison: pd.DataFrame, costs: pd.DataFrame) -> list[CostRow]:
+    """The systems whose costs are known, in the order of the comparison.
+
+    Args:
+        comparison: columns system, mode and ndcg@10; figures of the mode `retrieved` are taken.
+        costs: columns `COST_COLUMNS`.
+    """
+    both = comparison[comparison["mode"] == "retrieved"].merge(costs, on="system")
+    return [
+        CostRow(
+            label=label(row["system"]),
+            shipped=row["system"] == SHIPPED,
+            ndcg=score(row["ndcg@10"]),
+            parameters=magnitude(row["parameters"]),
+            megabytes=magnitude(row["megabytes"]),
+            pairs_per_second=_or_dash(row["pairs_per_second"], count),
+            ms_30=f"{magnitude(row['p50_ms_30'])} / {magnitude(row['p95_ms_30'])}",
+            ms_100=f"{magnitude(row['p50_ms_100'])} / {magnitude(row['p95_ms_100'])}",
+            usd=_or_dash(row["usd_per_1000_queries"], _price),
+        )
+        for row in both.to_dict("records")
+    ]
+
+
+def markdown_costs(comparison: pd.DataFrame, costs: pd.DataFrame) -> str:
+    """The same as a Markdown table, the shipped reranker in bold."""
+    lines = [
+        "| System | NDCG@10 | Parameters | MB | Pairs/s | ms, top 30, p50 / p95 | ms, top 100 | USD / 1,000 queries |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in cost_rows(comparison, costs):
+        name, shipped, *figures = row
+        cells = [escaped(name), *figures]
+        lines.append(f"| {' | '.join(f'**{cell}**' if shipped else cell for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def magnitude(value: float) -> str:
+    """A number of three digits with K, M or B for thousands, millions and billions; a dash where there is none."""
+    if math.isnan(value):
+        return "–"
+    power = min(max(int(math.log10(float(f"{value:.3g}"))) // 3, 0), 3) if value > 0 else 0
+    return f"{float(f'{value / 1000**power:.3g}'):g}{('', 'K', 'M', 'B')[power]}"
+
+
+def _price(usd: float) -> str:
+    return "< 0.0001" if 0 < usd < 0.00005 else f"{usd:.4f}"
+
+
+def _or_dash(value: float, shown: Callable[[float], str]) -> str:
+    return "–" if math.isnan(value) else shown(value)

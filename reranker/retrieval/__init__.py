@@ -1,0 +1,1 @@
+"""Rank the corpus for a query."""

@@ -1,0 +1,1 @@
+"""Whether a change is a gain, a loss or noise."""

@@ -1,0 +1,112 @@
+"""Review a change: whether its NDCG@10 is a gain, a loss or noise, and what else it changes, as Markdown.
+
+python -m reranker.review BASE [--head REV] [--output FILE]
+
+The exit status is 0 for `pass`, 3 for `noise`, 4 for `regression`, 5 for `incomparable`, 1 for an error.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from reranker.common.artifacts import PATHS, write_text
+from reranker.common.errors import UserError
+from reranker.common.params import Params, load_params
+from reranker.review import revisions
+from reranker.review.changes import (
+    HEADLINE,
+    STAGE,
+    changed_code,
+    changed_data,
+    changed_values,
+    count_looks,
+    doubts,
+    query_texts,
+    read_side,
+    reasons_against,
+)
+from reranker.review.experiments import stale_stages
+from reranker.review.page import Review, review_page
+from reranker.review.revisions import stale_stages_of
+from reranker.review.verdicts import EXIT, Rules, find, most_changed, paired
+
+TRACKED = ("evaluate", "train", "mine", "prepare")
+"""Files of metrics/ whose changes are listed; times change each time."""
+NUMBER = 5
+"""Queries that are shown of those that gained, and of those that lost."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the review, and return the exit status of its verdict."""
+    options = _parser().parse_args(arguments)
+    try:
+        review = reviewed(options.base, options.head, load_params(PATHS.params))
+        page = review_page(review)
+        if options.output:
+            write_text(f"{page}\n", options.output)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(page)
+    return EXIT[review.finding.word]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m reranker.review", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("base", metavar="BASE", help="the commit, branch or experiment to compare with")
+    parser.add_argument(
+        "--head", metavar="REV", help="what is reviewed: a commit or an experiment (default: workspace)"
+    )
+    parser.add_argument("--output", metavar="FILE", type=Path, help="write the Markdown there, too")
+    return parser
+
+
+def reviewed(base_name: str, head_name: str | None, params: Params) -> Review:
+    """Read two sides and compare them.
+
+    Args:
+        base_name: of the commit or experiment to compare with.
+        head_name: of the one that is reviewed; None: the workspace.
+        params: whose thresholds and seed are used.
+
+    Raises:
+        UserError: a revision is unknown or has no figures, or they have no query in common.
+    """
+    base_commit = revisions.commit(base_name)
+    head_commit = None if head_name is None else revisions.commit(head_name)
+    base, head = read_side(base_name, base_commit), read_side(head_name or "workspace", head_commit)
+    if base.per_query.index.intersection(head.per_query.index).empty:
+        raise UserError(f"{base.name} and {head.name} have no test query in common; compare runs of one test split")
+    results = {
+        str(system): paired(base.per_query[system], head.per_query[system], seed=params.statistics_seed)
+        for system in base.per_query
+        if system in head.per_query
+    }
+    stale = stale_stages_of(head_commit)
+    reasons = reasons_against(base, head, stale)
+    looks = count_looks(base_commit, head_commit)
+    rules = Rules(params.review_min_gain, params.review_max_loss, params.review_alpha, params.review_test_looks)
+    gained, lost = most_changed(base.per_query["reranker"], head.per_query["reranker"], NUMBER)
+    figures = [change for name in TRACKED for change in changed_values(base.figures[name], head.figures[name])]
+    return Review(
+        base=base,
+        head=head,
+        rules=rules,
+        finding=find(results["reranker"], rules, looks=looks, reasons=reasons),
+        results=results,
+        looks=looks,
+        reasons=reasons,
+        doubts=doubts(base, head, stale_stages(base.lock, base.params, STAGE), stale),
+        params=changed_values(base.params, head.params),
+        data=changed_data(base, head),
+        code=changed_code(base.lock, head.lock),
+        figures=[change for change in figures if change.name not in HEADLINE],
+        gained=gained,
+        lost=lost,
+        texts=query_texts([*gained, *lost], head),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,271 @@
+"""Experiments judged: which runs are of the same parameters, which can be compared, and which differences are noise."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from reranker.evaluation.significance import Interval, holm, interval_over_runs, randomisation_test
+
+SYSTEMS = ("reranker", "cross_encoder")
+"""Whose NDCG@10 is compared: the shipped system's and the cross-encoder's alone."""
+SEED = "seed"
+"""The parameter whose values are runs of one thing."""
+ABSENT = "(absent)"
+"""In the place of the value of a key that one of two files of parameters does not have."""
+REPEATS = " = "
+"""Between the names of runs that are one."""
+Lock = Mapping[str, Any]
+"""dvc.lock as it is read."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One experiment: what went in and what came out."""
+
+    name: str
+    params: Mapping[str, Any]
+    """By dotted key."""
+    files: Mapping[str, str]
+    """The hash of each file of code or data that no stage writes."""
+    dev: Mapping[str, float]
+    """NDCG@10 on dev by system."""
+    dev_queries: int | None
+    """Their number; None where it is not known."""
+    test: pd.DataFrame
+    """NDCG@10 of the test queries: one column a system, one row a query, whose id is the index."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Runs that differ in their seed alone."""
+
+    runs: tuple[Run, ...]
+
+    def dev(self, system: str) -> "Spread":
+        """NDCG@10 on dev, over the runs."""
+        return spread([run.dev[system] for run in self.runs])
+
+    def test(self, system: str) -> "Spread":
+        """NDCG@10 on test, over the runs."""
+        return spread(self.values(system).mean(axis=1).tolist())
+
+    def values(self, system: str) -> NDArray[np.float64]:
+        """NDCG@10 on test: one row a run, one column a query, in the order of their ids."""
+        return np.stack([run.test[system].sort_index().to_numpy(float) for run in self.runs])
+
+
+class Spread(NamedTuple):
+    """A figure over several runs; a single run has no standard deviation."""
+
+    mean: float
+    deviation: float | None
+
+
+class Difference(NamedTuple):
+    """How far a setting is from the baseline in NDCG@10 on test."""
+
+    mean: float
+    interval: Interval
+    p: float
+    adjusted_p: float
+    """For as many settings as were compared in this system."""
+
+
+class Line(NamedTuple):
+    """A setting beside the baseline."""
+
+    setting: Setting
+    changes: list[str]
+    """`key=value` where the baseline has another value, and files that are others; nothing for the baseline."""
+    differences: dict[str, Difference]
+    """By system; nothing for the baseline."""
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and sample standard deviation."""
+    return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
+
+
+def dotted(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of nested mappings under keys such as `sources.faq.files`."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = dotted(value) if isinstance(value, Mapping) and value else {"": value}
+        flat |= {f"{key}.{name}" if name else str(key): each for name, each in inner.items()}
+    return flat
+
+
+def upstream(lock: Lock, stage: str) -> list[str]:
+    """The stage and those whose outputs it needs, directly or through others, sorted."""
+    stages = lock["stages"]
+    found: set[str] = set()
+    waiting = [stage]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            needed = [dep["path"] for dep in stages[name].get("deps", [])]
+            waiting += [
+                other
+                for other, body in stages.items()
+                for out in body.get("outs", [])
+                if any(_within(path, out["path"]) for path in needed)
+            ]
+    return sorted(found)
+
+
+def _within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(f"{folder}/")
+
+
+def stale_stages(lock: Lock, params: Mapping[str, Any], stage: str) -> list[str]:
+    """Those of the stages upstream that did not run with these parameters, or after what they depend on.
+
+    An experiment of single stages (`dvc exp run … train`) leaves the figures of later ones as they were.
+
+    Args:
+        lock: dvc.lock.
+        params: of params.yaml, by its first keys.
+        stage: whose figures are wanted.
+    """
+    names = upstream(lock, stage)
+    written = {out["path"]: out["md5"] for name in names for out in lock["stages"][name].get("outs", [])}
+    stale = []
+    for name in names:
+        body = lock["stages"][name]
+        used = body.get("params", {}).get("params.yaml", {})
+        others = [dep for dep in body.get("deps", []) if written.get(dep["path"], dep["md5"]) != dep["md5"]]
+        if others or any(params.get(key, ABSENT) != value for key, value in used.items()):
+            stale.append(name)
+    return stale
+
+
+def source_files(lock: Lock, stage: str) -> dict[str, str]:
+    """The hash of each file that the stage or one upstream depends on and none of them writes."""
+    names = upstream(lock, stage)
+    written = [out["path"] for name in names for out in lock["stages"][name].get("outs", [])]
+    deps = [dep for name in names for dep in lock["stages"][name].get("deps", [])]
+    return {dep["path"]: dep["md5"] for dep in deps if not any(_within(dep["path"], path) for path in written)}
+
+
+def incomparable(run: Run, baseline: Run) -> str | None:
+    """Why a run cannot be compared with the baseline, or None."""
+    ours, theirs = set(run.test.index), set(baseline.test.index)
+    if ours != theirs:
+        return (
+            f"other test queries than the baseline's ({len(ours - theirs):,} new, {len(theirs - ours):,} gone): "
+            "other data or another split"
+        )
+    if None not in (run.dev_queries, baseline.dev_queries) and run.dev_queries != baseline.dev_queries:
+        return (
+            f"{run.dev_queries:,} dev queries, the baseline has {baseline.dev_queries:,}: other data or another split"
+        )
+    return None
+
+
+def settings(runs: Iterable[Run]) -> list[Setting]:
+    """Put runs together that differ in their seed alone; a run that another repeats to the digit counts once."""
+    groups: list[list[Run]] = []
+    for run in runs:
+        for group in groups:
+            if not changes(run, group[0]):
+                group.append(run)
+                break
+        else:
+            groups.append([run])
+    return [Setting(_without_repeats(group)) for group in groups]
+
+
+def _without_repeats(runs: Sequence[Run]) -> tuple[Run, ...]:
+    kept: list[Run] = []
+    for run in runs:
+        same = [
+            place
+            for place, other in enumerate(kept)
+            if run.params.get(SEED) == other.params.get(SEED)
+            and run.dev == other.dev
+            and run.test.sort_index().equals(other.test.sort_index())
+        ]
+        if same:
+            first = kept[same[0]]
+            kept[same[0]] = replace(first, name=f"{first.name}{REPEATS}{run.name}")
+        else:
+            kept.append(run)
+    return tuple(kept)
+
+
+def changes(run: Run, baseline: Run) -> list[str]:
+    """What went into a run that did not go into the baseline: `key=value`, seed aside, and files that are others."""
+    keys = [key for key in dict.fromkeys([*run.params, *baseline.params]) if key != SEED]
+    values = [
+        f"{key}={written(run.params.get(key, ABSENT))}"
+        for key in keys
+        if run.params.get(key, ABSENT) != baseline.params.get(key, ABSENT)
+    ]
+    files = sorted({*run.files, *baseline.files})
+    return values + [f"other {file}" for file in files if run.files.get(file) != baseline.files.get(file)]
+
+
+def written(value: object) -> str:
+    """A value as params.yaml has it."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return f"[{', '.join(map(written, value))}]" if isinstance(value, list) else str(value)
+
+
+def judge(runs: Sequence[Run], baseline: Run, *, seed: int) -> list[Line]:
+    """Every setting beside the baseline's, with what can be said of the difference on test.
+
+    The p-value is of the paired randomisation test on each query's means over runs; its null hypothesis takes the
+    runs as they are. It is adjusted for all settings that are compared in the same system.
+
+    Args:
+        runs: that can be compared; the baseline may be among them.
+        baseline: the runs of its parameters are the other side of every comparison.
+        seed: of the resampling.
+    """
+    first, *others = settings([baseline, *(run for run in runs if run is not baseline)])
+    found: list[dict[str, Difference]] = [{} for _ in others]
+    for system in SYSTEMS:
+        base = first.values(system)
+        values = [other.values(system) for other in others]
+        means = [each.mean(axis=0) - base.mean(axis=0) for each in values]
+        p_values = [randomisation_test(mean, seed=seed) for mean in means]
+        for place, adjusted in enumerate(holm(p_values)):
+            found[place][system] = Difference(
+                float(means[place].mean()),
+                interval_over_runs(values[place], base, seed=seed),
+                p_values[place],
+                adjusted,
+            )
+    lines = [Line(other, changes(other.runs[0], baseline), found[place]) for place, other in enumerate(others)]
+    return [Line(first, [], {}), *lines]
+
+
+def ranked(lines: Iterable[Line], figure: str) -> list[Line]:
+    """The lines by a figure, highest first; ties by what differs from the baseline.
+
+    Args:
+        lines: in any order.
+        figure: one of `FIGURES`.
+    """
+    split, system = FIGURES[figure]
+
+    def key(line: Line) -> tuple[float, list[str]]:
+        of_split = line.setting.dev if split == "dev" else line.setting.test
+        return -of_split(system).mean, line.changes
+
+    return sorted(lines, key=key)
+
+
+FIGURES = {
+    "dev_ndcg@10": ("dev", "reranker"),
+    "dev_ndcg@10_cross_encoder": ("dev", "cross_encoder"),
+    "ndcg@10": ("test", "reranker"),
+    "ndcg@10_cross_encoder": ("test", "cross_encoder"),
+}
+"""What experiments can be sorted by, in the names of `dvc exp show`: split and system."""

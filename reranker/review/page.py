@@ -1,0 +1,255 @@
+"""A review as Markdown: rounded here, judged in `verdicts` and `changes`."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from reranker.common.errors import printable
+from reranker.report.tables import count, label, p_relation, score, signed
+from reranker.review.changes import HEADLINE, SECONDS, Change, Side
+from reranker.review.experiments import written
+from reranker.review.verdicts import Finding, Paired, Rules, corrected, queries_needed
+
+MARKER = "<!-- reranker-review -->"
+"""By which CI finds the comment that it wrote before."""
+COSTS = {
+    "parameters": "{:,.0f}",
+    "megabytes": "{:,.1f}",
+    "pairs_per_second": "{:,.1f}",
+    "p50_ms_30": "{:,.1f}",
+    "p95_ms_30": "{:,.1f}",
+    "usd_per_1000_queries": "{:.4f}",
+}
+"""Columns of metrics/costs.csv that are shown, and how."""
+ROWS = 30
+"""Of a table at most: a comment has a bound."""
+CHARACTERS = 120
+"""Of a value or a text at most."""
+
+
+@dataclass(frozen=True)
+class Review:
+    """All that a page says."""
+
+    base: Side
+    head: Side
+    rules: Rules
+    finding: Finding
+    results: Mapping[str, Paired]
+    """By system, the shipped one first."""
+    looks: int
+    reasons: Sequence[str]
+    """Against comparing the sides."""
+    doubts: Sequence[str]
+    params: Sequence[Change]
+    data: Sequence[Change]
+    code: Mapping[tuple[str, ...], Sequence[str]]
+    """Changed files by the stages that use them."""
+    figures: Sequence[Change]
+    gained: Sequence[str]
+    """Ids of queries, the most changed first."""
+    lost: Sequence[str]
+    texts: Mapping[str, str]
+    """Of these queries, where they are known."""
+
+
+def review_page(review: Review) -> str:
+    """The verdict in a line, and what it rests on."""
+    parts = [
+        f"**{review.finding.word}: {sentence(review)}**",
+        _compared(review),
+        _points(review),
+        _section("Figures", _figures(review)),
+        _section("Parameters", _changes(review.params, "Key")),
+        _section("Data", _changes(review.data, "What")),
+        _section("Code", _code(review.code)),
+        _section("Costs", _costs(review.base, review.head)),
+        _folded("Queries that gained and lost most", _queries(review)),
+        _folded("Other figures that changed", _changes(review.figures, "Figure")),
+        MARKER,
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
+def sentence(review: Review) -> str:
+    """The shipped system's difference and what may be concluded from it."""
+    result, rules = review.results["reranker"], review.rules
+    low, high = result.interval
+    told = f"{signed(result.difference)} NDCG@10, 95% [{signed(low)}, {signed(high)}], {p_relation(result.p)}"
+    found = {
+        Finding.SAME: f"no change: each of {count(result.queries)} test queries has the NDCG@10 that it had",
+        Finding.GAIN: f"{told}: real",
+        Finding.UNTOLD: f"{told}: within noise{_needed(result, rules)}",
+        Finding.SMALL: f"{told}: real, but {_threshold(result, rules)}",
+        Finding.SELECTED: (
+            f"{told}: not real after {review.looks} looks at test, corrected for which "
+            f"{p_relation(corrected(result.p, review.looks))}"
+        ),
+        Finding.LOSS: f"{told}: real, and beyond the loss of {rules.max_loss:g} that review_max_loss allows",
+        Finding.INCOMPARABLE: f"{'; '.join(review.reasons)}. On {count(result.queries)} queries {told}",
+    }
+    return found[review.finding]
+
+
+def _threshold(result: Paired, rules: Rules) -> str:
+    if result.difference > 0:
+        return f"below the gain of {rules.min_gain:g} that review_min_gain asks for"
+    return f"not beyond the loss of {rules.max_loss:g} that review_max_loss allows"
+
+
+def _needed(result: Paired, rules: Rules) -> str:
+    needed = queries_needed(result, rules.alpha)
+    if needed is None or not round(result.difference, 3):
+        return ""
+    more = needed - result.queries
+    if more <= 0:
+        return ""
+    return f"; needs about {_about(more)} more test queries than {count(result.queries)} to tell such a difference"
+
+
+def _about(number: int) -> str:
+    """To two digits: it is an estimate."""
+    return count(float(f"{number:.1e}"))
+
+
+def _compared(review: Review) -> str:
+    return f"{_code_span(review.head.name)} against {_code_span(review.base.name)}."
+
+
+def _points(review: Review) -> str:
+    points = list(review.doubts)
+    if review.looks > review.rules.test_looks:
+        result = review.results["reranker"]
+        points.append(
+            f"test was looked at {review.looks} times since the base (other figures of it in commits and experiments; "
+            f"review_test_looks: {review.rules.test_looks}): the best of so many is too good. Corrected for them: "
+            f"{p_relation(corrected(result.p, review.looks))}; choose on dev"
+        )
+    return "\n".join(f"- **Warning:** {point}." for point in points)
+
+
+def _figures(review: Review) -> str:
+    rows = []
+    for key, (file, name) in HEADLINE.items():
+        before, after = (review.base.figures[file].get(key), review.head.figures[file].get(key))
+        if before is not None or after is not None:
+            change = "–" if before is None or after is None else signed(after - before)
+            rows.append(f"| {name} | {_score(before)} | {_score(after)} | {change} |")
+    return "\n".join(
+        [
+            "| Figure | Before | After | Change |",
+            "|---|---:|---:|---:|",
+            *rows,
+            "",
+            f"Paired, NDCG@10 of the {count(review.results['reranker'].queries)} common test queries. "
+            "The test is of these two trained models; another seed makes another model:",
+            "",
+            "| System | Before | After | Change [95%] | p | Queries changed |",
+            "|---|---:|---:|---:|---:|---:|",
+            *(_tested(system, result) for system, result in review.results.items()),
+        ]
+    )
+
+
+def _score(value: float | None) -> str:
+    return "–" if value is None else score(value)
+
+
+def _tested(system: str, result: Paired) -> str:
+    low, high = result.interval
+    change = f"{signed(result.difference)} [{signed(low)}, {signed(high)}]"
+    p = p_relation(result.p).removeprefix("p ").removeprefix("= ")
+    cells = [_plain(label(system)), score(result.before), score(result.after), change, p, count(result.changed)]
+    return f"| {' | '.join(cells)} |"
+
+
+def _changes(changes: Sequence[Change], title: str) -> str:
+    if not changes:
+        return ""
+    rows = [f"| {' | '.join([_code_span(name), _value(before), _value(after)])} |" for name, before, after in changes]
+    return "\n".join([f"| {title} | Before | After |", "|---|---|---|", *_bounded(rows, "| … | {} more | |")])
+
+
+def _value(value: Any) -> str:
+    return _code_span(f"{value:.6g}" if isinstance(value, float) else written(value))
+
+
+def _bounded(rows: Sequence[str], more: str) -> list[str]:
+    left = len(rows) - ROWS
+    return [*rows[:ROWS], *([more.format(count(left))] if left > 0 else [])]
+
+
+def _code(code: Mapping[tuple[str, ...], Sequence[str]]) -> str:
+    rows = [
+        f"- {', '.join(stages) or 'no stage any more'}: {', '.join(map(_code_span, paths))}"
+        for stages, paths in code.items()
+    ]
+    return "\n".join(_bounded(rows, "- … {} more"))
+
+
+def _costs(base: Side, head: Side) -> str:
+    rows = []
+    for name in _systems(base, head):
+        for column, form in COSTS.items():
+            before, after = (_cost(side.costs, name, column, form) for side in (base, head))
+            if (before or after) and before != after:
+                rows.append(f"| {_plain(label(name))}, {column} | {before or '–'} | {after or '–'} |")
+    ours, theirs = (side.figures["timing"] for side in (base, head))
+    for key in SECONDS:
+        if key in ours and key in theirs:
+            rows.append(f"| {key} | {ours[key]:,.1f} | {theirs[key]:,.1f} |")
+    if not rows:
+        return ""
+    table = ["| Cost | Before | After |", "|---|---:|---:|", *_bounded(rows, "| … {} more | | |")]
+    return "\n".join([*table, "", "Times differ from run to run and from machine to machine."])
+
+
+def _systems(base: Side, head: Side) -> list[str]:
+    tables = [side.costs["system"] for side in (base, head) if side.costs is not None]
+    return list(dict.fromkeys(name for names in tables for name in names))
+
+
+def _cost(costs: pd.DataFrame | None, system: str, column: str, form: str) -> str | None:
+    if costs is None or column not in costs:
+        return None
+    values = pd.to_numeric(costs.loc[costs["system"] == system, column], errors="coerce").dropna()
+    return form.format(values.iloc[0]) if len(values) else None
+
+
+def _queries(review: Review) -> str:
+    before, after = (side.per_query["reranker"] for side in (review.base, review.head))
+    rows = [
+        f"| {_code_span(query)} | {score(before[query])} | {score(after[query])} | {_text(review, query)} |"
+        for query in [*review.gained, *review.lost]
+    ]
+    return "\n".join(["| Query | Before | After | Text |", "|---|---:|---:|---|", *rows]) if rows else ""
+
+
+def _text(review: Review, query: str) -> str:
+    return _code_span(review.texts[query]) if query in review.texts else ""
+
+
+def _section(title: str, text: str) -> str:
+    return f"### {title}\n\n{text}" if text else ""
+
+
+def _folded(title: str, text: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>" if text else ""
+
+
+def _code_span(text: str) -> str:
+    """Data as it is: in a span of code nothing is a tag, a link or a person who would be told."""
+    shown = printable(" ".join(text.split()))
+    shown = shown if len(shown) <= CHARACTERS else f"{shown[: CHARACTERS - 1]}…"
+    if not shown:
+        return ""
+    fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
+    inside = f" {shown} " if shown.startswith("`") or shown.endswith("`") else shown
+    return f"{fence}{inside}{fence}".replace("|", "\\|")
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"([\\|*_<>`\[\]@])", r"\\\1", text)

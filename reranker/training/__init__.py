@@ -1,0 +1,1 @@
+"""Fine-tune cross-encoders and bi-encoders."""

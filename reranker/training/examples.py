@@ -1,0 +1,302 @@
+"""From the mined passages to the rows that a loss of the cross-encoder wants, with a teacher's scores."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset, DatasetDict
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.special import expit
+from sentence_transformers import CrossEncoder
+from torch import nn
+
+from reranker.common.artifacts import read_scores
+from reranker.common.errors import UserError
+from reranker.inference import fusion
+from reranker.inference.backends import use_attention, use_backend
+from reranker.inference.loading import load_cross_encoder
+from reranker.inference.scoring import score_pairs
+from reranker.training.losses import LOSSES, loss_arguments, make_loss, needs_teacher
+
+SIGNALS = {
+    "fused": ("bm25", "static_score", "teacher_score"),
+    "biencoder": ("teacher_score",),
+    "static": ("static_score",),
+    "bm25": ("bm25",),
+}
+"""Teachers that mining has asked already: their columns."""
+FILES = (".parquet", ".csv")
+
+
+def training_groups(negatives: pd.DataFrame, *, graded: bool) -> pd.DataFrame:
+    """Each query with its passages, the right one first.
+
+    A list-wise loss wants groups of one size: queries with fewer passages than the largest group are
+    filled up by repeating their last one, which in a softmax only weighs that passage more.
+
+    Args:
+        negatives: columns query_id, query, text (of the passage), kind (one `positive` per query, `graded` ones that
+            are right but less so, the others negatives), relevance, and teacher (a logit) where one is needed.
+        graded: keep the less relevant ones, for a loss that takes more than right and wrong.
+
+    Returns:
+        Columns query, passages, relevance, and teacher if given; sorted by query_id.
+    """
+    numbers = [column for column in ("relevance", "teacher") if column in negatives]
+    table = negatives if graded else negatives[negatives["kind"] != "graded"]
+    table = table.assign(negative=table["kind"] != "positive").sort_values(["query_id", "negative"], kind="stable")
+    lists = {column: (column, list) for column in numbers}
+    groups = table.groupby("query_id").agg(query=("query", "first"), passages=("text", list), **lists)
+    size = int(groups["passages"].map(len).max())
+    for column in ("passages", *numbers):
+        groups[column] = [values + values[-1:] * (size - len(values)) for values in groups[column]]
+    return groups.reset_index(drop=True)
+
+
+class Lesson(NamedTuple):
+    """What the trainer is given."""
+
+    data: Dataset | DatasetDict
+    """One set of rows, or one for each source that has a loss of its own."""
+    loss: nn.Module | dict[str, nn.Module]
+    rows_per_query: int
+    """Rows of the data that stand for a query, by which a batch counts; 1 where the losses differ in it."""
+    queries: int
+    pairs: int
+    """Their passages, with the repeated ones that fill up a group."""
+
+
+class Chosen(NamedTuple):
+    """A loss and its keyword arguments."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+def choose_losses(
+    loss: str | Mapping[str, str], arguments: Mapping[str, Any], sources: Sequence[str]
+) -> dict[str, Chosen]:
+    """The loss of each source; where there is one for all, that one under an empty name.
+
+    Args:
+        loss: a name, or a name by source.
+        arguments: of the loss, or by source those of its loss.
+        sources: that have mined queries.
+
+    Raises:
+        UserError: names do not fit the sources, losses that want different models are mixed, or the arguments are not
+            those of the loss.
+    """
+    if isinstance(loss, str):
+        loss, arguments = {"": loss}, {"": arguments}
+    else:
+        for source in sorted({*sources} - {*loss}):
+            raise UserError(f"params.yaml: loss: no loss for the source '{source}', which has mined queries; add it")
+        for source in sorted({*loss} - {*sources}):
+            raise UserError(f"params.yaml: loss: no query is mined for '{source}'; there are {', '.join(sources)}")
+        for source in sorted({*arguments} - {*loss}):
+            raise UserError(f"params.yaml: loss_arguments: '{source}' is no source of loss; give them by source, too")
+        if len({LOSSES[name].outputs for name in loss.values()}) > 1:
+            raise UserError("params.yaml: loss: cross_entropy trains two outputs, the others one: all or none")
+    for source, own in arguments.items():
+        if not isinstance(own, Mapping):
+            raise UserError(f"params.yaml: loss_arguments: {source}: must be `argument: value` lines of its loss")
+        loss_arguments(loss[source], own)
+    return {source: Chosen(name, arguments.get(source, {})) for source, name in loss.items()}
+
+
+def make_lesson(
+    negatives: pd.DataFrame,
+    model: CrossEncoder,
+    losses: Mapping[str, Chosen],
+    *,
+    targets: str,
+    distillation: float,
+    seed: int,
+) -> Lesson:
+    """Rows and losses.
+
+    Args:
+        negatives: see `training_groups`; column source too where losses differ by it.
+        model: to be trained.
+        losses: see `choose_losses`.
+        targets: `relevance` or `teacher`.
+        distillation: share of the teacher in group_softmax.
+        seed: of the order of the queries.
+    """
+    data, made, per_query = {}, {}, set()
+    queries = pairs = 0
+    for source, (name, arguments) in losses.items():
+        rows = negatives if source == "" else negatives[negatives["source"] == source]
+        groups = training_groups(rows, graded=LOSSES[name].fed == "relevance")
+        groups = groups.sample(frac=1, random_state=seed)
+        size = len(groups["passages"].iloc[0])
+        made[source] = make_loss(name, model, arguments, distillation=distillation, group_size=size)
+        taught = needs_teacher(name, targets, distillation)
+        data[source] = group_rows(groups, name, targets="teacher" if taught else "relevance")
+        per_query.add(rows_per_query(name, size))
+        queries += len(groups)
+        pairs += len(groups) * size
+    of_query = per_query.pop() if len(per_query) == 1 else 1
+    if "" in data:
+        return Lesson(data[""], made[""], of_query, queries, pairs)
+    return Lesson(DatasetDict(data), made, of_query, queries, pairs)
+
+
+def group_rows(groups: pd.DataFrame, loss: str, targets: str = "relevance") -> Dataset:
+    """Training data in the shape that a loss wants.
+
+    Args:
+        groups: columns query, passages (a list, the right one first), relevance and, where it is needed, teacher (a
+            number, and a logit, per passage).
+        loss: a name of params.yaml.
+        targets: `relevance`, or `teacher` for what the teacher says, where the loss takes either.
+
+    Returns:
+        Columns query and passage, and a label per row; or query, positive, negative_1, … and perhaps labels; or query,
+        passages and labels, see `Loss.shape`.
+    """
+    kind = LOSSES[loss]
+    labels = _labels(groups, loss, targets)
+    if kind.shape == "pairs":
+        pairs = [
+            (query, passage, label)
+            for query, passages, of_group in zip(groups["query"], groups["passages"], labels, strict=True)
+            for passage, label in zip(passages, of_group, strict=True)
+        ]
+        return Dataset.from_pandas(pd.DataFrame(pairs, columns=["query", "passage", "label"]))
+    if kind.shape == "negatives":
+        positive, *negatives = zip(*groups["passages"], strict=True)
+        columns = {"query": list(groups["query"]), "positive": list(positive)}
+        columns |= {f"negative_{number}": list(texts) for number, texts in enumerate(negatives, start=1)}
+        return Dataset.from_dict(columns if kind.fed == "nothing" else columns | {"label": labels})
+    passages = [list(of_query) for of_query in groups["passages"]]
+    if kind.fed == "relevance":  # list_mle and plist_mle take the order given for the right one
+        order = [np.argsort(-np.asarray(of_query), kind="stable") for of_query in labels]
+        passages = [[of_query[at] for at in places] for of_query, places in zip(passages, order, strict=True)]
+        labels = [[of_query[at] for at in places] for of_query, places in zip(labels, order, strict=True)]
+    return Dataset.from_dict({"query": list(groups["query"]), "passages": passages, "label": labels})
+
+
+def _labels(groups: pd.DataFrame, loss: str, targets: str) -> list[list[float]]:
+    """A number for each passage of each query."""
+    kind = LOSSES[loss]
+    if kind.fed == "class":
+        return [[int(place == 0) for place in range(len(of_query))] for of_query in groups["passages"]]
+    if targets == "teacher":
+        taught = chances(groups["teacher"]) if kind.taught == "chances" else groups["teacher"]
+        return [[float(number) for number in of_group] for of_group in taught]
+    if kind.fed == "right":
+        return [[float(place == 0) for place in range(len(of_query))] for of_query in groups["passages"]]
+    # list_net takes a softmax of the labels: 10 and 0 make the right passage's target nearly 1
+    factor = 10.0 if loss == "list_net" else 1.0
+    return [[factor * float(number) for number in of_group] for of_group in groups["relevance"]]
+
+
+def chances(teacher: pd.Series) -> list[NDArray[np.float64]]:
+    """The chance of each passage to be right: a sigmoid of the teacher's logits less an offset.
+
+    Logits of a query mean something by their differences alone. The offset is the one with which as many passages are
+    right as there are queries, each of which has one; the slope stays 1, as in the softmax over the query.
+
+    Args:
+        teacher: logits of the passages of each query.
+    """
+    logits = np.concatenate([np.asarray(of_query, dtype=float) for of_query in teacher])
+    share = len(teacher) / len(logits)
+
+    def surplus(offset: float) -> float:
+        return float(expit(logits - offset).mean() - share)
+
+    if len(logits) == len(teacher):  # no passage is wrong
+        return [np.ones(len(of_query)) for of_query in teacher]
+    offset = brentq(surplus, logits.min() - 50, logits.max() + 50)
+    return [expit(np.asarray(of_query, dtype=float) - offset) for of_query in teacher]
+
+
+def rows_per_query(loss: str, group_size: int) -> int:
+    """Rows of `group_rows` that a query has: its pairs for losses of pairs, else one."""
+    return group_size if LOSSES[loss].shape == "pairs" else 1
+
+
+def is_file(teacher: str) -> bool:
+    """Whether a name in params.yaml is a file of scores."""
+    return Path(teacher).suffix in FILES
+
+
+def logits(
+    teacher: str,
+    negatives: pd.DataFrame,
+    dev: pd.DataFrame,
+    judgments: pd.DataFrame,
+    *,
+    precision: str,
+    attention: str,
+    backend: str,
+) -> NDArray[np.float64]:
+    """A teacher's scores of the mined pairs.
+
+    Args:
+        teacher: one of `SIGNALS`, a cross-encoder, or a file of scores.
+        negatives: the signals' columns, query and passage (whole texts).
+        dev: see `fusion.fit_weights`.
+        judgments: see `fusion.fit_weights`.
+        precision: float32 or bfloat16.
+        attention: see `use_attention`.
+        backend: see `from_cross_encoder`.
+
+    Raises:
+        UserError: see `from_cross_encoder` and `records.read_scores`.
+        ValueError: see `fusion.fit_weights`.
+    """
+    if is_file(teacher):
+        return read_scores(Path(teacher), negatives).to_numpy(float)
+    if teacher in SIGNALS:
+        return from_signals(teacher, negatives, dev, judgments)
+    texts = negatives["query"].tolist(), negatives["passage"].tolist()
+    return from_cross_encoder(teacher, *texts, precision=precision, attention=attention, backend=backend)
+
+
+def from_signals(
+    teacher: str, negatives: pd.DataFrame, dev: pd.DataFrame, judgments: pd.DataFrame
+) -> NDArray[np.float64]:
+    """Logits of signals: a weighted sum, with the weights that suit dev best.
+
+    Args:
+        teacher: one of `SIGNALS`.
+        negatives: the pairs to be scored; the signals' columns.
+        dev: see `fusion.fit_weights`.
+        judgments: see `fusion.fit_weights`.
+
+    Raises:
+        ValueError: see `fusion.fit_weights`.
+    """
+    return fusion.fuse(negatives, fusion.fit_weights(dev, judgments, SIGNALS[teacher]))
+
+
+def from_cross_encoder(
+    teacher: str, queries: Sequence[str], passages: Sequence[str], *, precision: str, attention: str, backend: str
+) -> NDArray[np.float64]:
+    """Logits of a cross-encoder: its scores without its activation.
+
+    Args:
+        teacher: a folder or a Hub id.
+        queries: as many as passages.
+        passages: whole texts, which the teacher cuts as it is used to.
+        precision: float32 or bfloat16.
+        attention: see `use_attention`.
+        backend: what computes in float32 where it is auto or openvino, see `use_backend`; torch does elsewhere.
+
+    Raises:
+        UserError: there is no usable model of that name, it has several outputs, or it cannot be computed as asked.
+    """
+    model = load_cross_encoder(teacher, "params.yaml: teacher:")
+    model.activation_fn = nn.Identity()
+    use_attention(model, attention, precision)
+    # in float32 OpenVINO gives torch's scores to 1e-5; rounded to fewer digits, each library has its own
+    if precision == "float32" and backend in ("auto", "openvino"):
+        use_backend(model, backend, precision)
+    return score_pairs(model, queries, passages, label="train: teacher", precision=precision)

@@ -1,0 +1,119 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from reranker.evaluation.metrics import mean_ndcg, per_query
+
+MEASURES = ["nDCG@10", "RR@10", "AP", "R@3"]
+
+
+def judged(**relevance: dict[str, int]) -> pd.DataFrame:
+    rows = [(query, passage, value) for query, values in relevance.items() for passage, value in values.items()]
+    return pd.DataFrame(rows, columns=["query_id", "passage_id", "relevance"])
+
+
+def retrieved(**scores: dict[str, float]) -> pd.DataFrame:
+    rows = [(query, passage, value) for query, values in scores.items() for passage, value in values.items()]
+    return pd.DataFrame(rows, columns=["query_id", "passage_id", "score"]).astype({"score": float})
+
+
+def by_hand(relevance: dict[str, int], scores: dict[str, float]) -> dict[str, float]:
+    """The measures from their definitions; ties by passage id, last first."""
+    order = sorted(scores, key=lambda passage: (scores[passage], passage), reverse=True)
+    gains = [relevance.get(passage, 0) for passage in order]
+    right = [position for position, gain in enumerate(gains, 1) if gain > 0]
+    number = sum(value > 0 for value in relevance.values())
+    best = sorted(relevance.values(), reverse=True)
+    discounted, ideal = (sum(g / math.log2(i + 2) for i, g in enumerate(values[:10])) for values in (gains, best))
+    return {
+        "nDCG@10": discounted / ideal if ideal else 0.0,
+        "RR@10": 1 / right[0] if right and right[0] <= 10 else 0.0,
+        "AP": sum(hits / position for hits, position in enumerate(right, 1)) / number if number else 0.0,
+        "R@3": sum(position <= 3 for position in right) / number if number else 0.0,
+    }
+
+
+def test_mean_is_over_the_queries_of_the_pairs_alone():
+    pairs = retrieved(q={"a": 0, "b": 0}, r={"a": 0, "b": 0})
+    judgments = judged(q={"a": 1}, r={"a": 1}, s={"a": 1})
+    assert mean_ndcg(judgments, pairs, np.array([2.0, 1.0, 1.0, 2.0])) == pytest.approx((1 + 1 / math.log2(3)) / 2)
+    assert mean_ndcg(judgments, pairs, pd.Series([2.0, 1.0, 2.0, 1.0], index=[7, 8, 9, 10])) == 1
+
+
+def test_measures_have_the_values_computed_by_hand():
+    table = per_query(judged(q={"b": 1, "d": 1}), retrieved(q={"a": 4, "b": 3, "c": 2, "d": 1}), MEASURES)
+    ideal = 1 + 1 / math.log2(3)
+    expected = [(1 / math.log2(3) + 1 / math.log2(5)) / ideal, 1 / 2, (1 / 2 + 2 / 4) / 2, 1 / 2]
+    assert table.loc["q"].tolist() == pytest.approx(expected)
+
+
+def test_graded_relevance_gives_graded_gain():
+    value = per_query(judged(q={"a": 1, "b": 3}), retrieved(q={"a": 2, "b": 1}), ["nDCG@10"]).loc["q", "nDCG@10"]
+    assert value == pytest.approx((1 + 3 / math.log2(3)) / (3 + 1 / math.log2(3)))
+
+
+def test_measures_agree_with_their_definitions_on_random_runs_with_ties():
+    generator = np.random.default_rng(3)
+    names = [f"p{number}" for number in range(20)]
+    relevance, scores = {}, {}
+    for query in (f"q{number:02}" for number in range(40)):
+        judged_names = generator.choice(names, size=generator.integers(1, 6), replace=False)
+        relevance[query] = {name: int(generator.integers(0, 3)) for name in judged_names}
+        found = generator.choice(names, size=generator.integers(1, 20), replace=False)
+        scores[query] = {name: float(generator.integers(0, 5)) for name in found}
+    table = per_query(judged(**relevance), retrieved(**scores).sample(frac=1, random_state=1), MEASURES)
+    assert table.index.tolist() == sorted(relevance)
+    for query, row in table.iterrows():
+        assert row.to_dict() == pytest.approx(by_hand(relevance[query], scores[query])), query
+
+
+def test_right_passage_that_was_not_retrieved_lowers_the_measures():
+    row = per_query(judged(q={"a": 1, "b": 1}), retrieved(q={"a": 1.0}), MEASURES).loc["q"]
+    assert row["nDCG@10"] == pytest.approx(1 / (1 + 1 / math.log2(3)))
+    assert row["AP"] == row["R@3"] == 0.5
+    assert row["RR@10"] == 1
+
+
+@pytest.mark.parametrize("scores", [{}, {"other": {"a": 1.0}}, {"q": {"a": 1.0}}])
+def test_query_without_results_scores_zero(scores):
+    table = per_query(judged(q={"a": 1}, r={"a": 1}), retrieved(**scores), MEASURES)
+    assert table.index.tolist() == ["q", "r"]
+    assert table.columns.tolist() == MEASURES
+    assert (table.loc["r"] == 0).all()
+    assert table.loc["q", "RR@10"] == ("q" in scores)
+
+
+@pytest.mark.parametrize("measure", ["nDCG@1", "RR@10", "RR", "R@1", "AP"])
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [1, 0, 2]])
+def test_equal_scores_are_ranked_by_passage_id_from_the_last_in_every_measure(measure, order):
+    run = retrieved(q={"p1": 0.5, "p10": 0.5, "p2": 0.5}).iloc[order]
+    assert per_query(judged(q={"p2": 1}), run, [measure]).loc["q", measure] == 1
+    assert per_query(judged(q={"p1": 1}), run, [measure]).loc["q", measure] == pytest.approx(
+        1 / 3 if measure in ("RR@10", "RR", "AP") else 0
+    )
+
+
+def test_scores_that_single_precision_cannot_tell_apart_are_ties_as_in_trec_eval():
+    run = retrieved(q={"a": 1 + 1e-9, "b": 1.0})
+    assert per_query(judged(q={"a": 1}), run, ["RR@10", "RR", "AP"]).loc["q"].tolist() == [0.5, 0.5, 0.5]
+
+
+def test_score_that_is_not_a_number_is_refused():
+    with pytest.raises(ValueError, match="not numbers"):
+        per_query(judged(q={"a": 1}), retrieved(q={"a": math.nan}), MEASURES)
+
+
+def test_doubled_pair_is_refused():
+    run = retrieved(q={"a": 1})
+    with pytest.raises(ValueError, match="twice"):
+        per_query(judged(q={"a": 1}), pd.concat([run, run]), MEASURES)
+
+
+def test_evaluation_leaves_its_inputs_unchanged():
+    judgments, run = judged(q={"a": 1, "b": 1}), retrieved(q={"b": 1, "a": 1, "c": 1})
+    before = judgments.copy(), run.copy()
+    per_query(judgments, run, MEASURES)
+    pd.testing.assert_frame_equal(judgments, before[0])
+    pd.testing.assert_frame_equal(run, before[1])

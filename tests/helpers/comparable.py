@@ -1,0 +1,120 @@
+"""A working directory in which the stages compare and costs run in seconds: tables of a few words, tiny models."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import yaml
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer
+
+from reranker.common.system_schema import EVALUATED
+from reranker.retrieval import bm25
+
+ROOT = Path(__file__).resolve().parents[2]
+PASSAGES = {
+    "p0": "sort a list of numbers",
+    "p1": "read a csv file",
+    "p2": "find the shortest path in a graph",
+    "p3": "write the table to a csv file",
+    "p4": "green apples",
+    "p5": "order the numbers of the table",
+}
+QUERIES = {"t0": "sort numbers", "t1": "read the csv file", "t2": "shortest path"}
+RIGHT = [("t0", "p0", 2), ("t0", "p5", 1), ("t1", "p1", 1), ("t1", "p3", 0), ("t2", "p2", 1)]
+CANDIDATES = {"t0": ["p5", "p1", "p0", "p4"], "t1": ["p3", "p1", "p0", "p2"], "t2": ["p4", "p3", "p0", "p1"]}
+MISSED = ("t2", "p2", 6)
+"""A right passage that the retriever has on a rank behind its top_k."""
+TOP_K = 4
+WEIGHTS = {"bm25": 1.0, "cross_encoder": 2.0, "static_score": 3.0, "teacher_score": 4.0}
+
+
+def make_static(encoder: str, path: Path) -> None:
+    """A static embedding of eight dimensions that knows the words of the encoder."""
+    tokenizer = Tokenizer.from_file(f"{encoder}/tokenizer.json")
+    tokenizer.no_padding()
+    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)]).save_pretrained(
+        str(path), create_model_card=False
+    )
+
+
+def make_reranker(path: Path, cross_encoder: str, biencoder: str, static: Path) -> None:
+    """What the train stage writes, of tiny models."""
+    shutil.copytree(cross_encoder, path)
+    shutil.copytree(biencoder, path / "biencoder")
+    shutil.copytree(static, path / "static")
+    (path / "words.json").write_text(bm25.dump(bm25.statistics(PASSAGES.values())), encoding="utf-8")
+    weights = {"reranker": WEIGHTS, "fusion_without_cross_encoder": {"bm25": 1.0}}
+    (path / "fusion.json").write_text(json.dumps(weights), encoding="utf-8")
+
+
+class Comparable:
+    """The directory, with the outputs of the stages before."""
+
+    def __init__(self, path: Path, encoder: str, biencoder: str, cross_encoder: str) -> None:
+        self.path = path
+        make_static(encoder, path / "models" / "static")
+        shutil.copytree(biencoder, path / "models" / "biencoder")
+        shutil.copytree(biencoder, path / "models" / "control")
+        make_reranker(path / "models" / "reranker", cross_encoder, biencoder, path / "models" / "static")
+        (path / "data" / "raw").mkdir(parents=True)
+        (path / "metrics").mkdir()
+        shutil.copy(ROOT / "params.yaml", path)
+        small = {"max_length": 32, "biencoder_max_length": 32, "precision": "float32", "backend": "torch"}
+        self.set(base_model=biencoder, top_k=TOP_K, retriever="bm25", systems={}, **small)
+        self.tables(QUERIES)
+
+    def set(self, **values: object) -> None:
+        """Give keys of params.yaml other values."""
+        path = self.path / "params.yaml"
+        path.write_text(
+            yaml.safe_dump(yaml.safe_load(path.read_text(encoding="utf-8")) | values, sort_keys=False), encoding="utf-8"
+        )
+
+    def tables(self, queries: dict[str, str]) -> None:
+        """The tables, of so many of the test queries."""
+        asked = {**queries, "d0": "green apples"}
+        ids, texts = list(PASSAGES), list(PASSAGES.values())
+        self._write("prepared/passages", passage_id=ids, text=texts, group=ids)
+        splits = ["dev" if query == "d0" else "test" for query in asked]
+        asked_texts = list(asked.values())
+        self._write(
+            "prepared/queries", query_id=list(asked), text=asked_texts, group=list(asked), split=splits, source="words"
+        )
+        right = [row for row in [*RIGHT, ("d0", "p4", 1)] if row[0] in asked]
+        query_ids, passage_ids, relevance = zip(*right, strict=True)
+        self._write("prepared/judgments", query_id=query_ids, passage_id=passage_ids, relevance=relevance)
+        rows = [
+            (query, passage, rank)
+            for query, passages in CANDIDATES.items()
+            for rank, passage in enumerate(passages, start=1)
+        ]
+        rows = [row for row in [*rows, MISSED] if row[0] in queries]
+        pairs = pd.DataFrame(rows, columns=["query_id", "passage_id", "rank"])
+        dev = pd.DataFrame({"query_id": ["d0"], "passage_id": ["p4"], "rank": [1], "split": ["dev"]})
+        self._write("mined/candidates", **pd.concat([pairs.assign(split="test"), dev]).to_dict("list"))
+        for place, system in enumerate(EVALUATED):  # the first keeps the retriever's order, the others vary it
+            scores = [1 / rank if place == 0 else (rank * (place + 2)) % 7 for rank in pairs["rank"]]
+            self._write(f"scored/{system}", **pairs[["query_id", "passage_id"]].to_dict("list"), score=scores)
+
+    def run_file(self, text: str, name: str = "other.trec") -> str:
+        """Write a run of another system; its path."""
+        (self.path / "data" / "raw" / name).write_text(text, encoding="utf-8")
+        return f"data/raw/{name}"
+
+    def comparison(self) -> pd.DataFrame:
+        """The table of the retrieved candidates, by system."""
+        table = pd.read_csv(self.path / "metrics" / "comparison.csv")
+        return table[table["mode"] == "retrieved"].set_index("system")
+
+    def scores(self, system: str) -> dict[tuple[str, str], float]:
+        """A system's scores by query and passage."""
+        table = pd.read_parquet(self.path / "data" / "compared" / f"{system}.parquet")
+        return {(row.query_id, row.passage_id): row.score for row in table.itertuples()}
+
+    def _write(self, name: str, **columns: object) -> None:
+        path = self.path / "data" / f"{name}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(columns).to_parquet(path)

@@ -1,0 +1,151 @@
+"""Ranking by hand and behind a retriever, by whatever model lies in a folder."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from sentence_transformers import CrossEncoder
+
+from reranker.common.errors import UserError
+from reranker.inference.export import export
+from reranker.inference.loading import load_static
+from reranker.inference.reranker import Reranker, load_ranker
+from reranker.inference.scoring import score_pairs
+from reranker.retrieval import bm25
+
+ROOT = Path(__file__).resolve().parents[2]
+PASSAGES = ["green apples", "order numbers in a list", "sort the table", "write csv", "find the path " * 30]
+QUERY = "sort a list"
+
+
+@pytest.fixture(scope="module")
+def project(cross_encoder: str, biencoder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with models as the pipeline writes them, tiny ones."""
+    top = tmp_path_factory.mktemp("project")
+    folder = Path(shutil.copytree(cross_encoder, top / "models" / "reranker"))
+    (folder / "words.json").write_text(bm25.dump(bm25.statistics(PASSAGES)), encoding="utf-8")
+    shutil.copytree(folder, top / "alone")
+    exported = top / "models" / "export" / "openvino"
+    exported.mkdir(parents=True)
+    export(CrossEncoder(cross_encoder), "openvino", exported, "")
+    shutil.copy(folder / "words.json", exported)
+    shutil.copytree(biencoder, folder / "biencoder")
+    load_static("bundled/static-256").save_pretrained(str(folder / "static"), create_model_card=False)
+    weights = {"bm25": 0.5, "cross_encoder": 2.0, "static_score": 4.0, "teacher_score": 3.0}
+    (folder / "fusion.json").write_text(json.dumps({"reranker": weights}), encoding="utf-8")
+    tables = top / "data" / "prepared"
+    tables.mkdir(parents=True)
+    pd.DataFrame({"passage_id": [*"abcde"], "text": PASSAGES}).to_parquet(tables / "passages.parquet")
+    return top
+
+
+def start(project: Path, *arguments: str, given: str | bytes = "") -> subprocess.CompletedProcess[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    content = given.encode() if isinstance(given, str) else given
+    command = [sys.executable, "-m", "stages.rerank", *arguments]
+    return subprocess.run(
+        command, cwd=project, env=environment, input=content, capture_output=True, check=False, timeout=120
+    )
+
+
+def test_each_kind_of_folder_ranks_by_its_scores(project: Path, cross_encoder: str):
+    scores = score_pairs(CrossEncoder(cross_encoder), [QUERY] * 4, PASSAGES[:4], label="")
+    expected = [PASSAGES[place] for place in (-scores).argsort()]
+    for name in ("alone", "models/export/openvino"):
+        ranked = load_ranker(project / name).rank(QUERY, PASSAGES[:4])
+        assert [item.passage for item in ranked] == expected
+        assert [item.score for item in ranked] == pytest.approx(sorted(scores, reverse=True), abs=0.05)
+    shipped = load_ranker(project / "models" / "reranker")
+    assert isinstance(shipped, Reranker)
+    assert len(shipped.rank(QUERY, PASSAGES)) == 5
+
+
+def test_cross_encoder_alone_is_shown_excerpts_where_word_statistics_lie_beside_it(project: Path, tmp_path: Path):
+    without = Path(shutil.copytree(project / "alone", tmp_path / "without"))
+    (without / "words.json").unlink()
+    passages = ["a list of numbers " + "green " * 40 + "sort sort sort"]
+    (shown,), (cut,) = (load_ranker(folder).rank("sort", passages) for folder in (project / "alone", without))
+    assert abs(shown.score - cut.score) > 1e-3
+
+
+def test_folder_without_a_model_is_an_error_of_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="model 'gone' does not exist; name a folder"):
+        load_ranker(Path("gone"))
+    with pytest.raises(UserError, match="models/reranker does not exist: run the stage"):
+        load_ranker(Path("models/reranker"))
+    with pytest.raises(UserError, match="could not be loaded"):
+        load_ranker(tmp_path)
+
+
+@pytest.mark.slow
+def test_command_prints_ranks_scores_and_passages_of_lines(project: Path):
+    done = start(project, "--query", QUERY, "--top", "2", given="\n".join(["", *PASSAGES, "  ", "a\tb"]) + "\r\n")
+    assert done.returncode == 0, done.stderr
+    ranked = load_ranker(project / "models" / "reranker").rank(QUERY, [*(text.strip() for text in PASSAGES), "a\tb"])
+    lines = done.stdout.decode().splitlines()
+    assert [line.split()[0] for line in lines] == ["1", "2"]
+    for line, item in zip(lines, ranked, strict=False):
+        assert float(line.split()[1]) == pytest.approx(item.score, abs=1e-3)
+        assert line.endswith(item.passage.replace("\t", "\\t"))
+
+
+@pytest.mark.slow
+def test_command_gives_json_with_the_lines_of_a_file(project: Path, tmp_path: Path):
+    path = tmp_path / "passages.txt"
+    path.write_text("\ufeffgreen apples\n\nsort the table ö\n", encoding="utf-8")
+    done = start(project, "--query", QUERY, "--json", "--model", "models/export/openvino", str(path))
+    found = json.loads(done.stdout)
+    assert sorted((item["line"], item["passage"]) for item in found) == [(1, "green apples"), (3, "sort the table ö")]
+    assert [item["rank"] for item in found] == [1, 2]
+    assert found[0]["score"] >= found[1]["score"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "given", "message"),
+    [
+        (["--query", "a"], "", "standard input: no passage; give one a line"),
+        (["--query", "a"], " \n\r\n", "standard input: no passage; give one a line"),
+        (["--query", "a"], b"one\ntw\xff", "standard input: line 2 is not UTF-8 (byte 6); convert the file to UTF-8"),
+        (["--query", "a", "gone.txt"], "", "gone.txt: could not be read (No such file or directory)"),
+        (["--query", " "], "a", "python -m stages.rerank: --query: the query is empty"),
+        (["--query", "a", "--top", "0"], "a", "python -m stages.rerank: --top: 0 is below 1"),
+        (
+            ["--query", "a", "--top", "x"],
+            "a",
+            "python -m stages.rerank: argument --top: invalid int value: 'x'; --help",
+        ),
+        ([], "a", "python -m stages.rerank: the following arguments are required: --query; --help lists"),
+        (["--query", "a", "--model", "gone"], "a", "model 'gone' does not exist; name a folder with a model in it"),
+    ],
+)
+def test_command_says_in_one_line_what_is_wrong(project: Path, arguments: list[str], given: str | bytes, message: str):
+    done = start(project, *arguments, given=given)
+    assert done.returncode == 1
+    assert done.stdout == b""
+    (line,) = done.stderr.decode().splitlines()
+    assert line.startswith(f"error: {message}")
+
+
+@pytest.mark.slow
+def test_program_of_the_readme_ranks_what_it_retrieves(project: Path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("\n## Serve it\n")[2].partition("\n## ")[0]
+    (program,) = re.findall(r"^```python\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=project, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    scores = [float(line.split()[0]) for line in lines]
+    assert len(lines) >= 2
+    assert scores == sorted(scores, reverse=True)
+    assert all(line.partition(" ")[2] in [repr(passage[:80]) for passage in PASSAGES] for line in lines)

@@ -1,0 +1,109 @@
+"""The parts of mining as the stage gets them by their names in params.yaml."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer
+
+from reranker.common.artifacts import Tables
+from reranker.common.engine import LOCAL
+from reranker.common.errors import UserError
+from reranker.inference.scoring import embed
+from reranker.mining import pipeline
+from reranker.mining.embedding_cache import Cache
+from reranker.mining.pipeline import Indexed
+from reranker.retrieval import index
+
+TABLES = Tables(
+    pd.DataFrame({"passage_id": ["p1", "p2"], "text": ["sort a list", "read a file"]}),
+    pd.DataFrame({"query_id": ["q"], "text": ["sort"]}),
+    pd.DataFrame(columns=["query_id", "passage_id", "relevance"]),
+)
+
+
+def directions(number: int, seed: int) -> np.ndarray:
+    """Vectors without clusters, of which lists of near neighbours miss many."""
+    drawn = np.random.default_rng(seed).normal(size=(number, 32))
+    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_recall_of_an_index_is_that_of_brute_force_and_told_where_it_is_below_what_is_wanted(capsys):
+    passages, queries = directions(3000, 1), directions(60, 2)
+    some = np.arange(10, 50)
+    poor, exact = (Indexed(index.build(name, passages, queries=60), passages, queries) for name in ("ivf_flat", "flat"))
+    right = np.argsort(-(queries[some] @ passages.T), axis=1)[:, :20]
+    found = poor.lookup.search(queries[some], 20).positions
+    expected = np.mean([len({*a} & {*b}) / 20 for a, b in zip(found.tolist(), right.tolist(), strict=True)])
+    assert 0.1 < expected < 0.95
+
+    figures = pipeline.index_figures([exact, poor], some, depth=20, wanted=0.95)
+    assert figures == {
+        "index_chosen": "flat, ivf_flat nlist=110 nprobe=27",
+        "index_recall@20": pytest.approx(expected, abs=1e-9),
+    }
+    assert capsys.readouterr().out == (
+        f"mine: the index ivf_flat finds {expected:.3f} of the exact top 20, which is below index_recall 0.95: "
+        "choose another index, or flat\n"
+    )
+    again = pipeline.index_figures([poor], some, depth=20, wanted=0.1)
+    assert again == figures | {"index_chosen": "ivf_flat nlist=110 nprobe=27"}
+    assert pipeline.index_figures([exact], some, depth=20, wanted=1.0) == {}
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "put"), [((None, None), ("the ", "")), (("find ", None), ("find ", "")), (("", "read "), ("", "read "))]
+)
+def test_prompts_are_put_before_queries_and_passages_each(
+    given: tuple[str | None, str | None], put: tuple[str, str], biencoder: str, tmp_path: Path
+):
+    model = SentenceTransformer(biencoder)
+    model.prompts = {"query": "the ", "document": ""}
+    model.save_pretrained(str(tmp_path / "model"), create_model_card=False)
+    stage, indexes = pipeline.retriever(
+        [str(tmp_path / "model")],
+        TABLES,
+        Cache(tmp_path / "vectors"),
+        query_prompt=given[0],
+        passage_prompt=given[1],
+        index_name="auto",
+        backend="torch",
+        engine=LOCAL,
+    )
+    texts = [[f"{prompt}{text}" for text in table["text"]] for prompt, table in zip(put, TABLES[1::-1], strict=True)]
+    queries, passages = (embed(model, each, label="") for each in texts)
+    np.testing.assert_allclose(stage.scores(np.zeros(2, np.int64), np.arange(2)), (queries @ passages.T)[0], atol=1e-5)
+    assert [lookup.name for lookup, *_ in indexes] == ["flat"]
+
+
+def test_dev_without_a_right_passage_is_an_error_of_one_line():
+    judged = pd.DataFrame({"query_id": ["q"], "passage_id": ["p1"], "relevance": [0]})
+    found = pd.DataFrame({"query_id": ["q"], "passage_id": ["p1"], "rank": [1], "score": [0.5]})
+    for each in (judged, judged[:0]):
+        with pytest.raises(UserError, match=r"^data/prepared/judgments.parquet: no query of dev has a right passage; "):
+            pipeline.retriever_figures(each, found)
+
+
+def rescorer(name: str) -> np.ndarray:
+    score = pipeline.cross_encoder(name, "float32", "auto", "torch", TABLES, LOCAL)
+    return score(np.zeros(2, np.int64), np.arange(2))
+
+
+def test_rescorer_with_several_outputs_is_refused(encoder: str, tmp_path: Path):
+    CrossEncoder(encoder, num_labels=3).save_pretrained(str(tmp_path), create_model_card=False)
+    with pytest.raises(UserError, match=r"^params.yaml: rescorer: '.*' has 3 outputs; it must have one$"):
+        rescorer(str(tmp_path))
+
+
+def test_rescorer_whose_scores_are_no_numbers_is_an_error_of_one_line(cross_encoder: str, tmp_path: Path):
+    model = CrossEncoder(cross_encoder)
+    with torch.no_grad():
+        model[0].model.embeddings.word_embeddings.weight[:] = torch.nan
+    model.save_pretrained(str(tmp_path), create_model_card=False)
+    with pytest.raises(
+        UserError, match=r"^mine: rescoring: the model gives a score that is no finite number for 'sort'"
+    ):
+        rescorer(str(tmp_path))

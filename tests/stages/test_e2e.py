@@ -1,0 +1,232 @@
+"""The whole pipeline as a user runs it, on a tiny configuration: real text, real models, a few steps."""
+
+import csv
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = {
+    "sources": {"docs": {"packages": ["networkx"]}, "web": {"packages": ["jinja2", "aiohttp"], "weight": 3.0}},
+    "dev_share": 0.03,
+    "test_share": 0.05,
+    "max_length": 32,
+    "biencoder_max_length": 32,
+    "warm_queries": 64,
+    "warm_batch_size": 16,
+    "warm_max_length": 24,
+    "control_queries": 32,
+    "static_queries": 200,
+    "static_epochs": 2,
+    "static_batch_size": 64,
+    "top_k": 10,
+    "train_queries": 12,
+    "num_negatives": 3,
+    "range_max": 20,
+    "eval_queries": 4,
+    "student_layers": [1],
+    "systems": {"student": {"cross_encoder": "models/students/1"}},
+}
+
+pytestmark = pytest.mark.slow
+
+
+class Hub:
+    """A model hub on loopback that answers nothing and counts who asks."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        asked = self.asked
+
+        class Refuse(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                asked.append(self.path)
+                self.send_error(404)
+
+            do_HEAD = do_POST = do_GET
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuse)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_address[1]}"
+
+
+class Repo:
+    """A clone with a tiny params.yaml, and the commands of the environment that runs the tests."""
+
+    def __init__(self, path: Path, hub: Hub) -> None:
+        self.path, self.hub = path, hub
+        self.environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+        self.environment |= {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "HF_ENDPOINT": hub.url,
+            "GIT_AUTHOR_NAME": "t",
+            "GIT_AUTHOR_EMAIL": "t@example.org",
+            "GIT_COMMITTER_NAME": "t",
+            "GIT_COMMITTER_EMAIL": "t@example.org",
+        }
+
+    def run(self, *command: str) -> str:
+        done = subprocess.run(command, cwd=self.path, env=self.environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+        assert self.hub.asked == [], command
+        return done.stdout + done.stderr
+
+    def json(self, name: str) -> dict[str, float]:
+        return json.loads((self.path / "metrics" / f"{name}.json").read_text())
+
+    def tracked_metrics(self) -> dict[str, bytes]:
+        files = (self.path / "metrics").iterdir()
+        return {file.name: file.read_bytes() for file in files if file.name not in ("timing.json", "costs.csv")}
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    hub = Hub()
+    yield hub
+    hub.server.shutdown()
+    hub.server.server_close()
+
+
+@pytest.fixture(scope="module")
+def repo(tmp_path_factory: pytest.TempPathFactory, hub: Hub) -> Repo:
+    """A committed tiny repository whose pipeline has run once."""
+    path = tmp_path_factory.mktemp("clone")
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in listed.stdout.split("\n"):
+        if name and (ROOT / name).is_file() and not name.startswith(("metrics/", "report/", "tests/")):
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, path / name)
+    (path / "dvc.lock").unlink(missing_ok=True)
+    params = yaml.safe_load((path / "params.yaml").read_text()) | TINY
+    (path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    repo = Repo(path, hub)
+    repo.run("git", "init", "-q")
+    repo.output = repo.run("dvc", "repro")
+    repo.run("git", "add", "-A")
+    repo.run("git", "commit", "-qm", "a run")
+    return repo
+
+
+def test_repro_ends_with_the_result_table_and_lets_no_library_chatter_through(repo: Repo) -> None:
+    lines = repo.output.splitlines()
+    assert any("Results on" in line for line in lines[-30:])
+    names = "prepare warm static mine train students control score evaluate compare costs report"
+    for stage in (f"{name}:" for name in names.split()):
+        assert any(line.startswith(stage) for line in lines), stage
+    for noise in ("Warning", "Loading weights", "example/s", "Traceback"):
+        assert noise not in repo.output
+
+
+def test_no_output_that_dvc_keeps_is_in_git(repo: Repo) -> None:
+    stages = yaml.safe_load((repo.path / "dvc.yaml").read_text())["stages"].values()
+    outs = [out for stage in stages for out in stage.get("do", stage)["outs"] if isinstance(out, str)]
+    kept = [out.split("${")[0] for out in outs]
+    assert "data/prepared/leaks.parquet" in kept
+    tracked = repo.run("git", "ls-files").split()
+    assert [name for name in tracked if name.startswith(tuple(kept)) and not name.endswith(".gitignore")] == []
+
+
+def test_changed_byte_of_the_source_runs_prepare_again_and_the_same_bytes_do_not(repo: Repo) -> None:
+    path = repo.path / "data" / "raw" / "README.md"
+    before = path.read_bytes()
+    assert "Running stage" not in repo.run("dvc", "repro", "--dry")
+    path.write_bytes(before.swapcase())
+    assert "Running stage 'prepare'" in repo.run("dvc", "repro", "--dry")
+    path.write_bytes(before)
+    assert "Running stage" not in repo.run("dvc", "repro", "--dry")
+
+
+def test_every_promised_figure_is_in_the_metrics(repo: Repo) -> None:
+    figures = repo.json("evaluate")
+    wanted = {"queries", "ndcg@10", "mrr@10", "map", "recall@30", "ndcg@10_all_positives"}
+    wanted |= {f"ndcg@10_{system}" for system in ("retriever", "zero_shot", "tuned_biencoder", "cross_encoder")}
+    for other in ("retriever", "zero_shot", "tuned_biencoder"):
+        wanted |= {f"gain_vs_{other}", f"gain_vs_{other}_low", f"gain_vs_{other}_high", f"p_vs_{other}"}
+    assert wanted <= set(figures)
+    assert figures["queries"] == repo.json("prepare")["queries_test"]
+    assert figures["ndcg@10_retriever"] < figures["ndcg@10_all_positives"]
+
+
+def test_each_source_is_judged_by_itself_too(repo: Repo) -> None:
+    figures = repo.json("evaluate")
+    sizes = [figures[f"queries_of_{source}"] for source in ("docs", "web")]
+    assert sum(sizes) == figures["queries"]
+    means = [figures[f"ndcg@10_of_{source}"] for source in ("docs", "web")]
+    together = sum(size * mean for size, mean in zip(sizes, means, strict=True)) / sum(sizes)
+    assert together == pytest.approx(figures["ndcg@10"])
+
+
+def test_a_second_repro_runs_nothing(repo: Repo) -> None:
+    output = repo.run("dvc", "repro")
+    assert "Running stage" not in output
+    assert "up to date" in output
+
+
+def test_two_runs_give_the_same_bytes(repo: Repo) -> None:
+    before = repo.tracked_metrics()
+    repo.run("dvc", "repro", "--force")
+    assert repo.tracked_metrics() == before
+
+
+def test_exp_run_brings_the_learning_rate_to_the_optimiser_and_repeats_no_earlier_stage(repo: Repo) -> None:
+    output = repo.run("dvc", "exp", "run", "-S", "lr=2e-5", "--name", "slower")
+    ran = {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
+    assert ran == {"train", "students", "score@cross_encoder", "evaluate", "compare", "costs", "report"}
+    assert repo.json("train")["learning_rate"] == 2e-05
+    shown = list(csv.DictReader(StringIO(repo.run("dvc", "exp", "show", "--csv", "--only-changed"))))
+    rates = {row["Experiment"]: float(row["lr"]) for row in shown if row["Experiment"] == "slower"}
+    assert rates == {"slower": 2e-05}
+    assert all(row["ndcg@10"] for row in shown)
+
+
+def test_the_minutes_are_those_of_the_runs_that_differ_in_their_seed_alone(repo: Repo) -> None:
+    repo.run("dvc", "exp", "run", "-S", "seed=13", "-S", "lr=1e-4", "--name", "another-seed")
+    repo.run(sys.executable, "-m", "tools.minutes", "HEAD")
+    with (repo.path / "docs" / "minutes.csv").open() as file:
+        rows = {row["system"]: row for row in csv.DictReader(file)}
+    assert {system: row["runs"] for system, row in rows.items()} == {
+        "tuned_biencoder": "1",
+        "fusion_without_cross_encoder": "1",
+        "cross_encoder": "2",
+        "reranker": "2",
+    }
+    shown = csv.DictReader(StringIO(repo.run("dvc", "exp", "show", "--csv")))
+    measured = {row["rev"]: float(row["ndcg@10"]) for row in shown if float(row["lr"]) == 1e-4}
+    del measured["workspace"]
+    assert len(measured) == 2
+    assert float(rows["reranker"]["mean"]) == pytest.approx(sum(measured.values()) / 2, abs=1e-4)
+    assert (repo.path / "docs" / "minutes.svg").read_text().count("<svg") == 1
+
+
+def test_the_model_is_used_as_the_readme_says(repo: Repo) -> None:
+    program = (
+        "from reranker.inference.reranker import Reranker\n"
+        "ranked = Reranker('models/reranker').rank('shortest path', ['Apples are red.', 'Find the shortest path.'])\n"
+        "from sentence_transformers import CrossEncoder\n"
+        "scores = CrossEncoder('models/reranker').predict([('shortest path', 'Find the shortest path.')])\n"
+        "print(ranked[0].passage, float(scores[0]))\n"
+    )
+    lines = repo.run(sys.executable, "-c", program).splitlines()
+    assert any(line.startswith("Find the shortest path. ") for line in lines)
