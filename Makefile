@@ -8,12 +8,15 @@ export HF_HUB_OFFLINE ?= 1
 IN_VENV = PATH="$(CURDIR)/.venv/bin:$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro experiments test lint check-fresh readme lock clean
+.PHONY: help setup recipe repro experiments test lint check-fresh readme lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: .venv/.installed ## create .venv with the locked packages
+
+recipe: setup ## write the keys of a recipe into params.yaml: make recipe NAME=medquad
+	@$(IN_VENV) python -m tools.recipe $(NAME)
 
 repro: setup ## reproduce the pipeline: run the stages whose inputs changed
 	@$(IN_VENV) dvc repro

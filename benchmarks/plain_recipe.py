@@ -23,7 +23,8 @@ from benchmarks.plain_train import train
 from reranker.common.artifacts import PATHS
 from reranker.common.model_files import resolve
 from reranker.common.params import load_params
-from reranker.inference.loading import choose_precision, load_retriever
+from reranker.inference.compute import Compute, choose_precision
+from reranker.inference.loading import load_retriever
 from reranker.inference.scoring import score_pairs
 
 NEGATIVES, BATCH, PROBE = 5, 64, 2
@@ -40,12 +41,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=12)
     options = parser.parse_args()
     params = load_params(options.project / PATHS.params)
-    precision = choose_precision(params.precision)
+    precision = choose_precision(params.compute.precision)
     torch.manual_seed(options.seed)
     model = CrossEncoder(resolve(params.base_model), num_labels=1, max_length=options.max_length)
 
     started = time.monotonic()
-    data = mined(options.project, params.static_model)
+    data = mined(options.project, params.static.model)
     mining = time.monotonic() - started
     how = {"batch_size": BATCH, "precision": precision, "seed": options.seed}
     a_step = train(copy.deepcopy(model), data, steps=PROBE, **how).clock / PROBE
@@ -54,7 +55,7 @@ def main() -> None:
 
     found = test_pairs(options.project, params.top_k, options.queries)
     found["score"] = score_pairs(
-        model, found["query"].tolist(), found["text"].tolist(), label="test", precision=precision
+        model, found["query"].tolist(), found["text"].tolist(), label="test", compute=Compute(precision)
     )
     found.to_parquet(options.out, index=False)
     told = {"seconds": seconds, "mining": mining, "pairs": steps * BATCH, "of": len(data)}

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
+from ruamel.yaml import YAML
 
 from reranker.data.sources import pydocs
 
@@ -77,10 +77,12 @@ def made(words: list[str], numbers: range) -> Iterator[tuple[str, str]]:
 
 def write_params(path: Path, near_duplicates: float | None) -> None:
     """The committed params.yaml with these rows as the only source."""
-    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    yaml = YAML(typ="safe", pure=True)
+    params = yaml.load(ROOT / "params.yaml")
     columns = {"query": "query", "passage": "passage"}
     params["sources"] = {"rows": {"files": "data/raw/rows.parquet", "columns": columns}}
-    path.write_text(yaml.safe_dump(params | {"near_duplicates": near_duplicates}), encoding="utf-8")
+    params["prepare"]["near_duplicates"] = near_duplicates
+    yaml.dump(params, path)
 
 
 def run(command: list[str], folder: Path) -> tuple[float, float]:

@@ -43,6 +43,7 @@ from reranker.common.artifacts import PATHS, Tables
 from reranker.common.params import load_params
 from reranker.evaluation import metrics
 from reranker.inference.backends import use_backend
+from reranker.inference.compute import Compute
 from reranker.inference.excerpts import with_texts
 from reranker.inference.scoring import score_pairs
 from reranker.retrieval import bm25
@@ -153,7 +154,9 @@ def by_evaluator(model: CrossEncoder, given: list[dict[str, str | list[str]]]) -
 def by_us(model: CrossEncoder, pairs: Pairs, precision: str) -> Found:
     """Both modes of one pass."""
     table = pairs.table
-    scores = score_pairs(model, table["query"].tolist(), table["text"].tolist(), label="scoring", precision=precision)
+    scores = score_pairs(
+        model, table["query"].tolist(), table["text"].tolist(), label="scoring", compute=Compute(precision)
+    )
     ndcg, counted = {}, {}
     for mode, used in zip(MODES, (table["retrieved"].to_numpy(), np.ones(len(table), bool)), strict=True):
         ndcg[mode] = metrics.mean_ndcg(pairs.judgments, table[used], scores[used])

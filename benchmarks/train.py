@@ -39,7 +39,7 @@ from reranker.common.artifacts import PATHS
 from reranker.common.model_files import resolve
 from reranker.common.params import load_params
 from reranker.evaluation import metrics
-from reranker.inference.loading import choose_precision
+from reranker.inference.compute import choose_precision
 from reranker.training.cpu_kernels import OneDnnLinears
 
 DOCUMENTED, PLAIN, OURS = "documentation, with dropout", "CrossEncoderTrainer, our model", "ours"

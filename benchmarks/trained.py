@@ -9,6 +9,7 @@ import pandas as pd
 from sentence_transformers import CrossEncoder
 
 from benchmarks.measured import Moment
+from reranker.inference.compute import Compute
 from reranker.inference.scoring import score_pairs
 from reranker.training.cross_encoder import build_cross_encoder
 from reranker.training.trainer import seed_everything
@@ -54,6 +55,6 @@ def answer(task: Asked, model: CrossEncoder, taken: Moment) -> None:
     """Write what training took and the scores of the dev pairs."""
     dev = pd.read_parquet(task.dev)
     texts = (dev[column].tolist() for column in ("query", "text"))
-    dev["score"] = score_pairs(model, *texts, label="dev", precision=task.precision)
+    dev["score"] = score_pairs(model, *texts, label="dev", compute=Compute(task.precision))
     dev.to_parquet(task.out, index=False)
     task.out.with_suffix(".json").write_text(json.dumps(taken), encoding="utf-8")

@@ -18,8 +18,7 @@ quiet_libraries()
 import pandas as pd
 
 from reranker.common import engine
-from reranker.common.artifacts import PATHS, read_table, read_tables, record_time, write_csv
-from reranker.common.engine import Engine
+from reranker.common.artifacts import PATHS, read_table, read_tables, record_time, scored_file, write_csv
 from reranker.common.errors import UserError, first_line, printable
 from reranker.common.model_files import fingerprint
 from reranker.common.params import load_params
@@ -38,9 +37,9 @@ from reranker.evaluation import comparing, comparison, experiment_models
 from reranker.evaluation.score_cache import kept, key, with_key
 from reranker.evaluation.systems import Settings, added_z_scores, opened
 from reranker.evaluation.trec import check_ids, read_run, scores_of, write_scored
+from reranker.inference.compute import choose_compute
 from reranker.inference.excerpts import in_words
 from reranker.inference.export import read_about
-from reranker.inference.loading import choose_precision
 from reranker.retrieval import bm25
 
 KEYS = ["query_id", "passage_id"]
@@ -58,18 +57,21 @@ def main(arguments: Sequence[str]) -> str:
     judgments = tables.judgments[tables.judgments["query_id"].isin(pairs["query_id"])]
     scores: dict[str, list[pd.Series]] = {}
     for name in EVALUATED:
-        scored = read_table(PATHS.scored / f"{name}.parquet", [*KEYS, "score"])
+        scored = read_table(scored_file(name), [*KEYS, "score"])
         scores[name] = [comparison.align(pairs, scored, name)]
+    compute = choose_compute(
+        params.compute.precision,
+        params.compute.attention,
+        params.compute.backend,
+        engine.start(params.execution.engine),
+    )
     settings = Settings(
         words=bm25.statistics(tables.passages["text"]),
-        max_length=params.biencoder_max_length,
+        max_length=params.biencoder.max_length,
         query_prompt=params.query_prompt,
         passage_prompt=params.passage_prompt,
-        precision=choose_precision(params.precision),
-        attention=params.attention,
-        backend=params.backend,
+        compute=compute,
     )
-    computes = engine.start(params.engine)
     failures: dict[str, str] = {}
     written: set[str] = set()
     for name, system in in_order(params.systems):
@@ -80,7 +82,7 @@ def main(arguments: Sequence[str]) -> str:
                 file = name if len(singles) == 1 else f"{name}@{number}"
                 table = _kept(file, single, pairs, settings)
                 if table is None:
-                    table = _scored(file, single, pairs, settings, scores, tables.passages["passage_id"], computes)
+                    table = _scored(file, single, pairs, settings, scores, tables.passages["passage_id"])
                     write_scored(table, pairs["retrieved"], file, PATHS.compared)
                 _warn_of_origin(single)
                 found.append(table["score"])
@@ -96,11 +98,11 @@ def main(arguments: Sequence[str]) -> str:
 
     order = [*EVALUATED, *(name for name in params.systems if name not in failures)]
     values, deviations = comparing.judge(
-        pairs, judgments, {name: scores[name] for name in order}, judged_only=params.judged_only
+        pairs, judgments, {name: scores[name] for name in order}, judged_only=params.evaluation.judged_only
     )
     kinds = {name: EVALUATED.get(name) or kind(params.systems[name]) for name in order}
     baseline = None if params.baseline in failures else params.baseline
-    compared = comparing.table(values, kinds, baseline, deviations, seed=params.statistics_seed)
+    compared = comparing.table(values, kinds, baseline, deviations, seed=params.evaluation.seed)
     write_csv(compared, PATHS.metrics / "comparison.csv")
     write_csv(comparison.by_query(values, comparing.MEASURE), PATHS.metrics / "comparison_per_query.csv")
     record_time("compare", time.monotonic() - started)
@@ -127,7 +129,6 @@ def _scored(
     settings: Settings,
     scores: Mapping[str, Sequence[pd.Series]],
     passages: pd.Series,
-    computes: Engine,
 ) -> pd.DataFrame:
     """Columns query_id, passage_id, score; with the key under which they are kept, where the system has one."""
     if isinstance(system, FusedSystem):
@@ -141,7 +142,7 @@ def _scored(
         run = read_run(path)
         check_ids(run, path, pairs["query_id"], passages)
         return pairs[KEYS].assign(score=scores_of(run, pairs))
-    with opened(system, settings, f"compare {file}", computes) as loaded:
+    with opened(system, settings, f"compare {file}") as loaded:
         return with_key(pairs[KEYS].assign(score=loaded.scores(pairs)), key(system, settings, pairs))
 
 

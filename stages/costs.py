@@ -28,8 +28,8 @@ from reranker.common.system_schema import (
 )
 from reranker.evaluation import costs
 from reranker.evaluation.systems import Settings, opened, shipped
+from reranker.inference.compute import choose_compute
 from reranker.inference.excerpts import in_words
-from reranker.inference.loading import choose_precision
 from reranker.retrieval import bm25
 
 
@@ -44,15 +44,14 @@ def main(arguments: Sequence[str]) -> str:
     if pairs.empty:
         raise UserError(f"{PATHS.candidates}: has no test query to time systems on; raise test_share in params.yaml")
     pairs = in_words(pairs, tables)
-    queries = {width: costs.asked(pairs, tables.passages, width, seed=params.statistics_seed) for width in costs.WIDTHS}
+    queries = {width: costs.asked(pairs, tables.passages, width, seed=params.evaluation.seed) for width in costs.WIDTHS}
+    compute = choose_compute(**dict(params.compute))
     settings = Settings(
         words=bm25.statistics(tables.passages["text"]),
-        max_length=params.biencoder_max_length,
+        max_length=params.biencoder.max_length,
         query_prompt=params.query_prompt,
         passage_prompt=params.passage_prompt,
-        precision=choose_precision(params.precision),
-        attention=params.attention,
-        backend=params.backend,
+        compute=compute,
     )
     of_evaluate: dict[str, System] = {
         "retriever": RetrieverSystem(retriever=params.retriever),
@@ -81,7 +80,7 @@ def main(arguments: Sequence[str]) -> str:
 
     order = [name for name in [*EVALUATED, *params.systems] if name in measured]
     sizes = {width: [len(table) for table in asked] for width, asked in queries.items()}
-    table = costs.table({name: measured[name] for name in order}, sizes, usd_per_hour=params.usd_per_hour)
+    table = costs.table({name: measured[name] for name in order}, sizes, usd_per_hour=params.evaluation.usd_per_hour)
     target = PATHS.metrics / "costs.csv"
     write_csv(table, target)
     record_time("costs", time.monotonic() - started)

@@ -16,6 +16,7 @@ from reranker.common.artifacts import (
     read_tables,
     read_weights,
     record_time,
+    scored_file,
     write_csv,
     write_json,
 )
@@ -44,19 +45,19 @@ def main(arguments: Sequence[str]) -> str:
     retrieved = pairs["rank"] <= params.top_k
     scores = {system: pairs[column] for system, column in MINED.items()}
     for system in SCORED:
-        scored = read_table(PATHS.scored / f"{system}.parquet", [*KEYS, "score"])
+        scored = read_table(scored_file(system), [*KEYS, "score"])
         scores[system] = comparison.align(pairs, scored, system)
     features = pairs.assign(cross_encoder=scores["cross_encoder"])
     fused = read_weights(PATHS.reranker / "fusion.json", SHIPPED, "fusion_without_cross_encoder")
     for system, weights in fused.items():
         scores[system] = pd.Series(fuse(features, weights))
     for system in (*MINED, *fused):
-        write_scored(pairs[KEYS].assign(score=scores[system]), retrieved, system)
-    write_qrels(judgments, PATHS.scored / "test.qrels")
+        write_scored(pairs[KEYS].assign(score=scores[system]), retrieved, system, PATHS.evaluated)
+    write_qrels(judgments, PATHS.qrels)
 
     values = comparison.both_modes(pairs, retrieved, judgments, scores)
-    systems = comparison.summarise(values, seed=params.statistics_seed)
-    compared = comparison.compare(values, SHIPPED, COMPARED, seed=params.statistics_seed)
+    systems = comparison.summarise(values, seed=params.evaluation.seed)
+    compared = comparison.compare(values, SHIPPED, COMPARED, seed=params.evaluation.seed)
     figures = comparison.flatten(systems, compared, SHIPPED, queries=len(values[SHIPPED, "retrieved"]))
     sources = tables.queries.set_index("query_id")["source"]
     figures |= comparison.by_source(values, sources, SHIPPED, (BASELINE, "zero_shot"))

@@ -28,8 +28,8 @@ from reranker.common.artifacts import (
 from reranker.common.errors import UserError
 from reranker.common.params import load_params
 from reranker.data.sampling import training_order
-from reranker.inference.backends import use_attention, use_backend
-from reranker.inference.loading import choose_precision, load_biencoder, load_static
+from reranker.inference.compute import choose_compute
+from reranker.inference.loading import load_biencoder, load_static
 from reranker.inference.scoring import pair_cosines
 from reranker.mining import audit, negatives, pipeline
 from reranker.mining.embedding_cache import Cache
@@ -53,8 +53,13 @@ def main(arguments: Sequence[str]) -> str:
     judgments = marked.judgments
     query_text, passage_text = tables.queries["text"], tables.passages["text"]
     split = tables.queries.set_index("query_id")["split"]
-    computes = engine.start(params.engine)
-    cache = Cache(PATHS.vectors, computes)
+    compute = choose_compute(
+        params.compute.precision,
+        params.compute.attention,
+        params.compute.backend,
+        engine.start(params.execution.engine),
+    )
+    cache = Cache(PATHS.vectors)
 
     first_stage, indexes = pipeline.retriever(
         params.retriever,
@@ -62,9 +67,8 @@ def main(arguments: Sequence[str]) -> str:
         cache,
         query_prompt=params.query_prompt,
         passage_prompt=params.passage_prompt,
-        index_name=params.index,
-        backend=params.backend,
-        engine=computes,
+        index_name=params.index.kind,
+        compute=compute,
     )
     held_out = np.flatnonzero(tables.queries["split"] != "train")
     found = ranking.candidates(
@@ -81,37 +85,32 @@ def main(arguments: Sequence[str]) -> str:
     candidates["split"] = candidates["query_id"].map(split)
 
     # the teachers have learned their own queries by heart: their scores of others teach more, so those come first
-    train = training_order(tables.queries, params.sources, salt=params.warm_seed)
-    seen = max(params.warm_queries, params.static_queries)
+    train = training_order(tables.queries, params.sources, salt=params.biencoder.seed)
+    seen = max(params.biencoder.queries, params.static.queries)
     order = pd.Index(tables.queries["query_id"]).get_indexer(pd.concat([train[seen:], train[:seen]]))
     known = by_place(tables._replace(judgments=judgments))
     filters = negatives.Filters(
         num_negatives=params.num_negatives,
-        range_min=params.range_min,
-        range_max=params.range_max,
-        sampling=params.sampling,
-        absolute_margin=params.absolute_margin,
-        relative_margin=params.relative_margin,
-        max_score=params.max_score,
-        min_score=params.min_score,
+        range_min=params.negatives.range_min,
+        range_max=params.negatives.range_max,
+        sampling=params.negatives.sampling,
+        absolute_margin=params.negatives.absolute_margin,
+        relative_margin=params.negatives.relative_margin,
+        max_score=params.negatives.max_score,
+        min_score=params.negatives.min_score,
     )
     pool = negatives.retrieve(first_stage, order, known, filters, params.train_queries)
-    precision = choose_precision(params.precision)
-    biencoder = load_biencoder(str(PATHS.biencoder), params.biencoder_max_length)
-    use_attention(biencoder, params.attention, precision)
-    use_backend(biencoder, params.backend, precision)
+    biencoder = load_biencoder(str(PATHS.biencoder), params.biencoder.max_length, compute)
 
     def teacher(of: Places, at: Places) -> pipeline.Scores:
         texts = query_text.iloc[of].tolist(), passage_text.iloc[at].tolist()
-        return pair_cosines(biencoder, *texts, label="mine: teacher", precision=precision, cache=cache)
+        return pair_cosines(biencoder, *texts, label="mine: teacher", compute=compute, cache=cache)
 
     score: negatives.ScorePairs = first_stage.scores
-    if params.rescorer:
+    if params.negatives.rescorer:
         score = teacher
-        if params.rescorer != "biencoder":
-            score = pipeline.cross_encoder(
-                params.rescorer, precision, params.attention, params.backend, tables, computes
-            )
+        if params.negatives.rescorer != "biencoder":
+            score = pipeline.cross_encoder(params.negatives.rescorer, tables, compute)
         pool = negatives.rescore(pool, score)
     mined = negatives.mine(
         pool,
@@ -121,14 +120,15 @@ def main(arguments: Sequence[str]) -> str:
         pipeline.guards(
             tables.passages,
             cache,
-            by_group=params.group_guard,
-            similarity=params.duplicate_similarity,
-            model_name=params.static_model,
-            containment=params.containment,
+            by_group=params.negatives.group_guard,
+            similarity=params.negatives.duplicate_similarity,
+            model_name=params.static.model,
+            containment=params.negatives.containment,
+            compute=compute,
         ),
-        random_share=params.random_share,
+        random_share=params.negatives.random_share,
         lots=(negatives.lots(tables.queries["query_id"]), negatives.lots(tables.passages["passage_id"])),
-        seed=params.mining_seed,
+        seed=params.negatives.seed,
     )
     number = mined.rows["query"].nunique()
     if not number:
@@ -148,7 +148,7 @@ def main(arguments: Sequence[str]) -> str:
     figures = {
         **of_retriever,
         **pipeline.figures(mined),
-        **pipeline.index_figures(indexes, held_out, depth=params.top_k, wanted=params.index_recall),
+        **pipeline.index_figures(indexes, held_out, depth=params.top_k, wanted=params.index.min_recall),
         "marked": marked.used,
     }
     write_table(both[: len(candidates)].drop(columns=["kind", "query", "passage"]), PATHS.candidates)

@@ -42,7 +42,7 @@ GUESSED = 300
 def main(arguments: Sequence[str]) -> str:
     started = time.monotonic()
     params = load_params(PATHS.params)
-    limits = Limits(params.min_query_words, params.max_query_words, params.min_passage_chars)
+    limits = Limits(params.prepare.min_query_words, params.prepare.max_query_words, params.prepare.min_passage_chars)
     with Spool(PATHS.spool) as spool:
         cleaner = Cleaner(limits, params.sources, spool)
         number = sum(_read(name, source, cleaner) for name, source in params.sources.items())
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> str:
             )
         leaked = leakage.find(rows, spool)
         if leaked.examples:
-            if not params.allow_leakage:
+            if not params.prepare.allow_leakage:
                 raise UserError(
                     f"params.yaml: sources: {leakage.describe(leaked)}; take them out, or set allow_leakage: true, "
                     f"with which {PATHS.leaks} lists them"
@@ -65,9 +65,9 @@ def main(arguments: Sequence[str]) -> str:
         plan = dataset.build(
             rows,
             spool,
-            near_duplicates=params.near_duplicates,
-            dev_share=params.dev_share,
-            test_share=params.test_share,
+            near_duplicates=params.prepare.near_duplicates,
+            dev_share=params.prepare.dev_share,
+            test_share=params.prepare.test_share,
         )
         queries = np.bincount(plan.queries["split"], minlength=len(GIVEN))
         sizes = {split: int(queries[GIVEN.index(split)]) for split in SPLITS}
@@ -158,7 +158,7 @@ def _token_counts(params: Params) -> tuple[dict[str, float], pd.DataFrame]:
         return {}, histogram({})
     tokenizer = Tokenizer.from_file(str(file))
     lengths = {name: token_lengths(tokenizer, first_texts(path, COUNTED)) for name, path in TEXTS.items()}
-    limits = {"max_length": params.max_length, "biencoder_max_length": params.biencoder_max_length}
+    limits = {"max_length": params.max_length, "biencoder_max_length": params.biencoder.max_length}
     return {
         **percentiles(lengths["query"], "query_tokens"),
         **percentiles(lengths["passage"], "passage_tokens"),

@@ -17,6 +17,7 @@ from reranker.common.artifacts import (
     read_table,
     read_tables,
     record_time,
+    scored_file,
     write_bytes,
     write_text,
 )
@@ -73,13 +74,12 @@ def main(arguments: Sequence[str]) -> str:
         raise UserError(f"{PATHS.metrics}/: a figure {missing} is missing; run `dvc repro --force`") from None
 
     for name, picture in pictures.items():
-        write_text(picture.svg, PATHS.report / f"{name}.svg")
-        write_bytes(picture.png, PATHS.report / f"{name}.png")
-    index = PATHS.report / "index.html"
-    write_text(html, index)
+        write_text(picture.svg, PATHS.figures / f"{name}.svg")
+        write_bytes(picture.png, PATHS.figures / f"{name}.png")
+    write_text(html, PATHS.report)
     record_time("report", time.monotonic() - started)
     table = tables.text_table(systems, int(evaluation["queries"]))
-    return f"\n{table}\n\nreport: figures, comparisons and data -> {index}"
+    return f"\n{table}\n\nreport: figures, comparisons and data -> {PATHS.report}"
 
 
 def _explored(params: Params, per_query: pd.DataFrame) -> tuple[list[explorer.Query], dict[str, Passage]]:
@@ -89,7 +89,7 @@ def _explored(params: Params, per_query: pd.DataFrame) -> tuple[list[explorer.Qu
     candidates = read_table(PATHS.candidates, [*KEYS, "rank"])
     retrieved = candidates.loc[candidates["rank"] <= params.top_k, KEYS]
     scored = {
-        system: retrieved.merge(read_table(PATHS.scored / f"{system}.parquet", [*KEYS, "score"]), on=KEYS)
+        system: retrieved.merge(read_table(scored_file(system), [*KEYS, "score"]), on=KEYS)
         for system in (tables.BASELINE, tables.SHIPPED)
     }
     passages = explorer.lookup(data.passages, judgments, *scored.values())

@@ -11,18 +11,16 @@ from reranker.common.progress import first_process, quiet_libraries, run_stage
 
 quiet_libraries()
 
-from sentence_transformers import CrossEncoder
-
 from reranker.common import engine
 from reranker.common.artifacts import PATHS, SCORED, read_table, read_tables, record_time, require
 from reranker.common.errors import UserError
-from reranker.common.model_files import loading, resolve
+from reranker.common.model_files import resolve
 from reranker.common.params import load_params
 from reranker.common.processes import OnProcesses, processes
 from reranker.evaluation.trec import write_scored
-from reranker.inference.backends import use_attention, use_backend
+from reranker.inference.compute import choose_compute
 from reranker.inference.excerpts import excerpts, in_words
-from reranker.inference.loading import choose_precision, load_biencoder
+from reranker.inference.loading import load_biencoder, load_cross_encoder
 from reranker.inference.scoring import pair_cosines, score_pairs
 from reranker.retrieval import bm25
 
@@ -35,7 +33,7 @@ def main(arguments: Sequence[str]) -> str:
         raise UserError(f"python -m stages.score: name one of the systems {', '.join(SCORED)}")
     (system,) = arguments
     params = load_params(PATHS.params)
-    on_cluster = params.engine == "ray"
+    on_cluster = params.execution.engine == "ray"
     if on_cluster and not first_process():
         return "score: the first process hands the work to the cluster"
     tables = read_tables()
@@ -43,25 +41,21 @@ def main(arguments: Sequence[str]) -> str:
     test = in_words(candidates[candidates["split"] == "test"], tables)
     queries, passages = test["query"].tolist(), test["passage"].tolist()
 
-    computes = engine.start(params.engine) if on_cluster or processes() == 1 else OnProcesses()
-    label, precision = f"score {system}", choose_precision(params.precision)
+    computes = engine.start(params.execution.engine) if on_cluster or processes() == 1 else OnProcesses()
+    compute = choose_compute(**dict(params.compute), engine=computes)
     if system in BIENCODERS:
         folder = BIENCODERS[system]
         if folder:
             require(folder)
-        biencoder = load_biencoder(str(folder) if folder else resolve(params.base_model), params.biencoder_max_length)
-        use_attention(biencoder, params.attention, precision)
-        use_backend(biencoder, params.backend, precision)
-        scores = pair_cosines(biencoder, queries, passages, label=label, precision=precision, engine=computes)
+        name = str(folder) if folder else resolve(params.base_model)
+        biencoder = load_biencoder(name, params.biencoder.max_length, compute)
+        scores = pair_cosines(biencoder, queries, passages, label=f"score {system}", compute=compute)
     else:
         require(PATHS.reranker)
-        with loading(str(PATHS.reranker)):
-            model = CrossEncoder(str(PATHS.reranker))
-        use_attention(model, params.attention, precision)
-        use_backend(model, params.backend, precision)
+        model = load_cross_encoder(str(PATHS.reranker), compute=compute)
         counted = bm25.load(PATHS.reranker / "words.json")
         shown = excerpts(model.tokenizer, model.max_seq_length, counted, queries, passages)
-        scores = score_pairs(model, queries, shown, label=label, precision=precision, engine=computes)
+        scores = score_pairs(model, queries, shown, label=f"score {system}", compute=compute)
     if not first_process():
         return "score: the first process writes the result"
 

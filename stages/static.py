@@ -22,19 +22,19 @@ def main(arguments: Sequence[str]) -> str:
     started = time.monotonic()
     params = load_params(PATHS.params)
     tables = read_tables()
-    wanted = training_order(tables.queries, params.sources, salt=params.warm_seed)[: params.static_queries]
-    rows = right_pairs(wanted, tables, seed=params.static_seed)
+    wanted = training_order(tables.queries, params.sources, salt=params.biencoder.seed)[: params.static.queries]
+    rows = right_pairs(wanted, tables, seed=params.static.seed)
 
-    model = load_static(params.static_model)
+    model = load_static(params.static.model)
     weigh_by_rarity(model, tables.passages["text"].tolist())
     schedule = StaticSchedule(
-        lr=params.static_lr,
-        epochs=params.static_epochs,
-        batch_size=params.static_batch_size,
-        dropout=params.static_dropout,
-        scale=params.static_scale,
-        max_tokens=params.static_max_tokens,
-        seed=params.static_seed,
+        lr=params.static.lr,
+        epochs=params.static.epochs,
+        batch_size=params.static.batch_size,
+        dropout=params.static.dropout,
+        scale=params.static.scale,
+        max_tokens=params.static.max_tokens,
+        seed=params.static.seed,
     )
     training = time.monotonic()
     tune_static(model, rows, schedule, label="static")

@@ -19,10 +19,10 @@ import numpy as np
 from reranker.common.artifacts import PATHS, folder, read_tables, record_time, require
 from reranker.common.errors import UserError
 from reranker.common.model_files import resolve
-from reranker.common.params import WITHOUT_EFFECT, load_params
+from reranker.common.params import load_params
 from reranker.data.sampling import right_pairs, training_order
-from reranker.inference.backends import use_attention
-from reranker.inference.loading import check_lengths, choose_precision, load_biencoder, load_retriever
+from reranker.inference.compute import choose_compute
+from reranker.inference.loading import check_lengths, load_biencoder, load_retriever
 from reranker.inference.scoring import embed
 from reranker.training.biencoders import similar_batches, tune_biencoder
 from reranker.training.checkpoints import Checkpoints
@@ -36,42 +36,43 @@ def main(arguments: Sequence[str]) -> str:
         raise UserError(f"python -m stages.warm: '{' '.join(arguments)}': the only argument is --continue")
     params = load_params(PATHS.params)
     tables = read_tables()
-    wanted = training_order(tables.queries, params.sources, salt=params.warm_seed)
+    wanted = training_order(tables.queries, params.sources, salt=params.biencoder.seed)
     if go_on:
         require(PATHS.biencoder)
         label, base, target = "control", str(PATHS.biencoder), PATHS.control
         # where the queries run out, it starts again: the control is to have its minutes on a small corpus too
-        places = np.arange(params.warm_queries, params.warm_queries + params.control_queries) % len(wanted)
-        wanted = wanted.iloc[places]
+        places = params.biencoder.queries + np.arange(params.evaluation.control_queries)
+        wanted = wanted.iloc[places % len(wanted)]
     else:
         label, base, target = "warm", resolve(params.base_model), PATHS.biencoder
-        wanted = wanted[: params.warm_queries]
-    rows = right_pairs(wanted, tables, seed=params.warm_seed)
+        wanted = wanted[: params.biencoder.queries]
+    rows = right_pairs(wanted, tables, seed=params.biencoder.seed)
 
-    static = load_retriever(params.static_model)
+    static = load_retriever(params.static.model)
     vectors = embed(static, rows["query"].tolist() + rows["passage"].tolist(), label=f"{label}: batches")
     vectors = vectors[: len(rows)] + vectors[len(rows) :]
-    rows = rows.iloc[similar_batches(vectors, params.warm_batch_size, seed=params.warm_seed)]
+    rows = rows.iloc[similar_batches(vectors, params.biencoder.batch_size, seed=params.biencoder.seed)]
 
+    compute = choose_compute(**dict(params.compute)).training()
     schedule = Schedule(
-        lr=params.warm_lr,
+        lr=params.biencoder.lr,
         epochs=1,
-        batch_size=params.warm_batch_size,
-        warmup=params.warm_warmup,
-        weight_decay=params.warm_weight_decay,
-        precision=choose_precision(params.precision),
-        seed=params.warm_seed,
+        batch_size=params.biencoder.batch_size,
+        warmup=params.biencoder.warmup,
+        weight_decay=params.biencoder.weight_decay,
+        precision=compute.precision,
+        seed=params.biencoder.seed,
     )
-    model = load_biencoder(base, params.warm_max_length)
-    check_lengths(model[0], warm_max_length=params.warm_max_length, biencoder_max_length=params.biencoder_max_length)
-    use_attention(model, params.attention, schedule.precision)
-    about = (params.model_dump(exclude={*WITHOUT_EFFECT, "launcher"}),)
-    kept = Checkpoints(PATHS.checkpoints / label, params.checkpoint_minutes, about)
+    lengths = {"train_max_length": params.biencoder.train_max_length, "max_length": params.biencoder.max_length}
+    model = load_biencoder(base, params.biencoder.train_max_length, compute)
+    check_lengths(model[0], **{f"biencoder.{key}": length for key, length in lengths.items()})
+    about = (params.with_effect(),)
+    kept = Checkpoints(PATHS.checkpoints / label, params.execution.checkpoint_minutes, about)
     training = time.monotonic()
-    tune_biencoder(model, rows, schedule, scale=params.warm_scale, label=label, kept=kept)
+    tune_biencoder(model, rows, schedule, scale=params.biencoder.scale, label=label, kept=kept)
     training = time.monotonic() - training
 
-    model.max_seq_length = params.biencoder_max_length
+    model.max_seq_length = params.biencoder.max_length
     with folder(target) as part:
         model.save_pretrained(str(part), create_model_card=False)
     record_time(f"{label}_training", training)

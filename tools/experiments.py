@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> str:
         except Unusable as error:
             left_out[experiment.name] = str(error)
     others = [run for run in runs if run.name != baseline.name]
-    lines = judge(others, baseline, seed=baseline.params["statistics_seed"])
+    lines = judge(others, baseline, seed=baseline.params["evaluation.seed"])
     page = text_page(ranked(lines, options.sort), left_out, options.sort, markdown=options.markdown)
     return f"Experiments of {head.name}\n\n{page}"
 

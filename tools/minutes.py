@@ -1,6 +1,7 @@
 """Draw NDCG@10 against minutes of training from the experiments of a commit, and print them as a table.
 
-Taken are the experiments that differ from the commit in `seed`, `train_queries`, `epochs` and `control_queries` alone.
+Taken are the experiments that differ from the commit in `seed`, `train_queries`, `epochs` and
+`evaluation.control_queries` alone.
 None of them trains the bi-encoder of `warm` or the static embedding again, so their rows have one run each.
 An out that DVC restored from its run cache brings no time of its own with it, so its figure is left out; `dvc exp run
 --force` makes it anew.
@@ -20,11 +21,12 @@ from matplotlib.figure import Figure
 
 from reranker.common.artifacts import write_csv
 from reranker.report.tables import label
+from reranker.review.experiments import dotted
 from tools.training_time import TRAINED, minutes
 
-DATA = {"control": "control_queries", "static": "static_queries", "train": "train_queries"}
+DATA = {"control": "evaluation.control_queries", "static": "static.queries", "train": "train_queries"}
 """The parameter that gives a stage more to learn from."""
-FREE = {"seed", "train_queries", "epochs", "control_queries"}
+FREE = {"seed", "train_queries", "epochs", "evaluation.control_queries"}
 """Parameters in which the experiments may differ."""
 TABLE, FIGURE = Path("docs/minutes.csv"), Path("docs/minutes.svg")
 
@@ -63,7 +65,7 @@ def measured(revision: str) -> pd.DataFrame:
 
 
 def _fixed(revision: str) -> dict[str, object]:
-    return {key: value for key, value in dvc.api.params_show(rev=revision).items() if key not in FREE}
+    return {key: value for key, value in dotted(dvc.api.params_show(rev=revision)).items() if key not in FREE}
 
 
 def _seconds(revision: str) -> dict[str, float]:

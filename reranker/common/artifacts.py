@@ -28,6 +28,8 @@ class Paths:
 
     params: Path = Path("params.yaml")
     raw: Path = Path("data/raw")
+    teachers: Path = Path("data/teachers")
+    runs: Path = Path("data/runs")
     passages: Path = Path("data/prepared/passages.parquet")
     queries: Path = Path("data/prepared/queries.parquet")
     judgments: Path = Path("data/prepared/judgments.parquet")
@@ -41,6 +43,8 @@ class Paths:
     vectors: Path = Path(".vectors")
     checkpoints: Path = Path(".checkpoints")
     scored: Path = Path("data/scored")
+    evaluated: Path = Path("data/evaluated")
+    qrels: Path = Path("data/scored/test.qrels")
     compared: Path = Path("data/compared")
     biencoder: Path = Path("models/biencoder")
     static: Path = Path("models/static")
@@ -50,11 +54,12 @@ class Paths:
     export: Path = Path("models/export")
     metrics: Path = Path("metrics")
     timing: Path = Path("metrics/timing.json")
-    report: Path = Path("report")
+    report: Path = Path("report/index.html")
+    figures: Path = Path("report/figures")
     pair_params: Path = Path("pairs/params.yaml")
     pairs: Path = Path("data/pairs/pairs.parquet")
     pairs_dropped: Path = Path("data/pairs/dropped.parquet")
-    pairs_scored: Path = Path("data/pairs/scored.parquet")
+    pairs_scored: Path = Path("data/pairs_scored.parquet")
     pair_model: Path = Path("models/pairs")
     pair_metrics: Path = Path("metrics/pairs")
 
@@ -95,7 +100,7 @@ PRODUCER = {
     PATHS.export: "export/dvc.yaml:export",
     **{PATHS.export / name: "export/dvc.yaml:export" for name in ("openvino", "openvino-int8", "onnx-int8")},
     **{PATHS.scored / f"{name}.parquet": f"score@{name}" for name in SCORED},
-    **{PATHS.scored / f"{name}.parquet": "evaluate" for name in ("retriever", "reranker")},
+    **{PATHS.evaluated / f"{name}.parquet": "evaluate" for name in ("retriever", "reranker")},
     PATHS.metrics / "lengths.csv": "prepare",
     PATHS.metrics / "curve_loss.csv": "train",
     PATHS.metrics / "curve_dev.csv": "train",
@@ -106,6 +111,11 @@ PRODUCER = {
     PATHS.pairs: "pairs/dvc.yaml:prepare",
     PATHS.pair_model: "pairs/dvc.yaml:train",
 }
+
+
+def scored_file(system: str) -> Path:
+    """The scores of a system of `SCORED`, or of another one that evaluate judges."""
+    return (PATHS.scored if system in SCORED else PATHS.evaluated) / f"{system}.parquet"
 
 
 def missing(path: Path, stage: str = "") -> UserError:
@@ -302,7 +312,7 @@ def read_scores(path: Path, pairs: pd.DataFrame) -> pd.Series:
     """Scores of pairs from a file of the user's.
 
     Args:
-        path: a `.parquet` or `.csv` with the columns query_id, passage_id and score, in data/raw.
+        path: a `.parquet` or `.csv` with the columns query_id, passage_id and score, in data/teachers.
         pairs: columns query_id, passage_id.
 
     Returns:
@@ -311,8 +321,8 @@ def read_scores(path: Path, pairs: pd.DataFrame) -> pd.Series:
     Raises:
         UserError: it is not there, lacks a column or a pair, has one twice, or a score that is no number.
     """
-    if not path.resolve().is_relative_to(PATHS.raw.resolve()):
-        raise UserError(f"{path}: is not in {PATHS.raw}/; move it there, where DVC sees that it changes")
+    if not path.resolve().is_relative_to(PATHS.teachers.resolve()):
+        raise UserError(f"{path}: is not in {PATHS.teachers}/; move it there, where DVC sees that it changes")
     if not path.is_file():
         raise UserError(f"{path} does not exist; name a file with the columns query_id, passage_id and score")
     columns = ["query_id", "passage_id", "score"]

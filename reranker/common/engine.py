@@ -80,7 +80,9 @@ class OnRay:
         try:
             import ray
         except ImportError:
-            raise UserError("params.yaml: engine: Ray is not installed; run `.venv/bin/pip install ray`") from None
+            raise UserError(
+                "params.yaml: execution.engine: Ray is not installed; run `.venv/bin/pip install ray`"
+            ) from None
         address = os.environ.get("RAY_ADDRESS", "")
         _check_reachable(address)
         if not ray.is_initialized():
@@ -93,8 +95,8 @@ class OnRay:
                 )
             except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
                 raise UserError(
-                    f"params.yaml: engine: no Ray cluster for the address '{address}' ({first_line(error)[:100]}); "
-                    "start it with `ray start --head`, or set RAY_ADDRESS"
+                    f"params.yaml: execution.engine: no Ray cluster for the address '{address}' "
+                    f"({first_line(error)[:100]}); start it with `ray start --head`, or set RAY_ADDRESS"
                 ) from None
         self._ray: Any = ray
         self._threads = torch.get_num_threads()
@@ -102,7 +104,7 @@ class OnRay:
         if not self._at_once():
             wanted = f"{self._threads} cores" + " and a GPU" * self._gpus
             raise UserError(
-                f"params.yaml: engine: no machine of the Ray cluster has {wanted}, as this process uses; "
+                f"params.yaml: execution.engine: no machine of the Ray cluster has {wanted}, as this process uses; "
                 "start larger ones, or set OMP_NUM_THREADS"
             )
         needs = ray.remote(
@@ -142,14 +144,14 @@ class OnRay:
                 raise error.cause from None
             if isinstance(error.cause, (ImportError, self._ray.exceptions.RaySystemError)):
                 raise UserError(
-                    f"params.yaml: engine: a machine of the Ray cluster cannot run this ({first_line(error.cause)}); "
-                    "install the packages of requirements.lock there"
+                    "params.yaml: execution.engine: a machine of the Ray cluster cannot run this "
+                    f"({first_line(error.cause)}); install the packages of requirements.lock there"
                 ) from None
             raise
         except self._ray.exceptions.RayError as error:
             raise UserError(
-                f"params.yaml: engine: a part of the work was lost {RETRIES + 1} times or the cluster is gone "
-                f"({first_line(error)}); look at the machines' memory with `ray status`, then run this again"
+                f"params.yaml: execution.engine: a part of the work was lost {RETRIES + 1} times or the cluster is "
+                f"gone ({first_line(error)}); look at the machines' memory with `ray status`, then run this again"
             ) from None
         return found
 
@@ -168,14 +170,14 @@ def _check_reachable(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise UserError(
-            f"params.yaml: engine: RAY_ADDRESS is '{address}'; start a cluster with `ray start --head` and set "
-            "RAY_ADDRESS to its HOST:PORT, such as 127.0.0.1:6379"
+            f"params.yaml: execution.engine: RAY_ADDRESS is '{address}'; start a cluster with `ray start --head` and "
+            "set RAY_ADDRESS to its HOST:PORT, such as 127.0.0.1:6379"
         )
     try:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     except OSError as error:
         raise UserError(
-            f"params.yaml: engine: no Ray cluster answers at {address} ({error.strerror or error}); "
+            f"params.yaml: execution.engine: no Ray cluster answers at {address} ({error.strerror or error}); "
             "start it with `ray start --head`, or correct RAY_ADDRESS"
         ) from None
 

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from reranker.common.errors import UserError
 from reranker.common.source_schema import KINDS, AnySource, Count, Name, Names, Section
@@ -47,10 +48,9 @@ Evaluations = Annotated[
 """How many, or at which steps."""
 UNIONS = {"sources": KINDS, "systems": SYSTEM_KINDS}
 """Keys with entries of several kinds: what tells them apart."""
-WITHOUT_EFFECT = frozenset(
-    {"checkpoint_minutes", "engine", "review_min_gain", "review_max_loss", "review_alpha", "review_test_looks"}
-)
-"""Keys that no result depends on: a change need not run a stage again."""
+
+WITHOUT_EFFECT = frozenset({"execution", "review"})
+"""Sections that no result depends on: a change need not run a stage again."""
 
 
 class LoraSection(Section):
@@ -62,10 +62,9 @@ class LoraSection(Section):
     target_modules: Annotated[list[Name], Field(min_length=1)] | Name | None
 
 
-class Params(Section):
-    """params.yaml, key by key; units and meaning stand there."""
+class PrepareSection(Section):
+    """From the sources to tables."""
 
-    sources: Annotated[dict[Name, AnySource], Field(min_length=1)]
     min_query_words: Count
     max_query_words: Count
     min_passage_chars: Count
@@ -74,44 +73,45 @@ class Params(Section):
     allow_leakage: bool
     near_duplicates: Annotated[float, Field(ge=0.5, le=1)] | None
 
-    base_model: Name
-    retriever: Retriever
-    query_prompt: str | None
-    passage_prompt: str | None
-    index: IndexName
-    index_recall: Annotated[float, Field(ge=0, le=1)]
+
+class IndexSection(Section):
+    """The index over the passages' vectors."""
+
+    kind: IndexName
+    min_recall: Annotated[float, Field(ge=0, le=1)]
+
+
+class BiencoderSection(Section):
+    """The base model tuned as a bi-encoder."""
+
     max_length: Length
-    biencoder_max_length: Length
-    precision: Literal["auto", "float32", "bfloat16"]
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"]
-    backend: Literal["auto", "torch", "openvino", "openvino-int8", "onnx-int8"]
-    engine: Literal["local", "ray"]
-    checkpoint_minutes: Minutes
-    launcher: Name
+    lr: Rate
+    queries: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    train_max_length: Length
+    warmup: Share
+    weight_decay: Annotated[float, Field(ge=0)]
+    scale: Annotated[float, Field(gt=0)]
+    seed: Seed
 
-    warm_lr: Rate
-    warm_queries: Count
-    warm_batch_size: Annotated[int, Field(ge=2)]
-    warm_max_length: Length
-    warm_warmup: Share
-    warm_weight_decay: Annotated[float, Field(ge=0)]
-    warm_scale: Annotated[float, Field(gt=0)]
-    warm_seed: Seed
-    control_queries: Count
 
-    static_model: Name
-    static_lr: Rate
-    static_queries: Count
-    static_epochs: Count
-    static_batch_size: Annotated[int, Field(ge=2)]
-    static_dropout: Share
-    static_scale: Annotated[float, Field(gt=0)]
-    static_max_tokens: Count
-    static_seed: Seed
+class StaticSection(Section):
+    """The static embedding that is tuned."""
 
-    top_k: Count
-    train_queries: Count
-    num_negatives: Count
+    model: Name
+    lr: Rate
+    queries: Count
+    epochs: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    dropout: Share
+    scale: Annotated[float, Field(gt=0)]
+    max_tokens: Count
+    seed: Seed
+
+
+class NegativesSection(Section):
+    """Which candidates become hard negatives."""
+
     random_share: Annotated[float, Field(ge=0, le=1)]
     range_min: CountOrZero
     range_max: Count
@@ -124,10 +124,74 @@ class Params(Section):
     group_guard: bool
     duplicate_similarity: Annotated[float, Field(gt=0, le=1)] | None
     containment: Annotated[float, Field(gt=0, le=1)] | None
-    mining_seed: Seed
+    seed: Seed
+
+
+class DevSection(Section):
+    """How the best checkpoint is chosen."""
+
+    evaluations: Evaluations
+    queries: Count
+    patience: Count
+    evaluators: Annotated[Names, Field(min_length=1)]
+
+
+class EvaluationSection(Section):
+    """How systems are measured."""
+
+    seed: Seed
+    control_queries: Count
+    student_layers: list[Count]
+    judged_only: bool
+    usd_per_hour: Annotated[float, Field(ge=0)]
+
+
+class ComputeSection(Section):
+    """How models compute."""
+
+    precision: Literal["auto", "float32", "bfloat16"]
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"]
+    backend: Literal["auto", "torch", "openvino", "openvino-int8", "onnx-int8"]
+
+
+class ExecutionSection(Section):
+    """On what the stages run."""
+
+    launcher: Name
+    engine: Literal["local", "ray"]
+    checkpoint_minutes: Minutes
+
+
+class ReviewSection(Section):
+    """What a change must show."""
+
+    min_gain: Annotated[float, Field(ge=0)]
+    max_loss: Annotated[float, Field(ge=0)]
+    alpha: Annotated[float, Field(gt=0, lt=1)]
+    test_looks: Count
+
+
+class Params(Section):
+    """params.yaml, key by key; units and meaning stand there."""
+
+    sources: Annotated[dict[Name, AnySource], Field(min_length=1)]
+
+    base_model: Name
+    retriever: Retriever
+    query_prompt: str | None
+    passage_prompt: str | None
+    max_length: Length
+
+    top_k: Count
+    train_queries: Count
+    num_negatives: Count
 
     lr: Rate
     head_lr: Rate
+    epochs: Count
+    batch_size: Count
+    warmup: Share
+    weight_decay: Annotated[float, Field(ge=0)]
     loss: Losses
     loss_arguments: dict[Name, Any]
     targets: Literal["relevance", "teacher"]
@@ -137,82 +201,53 @@ class Params(Section):
     num_layers: Count | None
     frozen_layers: CountOrZero
     lora: LoraSection | None
-    epochs: Count
-    batch_size: Count
-    warmup: Share
-    weight_decay: Annotated[float, Field(ge=0)]
-    evaluations: Evaluations
-    eval_queries: Count
-    patience: Count
-    evaluators: Annotated[Names, Field(min_length=1)]
     trainer: dict[Name, Any]
     seed: Seed
 
-    student_layers: list[Count]
-
-    statistics_seed: Seed
-
     systems: Systems
     baseline: Name
-    judged_only: bool
 
-    usd_per_hour: Annotated[float, Field(ge=0)]
-    review_min_gain: Annotated[float, Field(ge=0)]
-    review_max_loss: Annotated[float, Field(ge=0)]
-    review_alpha: Annotated[float, Field(gt=0, lt=1)]
-    review_test_looks: Count
+    prepare: PrepareSection
+    index: IndexSection
+    biencoder: BiencoderSection
+    static: StaticSection
+    negatives: NegativesSection
+    dev: DevSection
+    evaluation: EvaluationSection
+    compute: ComputeSection
+    execution: ExecutionSection
+    review: ReviewSection
 
     @model_validator(mode="after")
     def _consistent(self) -> "Params":
-        if self.max_query_words < self.min_query_words:
-            raise ValueError("max_query_words|must not be below min_query_words")
-        if self.dev_share + self.test_share >= 1:
-            raise ValueError("test_share|dev_share and test_share must leave some queries for train")
-        if self.range_max < self.range_min + self.num_negatives:
-            raise ValueError("range_max|must be at least range_min + num_negatives")
+        prepare, negatives, layers = self.prepare, self.negatives, self.evaluation.student_layers
+        if prepare.max_query_words < prepare.min_query_words:
+            raise ValueError("prepare.max_query_words|must not be below min_query_words")
+        if prepare.dev_share + prepare.test_share >= 1:
+            raise ValueError("prepare.test_share|dev_share and test_share must leave some queries for train")
+        if negatives.range_max < negatives.range_min + self.num_negatives:
+            raise ValueError("negatives.range_max|must be at least range_min + num_negatives")
         if self.num_layers is not None and self.num_layers <= self.frozen_layers:
             raise ValueError("frozen_layers|must be below num_layers: one layer must be left to train")
-        for layers in self.student_layers:
-            if self.student_layers.count(layers) > 1:
-                raise ValueError("student_layers|must not have a number twice")
-        check_ascending(self.evaluations)
-        known = [*EVALUATED, *(name for name, _ in in_order(self.systems))]
-        if self.baseline not in known:
-            raise ValueError(f"baseline|is no system; there are {', '.join(known)}")
+        if len(set(layers)) < len(layers):
+            raise ValueError("evaluation.student_layers|must not have a number twice")
+        check_ascending(self.dev.evaluations, "dev.evaluations")
+        systems = [*EVALUATED, *(name for name, _ in in_order(self.systems))]
+        if self.baseline not in systems:
+            raise ValueError(f"baseline|is no system; there are {', '.join(systems)}")
         if self.num_layers is not None and self.lora is not None:
             raise ValueError("num_layers|does not go with lora: a student is trained whole; set one of them to null")
         return self
 
+    def with_effect(self) -> dict[str, Any]:
+        """The values that a result may depend on: all but those of `WITHOUT_EFFECT`."""
+        return self.model_dump(exclude=set(WITHOUT_EFFECT))
 
-def check_ascending(evaluations: int | list[int]) -> None:
+
+def check_ascending(evaluations: int | list[int], key: str) -> None:
     """Check the order of the steps, where there are some; raises what `read_params` turns into a line."""
     if isinstance(evaluations, list) and evaluations != sorted(set(evaluations)):
-        raise ValueError("evaluations|must be ascending steps, each once")
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader that also reads `2e-05` as a number, as YAML 1.2 and DVC do."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)$"),
-    list("-+.0123456789"),
-)
-
-
-def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[str] = set()
-    for key, _ in node.value:
-        if not isinstance(key, yaml.ScalarNode):
-            raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key.start_mark)
-        if key.value in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"key '{key.value}' stands there twice", key.start_mark)
-        seen.add(key.value)
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+        raise ValueError(f"{key}|must be ascending steps, each once")
 
 
 def load_params(path: Path) -> Params:
@@ -231,12 +266,13 @@ def read_params(path: Path, schema: type[Schema]) -> Schema:
             message names the key, the value and what is allowed.
     """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+        # YAML 1.2, as DVC reads and writes it: 2e-05 is a number, and `no` and `on` are texts
+        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; restore it with `git checkout {path}`") from None
     except OSError as error:
         raise UserError(f"{path}: could not be read ({error.strerror or error})") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except (YAMLError, ValueError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: must be `key: value` lines, found {type(values).__name__}")
@@ -254,9 +290,9 @@ def _explain(problem: Any, schema: type[Section]) -> str:
     inside = ".".join(parents) + ": " if parents else ""
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, fields, n=1)
-        return f"{inside}unknown key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "; remove it")
+        return f"{inside}unknown key '{key}'" + (f"; did you mean '{fields[near[0]]}'?" if near else "; remove it")
     if problem["type"] == "missing":
-        example = "the committed params.yaml" if not parents else "docs/parameters.md"
+        example = "docs/parameters.md" if problem["loc"][0] in UNIONS else "the committed params.yaml"
         return f"{inside}key '{key}' is missing; add it, as in {example}"
     if problem["type"] == "union_tag_not_found":
         kinds = ", ".join(UNIONS[str(problem["loc"][0])])
@@ -271,8 +307,11 @@ def _explain(problem: Any, schema: type[Section]) -> str:
     return f"{'.'.join(where)}: {problem['input']!r} is not allowed: it {allowed}"
 
 
-def _place(loc: tuple[int | str, ...], schema: type[Section]) -> tuple[list[str], Iterable[str]]:
-    """The keys that lead to a problem, and which keys are known beside the last of them."""
+def _place(loc: tuple[int | str, ...], schema: type[Section]) -> tuple[list[str], dict[str, str]]:
+    """The keys that lead to a problem; and the names that could stand in place of the last one, with where they belong.
+
+    At the top these are the keys inside the sections too.
+    """
     model: type[BaseModel] = schema
     rest = list(loc)
     if loc[:1] and loc[0] in UNIONS and len(loc) > 2:
@@ -280,9 +319,19 @@ def _place(loc: tuple[int | str, ...], schema: type[Section]) -> tuple[list[str]
         model = UNIONS[str(key)].get(str(kind), Section)
         loc = (key, name, *rest)
     for parent in rest[:-1]:
-        inner = model.model_fields[str(parent)].annotation if parent in model.model_fields else None
-        inner = next((part for part in typing.get_args(inner) if part is not type(None)), inner)  # of `X | None`, X
-        model = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else Section
+        model = _section(model, str(parent)) or Section
     tags = ("unsplit", "[key]", "[one]", "[by source]", "[steps]")
     keys = [part for part in loc if isinstance(part, str) and part not in tags]
-    return keys, model.model_fields
+    inside = {name: f"{key}.{name}" for key in model.model_fields for name in _fields(_section(model, key))}
+    return keys, {**(inside if len(loc) == 1 else {}), **{key: key for key in model.model_fields}}
+
+
+def _section(model: type[BaseModel], key: str) -> type[BaseModel] | None:
+    """The schema of what stands under a key, where that is a section."""
+    inner = model.model_fields[key].annotation if key in model.model_fields else None
+    inner = next((part for part in typing.get_args(inner) if part is not type(None)), inner)  # of `X | None`, X
+    return inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
+
+
+def _fields(section: type[BaseModel] | None) -> Iterable[str]:
+    return section.model_fields if section else ()

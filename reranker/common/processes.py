@@ -30,14 +30,14 @@ class OnProcesses:
             place, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
             if place >= gpus:
                 raise UserError(
-                    f"params.yaml: launcher: more processes than the {gpus} GPUs of this machine; start fewer"
+                    f"params.yaml: execution.launcher: more processes than the {gpus} GPUs of this machine; start fewer"
                 )
             torch.cuda.set_device(place)
         try:
             distributed.init_process_group("gloo")  # texts and arrays are exchanged, none of them on a GPU
         except (ValueError, RuntimeError) as error:
             raise UserError(
-                f"params.yaml: launcher: its processes do not find each other ({first_line(error)[:100]}); "
+                f"params.yaml: execution.launcher: its processes do not find each other ({first_line(error)[:100]}); "
                 "use torchrun, or python"
             ) from None
         self._number, self._place = distributed.get_world_size(), distributed.get_rank()

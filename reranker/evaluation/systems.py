@@ -18,7 +18,6 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from reranker.common.artifacts import PATHS
-from reranker.common.engine import LOCAL, Engine
 from reranker.common.errors import UserError
 from reranker.common.model_files import resolve, weight_files
 from reranker.common.system_schema import (
@@ -30,7 +29,7 @@ from reranker.common.system_schema import (
     System,
 )
 from reranker.evaluation import experiment_models
-from reranker.inference.backends import use_attention, use_backend
+from reranker.inference.compute import Compute
 from reranker.inference.excerpts import excerpts
 from reranker.inference.export import Exported, graph_bytes, graph_file, read_about
 from reranker.inference.loading import (
@@ -61,12 +60,8 @@ class Settings(NamedTuple):
     """Put before each query for a model of `retriever`; None: what the model brings."""
     passage_prompt: str | None
     """The same before each passage."""
-    precision: str
-    """float32 or bfloat16."""
-    attention: str
-    """See `use_attention`."""
-    backend: str
-    """See `use_backend`."""
+    compute: Compute
+    """How models compute; an exported model computes here by itself."""
 
 
 class Loaded(NamedTuple):
@@ -81,14 +76,13 @@ class Loaded(NamedTuple):
 
 
 @contextmanager
-def opened(system: System, settings: Settings, label: str, engine: Engine = LOCAL) -> Iterator[Loaded]:
+def opened(system: System, settings: Settings, label: str) -> Iterator[Loaded]:
     """A system with a way to score pairs by itself, until the block ends.
 
     Args:
         system: of any kind but `fused` and `run`; one experiment at most.
         settings: see `Settings`.
         label: shown beside the progress.
-        engine: what computes; an exported model computes here.
 
     Raises:
         UserError: there is no usable model of a name, it cannot read so many tokens or has fewer layers, or the
@@ -100,33 +94,32 @@ def opened(system: System, settings: Settings, label: str, engine: Engine = LOCA
             folder = Path(temporary) / "reranker"
             experiment_models.fetch(experiment_models.find(name), folder)
             if system.model == "reranker":
-                yield shipped(folder, settings, engine)
+                yield shipped(folder, settings)
             else:
                 words = bm25.load(folder / "words.json")
                 alone = CrossEncoderSystem(cross_encoder=str(folder))
-                yield _cross_encoder(alone, settings._replace(words=words), label, engine)
+                yield _cross_encoder(alone, settings._replace(words=words), label)
     elif isinstance(system, RetrieverSystem):
-        yield _retriever(system.retriever, settings, label, engine)
+        yield _retriever(system.retriever, settings, label)
     elif isinstance(system, BiencoderSystem):
         model = load_biencoder(resolve(system.biencoder), system.max_length or settings.max_length)
         check_lengths(model[0], max_length=model.max_seq_length or 0)
-        use_attention(model, settings.attention, settings.precision)
         prompts = system.query_prompt, system.passage_prompt
-        yield _vectors(model, system.biencoder, prompts, settings, label, engine)
+        yield _vectors(model, system.biencoder, prompts, settings, label)
     elif isinstance(system, StaticSystem):
         static = load_retriever(system.static)
         if not isinstance(static[0], StaticEmbedding):
             raise UserError(f"model '{system.static}' is not a static embedding; name it under biencoder")
-        yield _vectors(static, system.static, ("", ""), settings._replace(precision="float32"), label, engine)
+        yield _vectors(static, system.static, ("", ""), settings._replace(compute=settings.compute.static()), label)
     elif isinstance(system, CrossEncoderSystem):
-        yield _cross_encoder(system, settings, label, engine)
+        yield _cross_encoder(system, settings, label)
     else:
         raise TypeError(f"{type(system).__name__} has no scores of its own")
 
 
-def shipped(folder: Path, settings: Settings, engine: Engine = LOCAL) -> Loaded:
+def shipped(folder: Path, settings: Settings) -> Loaded:
     """The fused reranker of a folder."""
-    reranker = Reranker(folder, settings.precision, settings.backend, engine, settings.attention)
+    reranker = Reranker(folder, settings.compute)
     parameters = sum(_parameters(model) for model in reranker.models)
     megabytes = sum(_megabytes(str(part)) for part in (folder, folder / "biencoder", folder / "static"))
 
@@ -136,9 +129,9 @@ def shipped(folder: Path, settings: Settings, engine: Engine = LOCAL) -> Loaded:
     return Loaded(scores, parameters, megabytes)
 
 
-def _retriever(names: Sequence[str], settings: Settings, label: str, engine: Engine) -> Loaded:
+def _retriever(names: Sequence[str], settings: Settings, label: str) -> Loaded:
     """Several are fused by the ranks of the query's candidates, not of the corpus."""
-    parts = [_first_stage(name, settings, label, engine) for name in names]
+    parts = [_first_stage(name, settings, label) for name in names]
     if len(parts) == 1:
         return parts[0]
 
@@ -148,12 +141,12 @@ def _retriever(names: Sequence[str], settings: Settings, label: str, engine: Eng
     return Loaded(scores, sum(part.parameters for part in parts), sum(part.megabytes for part in parts))
 
 
-def _first_stage(name: str, settings: Settings, label: str, engine: Engine) -> Loaded:
+def _first_stage(name: str, settings: Settings, label: str) -> Loaded:
     if name == BM25:
         words = settings.words
         return Loaded(lambda pairs: bm25.bm25(words, pairs["query"].tolist(), pairs["passage"].tolist()), 0, 0.0)
     prompts = settings.query_prompt, settings.passage_prompt
-    return _vectors(load_retriever(name), name, prompts, settings._replace(precision="float32"), label, engine)
+    return _vectors(load_retriever(name), name, prompts, settings._replace(compute=settings.compute.static()), label)
 
 
 def _vectors(
@@ -162,12 +155,11 @@ def _vectors(
     prompts: tuple[str | None, str | None],
     settings: Settings,
     label: str,
-    engine: Engine,
 ) -> Loaded:
     of_query = choose_prompt(prompts[0], model, "query")
     of_passage = choose_prompt(prompts[1], model, "document", "passage")
     parameters = _parameters(model)
-    use_backend(model, settings.backend, settings.precision)
+    settings.compute.apply(model)
 
     def scores(pairs: pd.DataFrame) -> Scores:
         return pair_cosines(
@@ -175,20 +167,21 @@ def _vectors(
             pairs["query"].tolist(),
             pairs["passage"].tolist(),
             label=label,
-            precision=settings.precision,
             query_prompt=of_query,
             passage_prompt=of_passage,
-            engine=engine,
+            compute=settings.compute,
         )
 
     return Loaded(scores, parameters, _megabytes(name))
 
 
-def _cross_encoder(system: CrossEncoderSystem, settings: Settings, label: str, engine: Engine) -> Loaded:
+def _cross_encoder(system: CrossEncoderSystem, settings: Settings, label: str) -> Loaded:
     """It reads excerpts of passages that do not fit, as the cross-encoder that `train` makes does."""
     name = system.cross_encoder
     if Path(name).is_relative_to(PATHS.students) and not Path(name).is_dir():
-        raise UserError(f"{name} does not exist: student_layers in params.yaml says which students are trained")
+        raise UserError(
+            f"{name} does not exist: evaluation.student_layers in params.yaml says which students are trained"
+        )
     if Path(name).is_relative_to(PATHS.export) or graph_file(Path(name)):
         return _exported(system, settings)
     model = load_cross_encoder(name)
@@ -200,13 +193,12 @@ def _cross_encoder(system: CrossEncoderSystem, settings: Settings, label: str, e
         check_lengths(model[0], max_length=system.max_length)
         model.max_seq_length = system.max_length
     parameters = _parameters(model)
-    use_attention(model, settings.attention, settings.precision)
-    use_backend(model, settings.backend, settings.precision)
+    settings.compute.apply(model)
 
     def scores(pairs: pd.DataFrame) -> Scores:
         queries, passages = pairs["query"].tolist(), pairs["passage"].tolist()
         shown = excerpts(model.tokenizer, model.max_seq_length, settings.words, queries, passages)
-        return score_pairs(model, queries, shown, label=label, precision=settings.precision, engine=engine)
+        return score_pairs(model, queries, shown, label=label, compute=settings.compute)
 
     return Loaded(scores, parameters, megabytes)
 
@@ -219,7 +211,7 @@ def _exported(system: CrossEncoderSystem, settings: Settings) -> Loaded:
     for key in ("num_layers", "max_length"):
         if getattr(system, key) is not None:
             raise UserError(f"{folder}: an exported model has the {key} that it was exported with; leave {key} out")
-    model = Exported(folder, settings.precision)
+    model = Exported(folder, settings.compute.precision)
 
     def scores(pairs: pd.DataFrame) -> Scores:
         queries, passages = pairs["query"].tolist(), pairs["passage"].tolist()

@@ -67,11 +67,11 @@ def read_run(path: Path) -> pd.DataFrame:
         Columns query_id, passage_id, score; the rank is left out, as trec_eval leaves it out.
 
     Raises:
-        UserError: it is not in data/raw, cannot be read or is empty; or a line has not six columns, a score that is no
+        UserError: it is not in data/runs, cannot be read or is empty; or a line has not six columns, a score that is no
             finite number, or a passage that the query has already.
     """
-    if not path.resolve().is_relative_to(PATHS.raw.resolve()):
-        raise UserError(f"{path}: is not in {PATHS.raw}/; move it there, where DVC sees that it changes")
+    if not path.resolve().is_relative_to(PATHS.runs.resolve()):
+        raise UserError(f"{path}: is not in {PATHS.runs}/; move it there, where DVC sees that it changes")
     try:
         with path.open(encoding="utf-8") as lines:
             return _parse(lines, path)

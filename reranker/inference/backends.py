@@ -27,7 +27,7 @@ Features = Mapping[str, Tensor]
 """What a transformer is given, in its order."""
 Inputs = Mapping[str, NDArray[np.int64]]
 """A batch by the names of a graph's inputs; each shape (texts, tokens)."""
-Compute = Callable[[Inputs], NDArray[np.float32]]
+Forward = Callable[[Inputs], NDArray[np.float32]]
 """Gives one of the graph's outputs."""
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
 """OpenVINO's names of the precisions."""
@@ -79,7 +79,7 @@ def use_backend(model: SentenceTransformer | CrossEncoder, wish: str, precision:
         model: changed in place; a static embedding stays as it is.
         wish: torch; openvino, openvino-int8 or onnx-int8; or auto: openvino on a CPU, for a model that OpenVINO can
             read.
-        precision: float32 or bfloat16, see `reranker.inference.loading.choose_precision`.
+        precision: float32 or bfloat16, see `reranker.inference.compute.choose_precision`.
 
     Raises:
         UserError: openvino or int8 is asked for, and the model is on a GPU, a package is missing, or the library cannot
@@ -90,7 +90,9 @@ def use_backend(model: SentenceTransformer | CrossEncoder, wish: str, precision:
         return
     if model.device.type != "cpu":
         if wish != "auto":
-            raise UserError(f"params.yaml: backend: {wish} computes on the CPU, and here is a GPU; use auto or torch")
+            raise UserError(
+                f"params.yaml: compute.backend: {wish} computes on the CPU, and here is a GPU; use auto or torch"
+            )
         return
     check_installed(wish)
     try:
@@ -99,7 +101,7 @@ def use_backend(model: SentenceTransformer | CrossEncoder, wish: str, precision:
         library = "ONNX Runtime" if wish == "onnx-int8" else "OpenVINO"
         reason = f"{library} cannot read this model ({first_line(error)[:100]})"
         if wish != "auto":
-            raise UserError(f"params.yaml: backend: {reason}; use auto or torch") from None
+            raise UserError(f"params.yaml: compute.backend: {reason}; use auto or torch") from None
         if first_process():
             print(f"{reason}: torch computes")
 
@@ -133,7 +135,7 @@ def _tensors(features: Mapping[str, Any]) -> Features:
     return {name: value for name, value in features.items() if isinstance(value, Tensor)}
 
 
-def _compute(body: PreTrainedModel, inputs: Features, output: str, precision: str, backend: str) -> Compute:
+def _compute(body: PreTrainedModel, inputs: Features, output: str, precision: str, backend: str) -> Forward:
     class Positional(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -151,7 +153,7 @@ def _compute(body: PreTrainedModel, inputs: Features, output: str, precision: st
     return openvino_runtime(graph, output, precision)
 
 
-def openvino_runtime(graph: Model | Path, output: str, precision: str) -> Compute:
+def openvino_runtime(graph: Model | Path, output: str, precision: str) -> Forward:
     """A graph that OpenVINO computes.
 
     Args:
@@ -173,7 +175,7 @@ def openvino_runtime(graph: Model | Path, output: str, precision: str) -> Comput
     return compute
 
 
-def onnx_runtime(graph: bytes | Path, output: str) -> Compute:
+def onnx_runtime(graph: bytes | Path, output: str) -> Forward:
     """A graph that ONNX Runtime computes; the package onnxruntime must be installed.
 
     Args:
@@ -205,7 +207,7 @@ def use_attention(model: SentenceTransformer | CrossEncoder, wish: str, precisio
         model: changed in place; a static embedding stays as it is.
         wish: sdpa, eager or flash_attention_2; or auto: flash_attention_2 for a model that has it, where it is
             installed, on a GPU in bfloat16; else what transformers takes, sdpa for a model that has it.
-        precision: float32 or bfloat16, see `reranker.inference.loading.choose_precision`.
+        precision: float32 or bfloat16, see `reranker.inference.compute.choose_precision`.
 
     Raises:
         UserError: flash_attention_2 is asked for, and there is no GPU, no package or no bfloat16; or the model does not
@@ -222,12 +224,12 @@ def use_attention(model: SentenceTransformer | CrossEncoder, wish: str, precisio
         wish = FLASH
     if wish == FLASH and not available:
         raise UserError(
-            f"params.yaml: attention: {FLASH} needs a GPU and the package flash-attn, 2.3.3 or newer: install it, or "
-            "use auto or sdpa"
+            f"params.yaml: compute.attention: {FLASH} needs a GPU and the package flash-attn, 2.3.3 or newer: install "
+            "it, or use auto or sdpa"
         )
     if wish == FLASH and precision != "bfloat16":
-        raise UserError(f"params.yaml: attention: {FLASH} does not compute in {precision}; use auto or sdpa")
-    refused = UserError(f"params.yaml: attention: {type(body).__name__} has no {wish}; use auto")
+        raise UserError(f"params.yaml: compute.attention: {FLASH} does not compute in {precision}; use auto or sdpa")
+    refused = UserError(f"params.yaml: compute.attention: {type(body).__name__} has no {wish}; use auto")
     try:
         body.set_attn_implementation(wish)
     except ValueError:

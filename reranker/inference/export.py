@@ -19,9 +19,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from reranker.common.artifacts import write_json
 from reranker.common.errors import UserError, first_line
-from reranker.inference.backends import Compute, onnx_runtime, openvino_runtime
+from reranker.inference.backends import Forward, onnx_runtime, openvino_runtime
+from reranker.inference.compute import choose_precision
 from reranker.inference.graphs import check_installed, onnx_graph, openvino_graph, quantise_onnx, quantise_openvino
-from reranker.inference.loading import choose_precision
 from reranker.inference.scoring import BATCH
 
 FILES = {
@@ -150,7 +150,7 @@ class Exported:
                 raise UserError(f"model '{folder}' is cut short: it has no {file}; run `python -m stages.export`")
         try:
             self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder))
-            self._compute: Compute = (
+            self._compute: Forward = (
                 onnx_runtime(self.graph, SCORES)
                 if backend == "onnx-int8"
                 else openvino_runtime(self.graph, SCORES, choose_precision(precision))

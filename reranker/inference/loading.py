@@ -1,4 +1,4 @@
-"""The layers of a transformer and its head, changed before or after training: cut off, frozen, two outputs into one."""
+"""From a name in params.yaml to a model: retrievers, bi-encoders, cross-encoders, and the first layers of one."""
 
 import json
 from pathlib import Path
@@ -24,30 +24,15 @@ from reranker.common.model_files import (
     resolve,
     tokenizer_file,
 )
+from reranker.inference.compute import PLAIN, Compute
 
 
-def choose_precision(wish: str) -> str:
-    """`float32` or `bfloat16`: what was asked for, or for `auto` what the hardware is fast at.
-
-    Raises:
-        UserError: bfloat16 is asked for and a GPU is there that does not have it.
-    """
-    if torch.cuda.is_available():
-        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        if wish == "bfloat16" and not has_bfloat16:
-            raise UserError("params.yaml: precision: this GPU has no bfloat16; use auto or float32")
-    else:
-        has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    if wish == "auto":
-        return "bfloat16" if has_bfloat16 else "float32"
-    return wish
-
-
-def load_retriever(name: str) -> SentenceTransformer:
+def load_retriever(name: str, compute: Compute = PLAIN) -> SentenceTransformer:
     """The first-stage model by its name in params.yaml.
 
     Args:
         name: of a bundled model, a Hub id, or a local folder: of Sentence Transformers, transformers or model2vec.
+        compute: how it computes.
 
     Raises:
         UserError: there is no usable model of that name.
@@ -60,6 +45,7 @@ def load_retriever(name: str) -> SentenceTransformer:
     with loading(name):
         model = _load_model2vec(Path(path)) or SentenceTransformer(path)
         check_words(model)
+    compute.apply(model)
     return model
 
 
@@ -100,16 +86,17 @@ def load_static(name: str) -> SentenceTransformer:
     """
     model = load_retriever(name)
     if not isinstance(model[0], StaticEmbedding):
-        raise UserError(f"params.yaml: static_model: '{name}' is not a static embedding; use bundled/static-256")
+        raise UserError(f"params.yaml: static.model: '{name}' is not a static embedding; use bundled/static-256")
     return model
 
 
-def load_biencoder(name: str, max_length: int) -> SentenceTransformer:
-    """A bi-encoder in float32.
+def load_biencoder(name: str, max_length: int, compute: Compute = PLAIN) -> SentenceTransformer:
+    """A bi-encoder, whose weights are in float32.
 
     Args:
         name: a local folder or a Hub id.
         max_length: tokens per text.
+        compute: how it computes.
 
     Raises:
         UserError: there is no usable model of that name.
@@ -118,15 +105,17 @@ def load_biencoder(name: str, max_length: int) -> SentenceTransformer:
         model = SentenceTransformer(name, model_kwargs={"dtype": torch.float32})
         check_words(model)
     model.max_seq_length = max_length
+    compute.apply(model)
     return model
 
 
-def load_cross_encoder(name: str, what: str = "model") -> Any:
+def load_cross_encoder(name: str, what: str = "model", compute: Compute = PLAIN) -> Any:
     """A cross-encoder that ranks: of one output.
 
     Args:
         name: bundled, a local folder or a Hub id.
         what: put before the name in an error.
+        compute: how it computes.
 
     Returns:
         A `CrossEncoder`, untyped as its constructor leaves it: parts that are optional to the library, such as
@@ -141,6 +130,7 @@ def load_cross_encoder(name: str, what: str = "model") -> Any:
         check_words(model)
     if model.num_labels != 1:
         raise UserError(f"{what} '{name}' has {model.num_labels} outputs; it must have one")
+    compute.apply(model)
     return model
 
 

@@ -11,23 +11,18 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from transformers import PreTrainedTokenizerBase
 
 from reranker.common.artifacts import PRODUCER, missing, read_weights
-from reranker.common.engine import LOCAL, Engine
 from reranker.common.errors import UserError
 from reranker.common.model_files import check_words, loading
-from reranker.common.progress import quiet_libraries
-from reranker.inference.backends import use_attention, use_backend
+from reranker.inference.compute import Compute, choose_compute
 from reranker.inference.excerpts import excerpts
 from reranker.inference.export import Exported, graph_file
 from reranker.inference.fusion import fuse
-from reranker.inference.loading import choose_precision, load_cross_encoder
+from reranker.inference.loading import load_cross_encoder
 from reranker.inference.scoring import pair_cosines, score_pairs
 from reranker.retrieval import bm25
 
 Scores = Callable[[Sequence[str], Sequence[str]], NDArray[np.float64]]
 """Of each query with the passage at the same place."""
-
-
-quiet_libraries()
 
 
 class Ranked(NamedTuple):
@@ -45,25 +40,16 @@ class Reranker:
 
     Args:
         path: the folder that the train stage writes; `CrossEncoder(path)` loads the cross-encoder alone.
-        precision: `auto`, `float32` or `bfloat16`.
-        backend: `auto`, `torch`, `openvino`, `openvino-int8` or `onnx-int8`.
-        engine: what computes.
-        attention: see `use_attention`.
+        compute: see `choose_compute`; None: as this machine computes fast.
 
     Raises:
         UserError: the folder lacks the fusion's weights or word statistics, or a model in it cannot be loaded or
             computed as asked.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        precision: str = "auto",
-        backend: str = "auto",
-        engine: Engine = LOCAL,
-        attention: str = "auto",
-    ) -> None:
+    def __init__(self, path: str | Path, compute: Compute | None = None) -> None:
         path = Path(path)
+        self._compute = compute or choose_compute()
         self.weights = read_weights(path / "fusion.json", "reranker")["reranker"]
         self._words = bm25.load(path / "words.json")
         with loading(str(path)):
@@ -72,10 +58,8 @@ class Reranker:
             self._static = SentenceTransformer(str(path / "static"))
             for part in (self._cross_encoder, self._biencoder):
                 check_words(part)
-        self._precision, self._engine = choose_precision(precision), engine
         for model in (self._cross_encoder, self._biencoder):
-            use_attention(model, attention, self._precision)
-            use_backend(model, backend, self._precision)
+            self._compute.apply(model)
 
     @property
     def models(self) -> tuple[CrossEncoder, SentenceTransformer, SentenceTransformer]:
@@ -87,27 +71,12 @@ class Reranker:
         shown = excerpts(
             self._cross_encoder.tokenizer, self._cross_encoder.max_seq_length, self._words, queries, passages
         )
+        pairs, compute = (queries, passages), self._compute
         features = {
-            "bm25": bm25.bm25(self._words, queries, passages),
-            "static_score": pair_cosines(
-                self._static, queries, passages, label="static embedding", engine=self._engine
-            ),
-            "teacher_score": pair_cosines(
-                self._biencoder,
-                queries,
-                passages,
-                label="bi-encoder",
-                precision=self._precision,
-                engine=self._engine,
-            ),
-            "cross_encoder": score_pairs(
-                self._cross_encoder,
-                queries,
-                shown,
-                label="cross-encoder",
-                precision=self._precision,
-                engine=self._engine,
-            ),
+            "bm25": bm25.bm25(self._words, *pairs),
+            "static_score": pair_cosines(self._static, *pairs, label="static embedding", compute=compute.static()),
+            "teacher_score": pair_cosines(self._biencoder, *pairs, label="bi-encoder", compute=compute),
+            "cross_encoder": score_pairs(self._cross_encoder, queries, shown, label="cross-encoder", compute=compute),
         }
         return fuse(features, self.weights)
 
@@ -169,8 +138,7 @@ def load_ranker(folder: Path) -> Ranker:
     if graph_file(folder):
         exported = Exported(folder)
         return CrossEncoderRanker(exported.scores, exported.tokenizer, exported.max_length, words)
-    model = load_cross_encoder(str(folder))
-    precision = choose_precision("auto")
-    use_backend(model, "auto", precision)
-    scores = partial(score_pairs, model, label="cross-encoder", precision=precision)
+    compute = choose_compute()
+    model = load_cross_encoder(str(folder), compute=compute)
+    scores = partial(score_pairs, model, label="cross-encoder", compute=compute)
     return CrossEncoderRanker(scores, model.tokenizer, model.max_seq_length, words)

@@ -14,6 +14,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from reranker.common.engine import LOCAL, Engine
 from reranker.common.errors import UserError
 from reranker.common.progress import progress
+from reranker.inference.compute import PLAIN, Compute
 
 BATCH, TOKENS = 32, 4096
 """Texts or pairs per pass, and their tokens, at most: a CPU's caches hold no more, and equal lengths waste nothing."""
@@ -39,7 +40,7 @@ class Embedder(Protocol):
         *,
         label: str,
         prompt: str = ...,
-        precision: str = ...,
+        compute: Compute = ...,
     ) -> NDArray[np.float32]:
         """Normalised vectors of the texts, in their order; shape (texts, dimensions)."""
 
@@ -50,8 +51,7 @@ def embed(
     *,
     label: str,
     prompt: str = "",
-    precision: str = "float32",
-    engine: Engine = LOCAL,
+    compute: Compute = PLAIN,
 ) -> NDArray[np.float32]:
     """Normalised vectors of the texts, in their order; shape (texts, dimensions).
 
@@ -60,14 +60,13 @@ def embed(
         texts: any number.
         label: what is being done, shown beside the progress.
         prompt: put before each text; the model's own default prompt, if it has one, where it is empty.
-        precision: float32 or bfloat16.
-        engine: what computes.
+        compute: see `Compute`.
 
     Raises:
         UserError: see `batches`.
     """
     vectors = np.zeros((0, model.get_embedding_dimension() or 0), dtype=np.float32)
-    for places, found in batches(model, texts, label=label, prompt=prompt, precision=precision, engine=engine):
+    for places, found in batches(model, texts, label=label, prompt=prompt, compute=compute):
         if not len(vectors):
             vectors = np.empty((len(texts), found.shape[1]), dtype=np.float32)
         vectors[places] = found
@@ -80,8 +79,7 @@ def batches(
     *,
     label: str,
     prompt: str = "",
-    precision: str = "float32",
-    engine: Engine = LOCAL,
+    compute: Compute = PLAIN,
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """The vectors that `embed` gives, pass by pass as the model makes them.
 
@@ -95,11 +93,11 @@ def batches(
         every = np.arange(len(texts))
         passes = [every[start : start + STATIC_BATCH] for start in range(0, len(texts), STATIC_BATCH)]
     else:
-        passes = _longest_first(model, texts, prompt, engine)
+        passes = _longest_first(model, texts, prompt, compute.engine)
     parts = ([texts[place] for place in places] for places in passes)
-    work = partial(_vectors, label=label, prompt=prompt, precision=precision)
+    work = partial(_vectors, label=label, prompt=prompt, precision=compute.precision)
     with progress(label, len(texts), "texts") as shown:
-        for places, vectors in zip(passes, engine.map(work, model, parts, together=TOGETHER), strict=True):
+        for places, vectors in zip(passes, compute.engine.map(work, model, parts, together=TOGETHER), strict=True):
             yield places, vectors
             shown.advance(len(places))
 
@@ -127,11 +125,10 @@ def pair_cosines(
     passages: Sequence[str],
     *,
     label: str,
-    precision: str = "float32",
     query_prompt: str = "",
     passage_prompt: str = "",
+    compute: Compute = PLAIN,
     cache: Embedder | None = None,
-    engine: Engine = LOCAL,
 ) -> NDArray[np.float64]:
     """Cosine of each query with the passage at the same place; every distinct text is embedded once.
 
@@ -140,18 +137,17 @@ def pair_cosines(
         queries: as many as passages.
         passages: as many as queries.
         label: what is being done, shown beside the progress.
-        precision: float32 or bfloat16.
         query_prompt: put before each query; the model's own default prompt, if it has one, where it is empty.
         passage_prompt: the same before each passage.
+        compute: see `Compute`.
         cache: where the vectors come from; None: all are computed.
-        engine: what computes them where there is no cache, which has its own.
     """
     sides = [[(query_prompt, query) for query in queries], [(passage_prompt, passage) for passage in passages]]
     texts = list(dict.fromkeys([*sides[0], *sides[1]]))
     place = {text: number for number, text in enumerate(texts)}
-    embedded = cache.embed if cache else partial(embed, engine=engine)
+    embedded = cache.embed if cache else embed
     parts = [
-        embedded(model, [text for own, text in texts if own == prompt], label=label, prompt=prompt, precision=precision)
+        embedded(model, [text for own, text in texts if own == prompt], label=label, prompt=prompt, compute=compute)
         for prompt in dict.fromkeys([query_prompt, passage_prompt])
     ]
     vectors = parts[0] if len(parts) == 1 else np.concatenate(parts)  # one that is a memory map stays one
@@ -169,8 +165,7 @@ def score_pairs(
     passages: Sequence[str],
     *,
     label: str,
-    precision: str = "float32",
-    engine: Engine = LOCAL,
+    compute: Compute = PLAIN,
 ) -> NDArray[np.float64]:
     """The cross-encoder's score of each query with the passage at the same place.
 
@@ -180,12 +175,12 @@ def score_pairs(
     pairs = list(zip(queries, passages, strict=True))
     if not pairs:
         return np.zeros(0)
-    passes = _longest_first(model, pairs, engine=engine)
+    passes = _longest_first(model, pairs, engine=compute.engine)
     parts = ([pairs[place] for place in places] for places in passes)
     scores: list[NDArray[np.float32]] = []
     with progress(label, len(pairs), "pairs") as shown:
-        work = partial(_scores, label=label, precision=precision)
-        for found in engine.map(work, model, parts, together=TOGETHER):
+        work = partial(_scores, label=label, precision=compute.precision)
+        for found in compute.engine.map(work, model, parts, together=TOGETHER):
             scores.append(found)
             shown.advance(len(found))
     return np.concatenate(scores)[np.argsort(np.concatenate(passes))].astype(float)

@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from reranker.common.engine import LOCAL, Engine
 from reranker.common.errors import printable
 from reranker.inference import scoring
+from reranker.inference.compute import PLAIN, Compute
 
 SHARD = 16_384
 """Texts a file: what a run that is killed loses at most."""
@@ -61,11 +61,10 @@ class Cache:
 
     Args:
         folder: made when it is first needed.
-        engine: what computes the vectors that are not kept; this process alone reads and writes the folder.
     """
 
-    def __init__(self, folder: Path, engine: Engine = LOCAL) -> None:
-        self._folder, self._engine = folder, engine
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._writes = True
 
     def embed(
@@ -75,7 +74,7 @@ class Cache:
         *,
         label: str,
         prompt: str = "",
-        precision: str = "float32",
+        compute: Compute = PLAIN,
     ) -> NDArray[np.float32]:
         """What `reranker.inference.scoring.embed` gives; only texts whose vectors are not kept are passed to the model.
 
@@ -87,7 +86,7 @@ class Cache:
             texts: any number; those that are equal are embedded once.
             label: what is being done, shown beside the progress.
             prompt: put before each text; the model's own default prompt, if it has one, where it is empty.
-            precision: float32 or bfloat16.
+            compute: how vectors that are not in the folder are computed; this process alone reads and writes it.
 
         Returns:
             Shape (texts, dimensions), in the order of the texts. Above `IN_MEMORY` bytes it is a memory map of a file
@@ -97,11 +96,11 @@ class Cache:
             UserError: a vector is not finite. Those of earlier texts are kept.
         """
         dimensions = model.get_embedding_dimension()
-        key = model_key(model, prompt, precision) if len(texts) else None
+        key = model_key(model, prompt, compute.precision) if len(texts) else None
         if len(texts) and key is None:
             _tell(f"{label}: vectors are not kept: the model's weights or tokenizer cannot be compared with others'")
         if dimensions is None or key is None:
-            return scoring.embed(model, texts, label=label, prompt=prompt, precision=precision, engine=self._engine)
+            return scoring.embed(model, texts, label=label, prompt=prompt, compute=compute)
         folder = self._folder / key
         self._open(folder)
         hashes = _hashes(texts)
@@ -113,7 +112,7 @@ class Cache:
             missing[rows] = False
         new = np.sort(first[missing])  # as the texts come, so that the passes are those of an embed without a cache
         wanted = [texts[place] for place in new]
-        passes = scoring.batches(model, wanted, label=label, prompt=prompt, precision=precision, engine=self._engine)
+        passes = scoring.batches(model, wanted, label=label, prompt=prompt, compute=compute)
         self._fill(vectors, new, passes, hashes, folder)
         source = first[inverse]
         for some in _parts(np.flatnonzero(source != np.arange(len(texts)))):

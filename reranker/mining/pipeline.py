@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from reranker.common.artifacts import Tables
-from reranker.common.engine import Engine
 from reranker.common.errors import UserError
 from reranker.evaluation import metrics
-from reranker.inference.backends import use_attention, use_backend
+from reranker.inference.compute import Compute
 from reranker.inference.loading import choose_prompt, load_cross_encoder, load_retriever
 from reranker.inference.scoring import pair_cosines, score_pairs
 from reranker.mining.embedding_cache import Cache
@@ -54,8 +53,7 @@ def retriever(
     query_prompt: str | None,
     passage_prompt: str | None,
     index_name: str,
-    backend: str,
-    engine: Engine,
+    compute: Compute,
 ) -> Retriever:
     """A retriever over the passages and queries of a data set; several are fused by rank.
 
@@ -66,8 +64,7 @@ def retriever(
         query_prompt: put before each query for a model; None: what the model brings.
         passage_prompt: the same before each passage.
         index_name: see `index.build`.
-        backend: see `use_backend`.
-        engine: what searches the index.
+        compute: how vectors are computed and indexes searched; vectors of the first stage are always in float32.
 
     Raises:
         UserError: there is no usable model of a name.
@@ -78,16 +75,17 @@ def retriever(
         if name == BM25:
             parts.append(Lexical(tables.passages["text"].tolist(), tables.queries["text"].tolist()))
         else:
-            model = load_retriever(name)
-            use_backend(model, backend, "float32")
+            model = load_retriever(name, compute.static())
             of_passage = choose_prompt(passage_prompt, model, "document", "passage")
             prompts = of_passage, choose_prompt(query_prompt, model, "query")
             passages, queries = (
-                cache.embed(model, table["text"].tolist(), label=f"mine: {kind}", prompt=prompt)
+                cache.embed(
+                    model, table["text"].tolist(), label=f"mine: {kind}", prompt=prompt, compute=compute.static()
+                )
                 for table, kind, prompt in zip(tables[:2], ("passages", "queries"), prompts, strict=True)
             )
             indexes.append(Indexed(index.build(index_name, passages, queries=len(queries)), passages, queries))
-            parts.append(Dense(passages, queries, indexes[-1].lookup, engine))
+            parts.append(Dense(passages, queries, indexes[-1].lookup, compute.engine))
     return Retriever(Fused(parts) if len(parts) > 1 else parts[0], indexes)
 
 
@@ -105,7 +103,7 @@ def index_figures(indexes: Sequence[Indexed], queries: Places, *, depth: int, wa
         if recall < wanted:
             print(
                 f"mine: the index {lookup.name} finds {recall:.3f} of the exact top {depth}, which is below "
-                f"index_recall {wanted}: choose another index, or flat"
+                f"index.min_recall {wanted}: choose another index.kind, or flat"
             )
     if not recalls:
         return {}
@@ -124,40 +122,34 @@ def guards(
     similarity: float | None,
     model_name: str,
     containment: float | None,
+    compute: Compute,
 ) -> Guards:
     """Guards over the passages of a data set, see `Guards`; the model's vectors tell which are alike."""
     texts = passages["text"].tolist()
     vectors = np.empty((len(texts), 0), np.float32)
     if similarity is not None:
-        vectors = cache.embed(load_retriever(model_name), texts, label="mine: guards")
+        vectors = cache.embed(load_retriever(model_name), texts, label="mine: guards", compute=compute.static())
     groups = pd.factorize(passages["group"])[0].astype(np.int64)
     return Guards(groups, vectors, texts, by_group, similarity, containment)
 
 
-def cross_encoder(
-    name: str, precision: str, attention: str, backend: str, tables: Tables, engine: Engine
-) -> Callable[[Places, Places], Scores]:
+def cross_encoder(name: str, tables: Tables, compute: Compute) -> Callable[[Places, Places], Scores]:
     """Scores of pairs of places by a cross-encoder.
 
     Args:
         name: a local folder or a Hub id.
-        precision: float32 or bfloat16.
-        attention: see `use_attention`.
-        backend: see `use_backend`.
         tables: the data set.
-        engine: what computes them.
+        compute: how it computes.
 
     Raises:
         UserError: there is no usable model of that name, or it has several outputs.
     """
-    model = load_cross_encoder(name, "params.yaml: rescorer:")
+    model = load_cross_encoder(name, "params.yaml: negatives.rescorer:", compute)
     queries, passages = (table["text"] for table in tables[:2][::-1])
-    use_attention(model, attention, precision)
-    use_backend(model, backend, precision)
 
     def score(of: Places, at: Places) -> Scores:
         texts = queries.iloc[of].tolist(), passages.iloc[at].tolist()
-        return score_pairs(model, *texts, label="mine: rescoring", precision=precision, engine=engine)
+        return score_pairs(model, *texts, label="mine: rescoring", compute=compute)
 
     return score
 

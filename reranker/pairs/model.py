@@ -12,7 +12,8 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from reranker.common.artifacts import read_weights
 from reranker.common.model_files import loading
-from reranker.inference.loading import choose_precision, load_biencoder
+from reranker.inference.compute import Compute, choose_compute
+from reranker.inference.loading import load_biencoder
 from reranker.inference.scoring import pair_cosines, score_pairs
 from reranker.pairs.params import Task
 
@@ -47,12 +48,12 @@ def features(
     biencoder: SentenceTransformer,
     first: Sequence[str],
     second: Sequence[str],
-    precision: str,
+    compute: Compute,
 ) -> dict[str, Values]:
     """`FEATURES` of each text with the one at the same place; shape (pairs,) each."""
     return {
-        "zero_shot": pair_cosines(biencoder, first, second, label="base model", precision=precision),
-        "cross_encoder": score_pairs(cross_encoder, first, second, label="cross-encoder", precision=precision),
+        "zero_shot": pair_cosines(biencoder, first, second, label="base model", compute=compute),
+        "cross_encoder": score_pairs(cross_encoder, first, second, label="cross-encoder", compute=compute),
     }
 
 
@@ -62,23 +63,23 @@ class PairModel:
     Args:
         path: the folder that the train stage of pairs writes, for the tasks score and duplicates; `CrossEncoder(path)`
             loads the cross-encoder alone, which is all that the task class ships.
-        precision: `auto`, `float32` or `bfloat16`.
+        compute: see `choose_compute`; None: by torch in the precision in which this machine is fast.
 
     Raises:
         UserError: the folder lacks the weights, or a model in it cannot be loaded.
     """
 
-    def __init__(self, path: str | Path, precision: str = "auto") -> None:
+    def __init__(self, path: str | Path, compute: Compute | None = None) -> None:
         path = Path(path)
         self.weights = read_weights(path / "fusion.json", NAME)[NAME]
         with loading(str(path)):
             self._cross_encoder = CrossEncoder(str(path))
         self._biencoder = load_biencoder(str(path / "biencoder"), self._cross_encoder.max_seq_length)
-        self._precision = choose_precision(precision)
+        self._compute = compute or choose_compute(backend="torch")
 
     def features(self, first: Sequence[str], second: Sequence[str]) -> dict[str, Values]:
         """What is fused, see `features`."""
-        return features(self._cross_encoder, self._biencoder, first, second, self._precision)
+        return features(self._cross_encoder, self._biencoder, first, second, self._compute)
 
     def scores(self, first: Sequence[str], second: Sequence[str]) -> Values:
         """From 0 (nothing in common) to 1 (the same), for each text with the one at the same place."""

@@ -65,7 +65,7 @@ class PairParams(Section):
             raise ValueError("highest_score|must be above lowest_score")
         if self.dev_share + self.test_share >= 1:
             raise ValueError("test_share|dev_share and test_share must leave some pairs for train")
-        check_ascending(self.evaluations)
+        check_ascending(self.evaluations, "evaluations")
         return self
 
 

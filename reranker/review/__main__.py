@@ -79,14 +79,14 @@ def reviewed(base_name: str, head_name: str | None, params: Params) -> Review:
     if base.per_query.index.intersection(head.per_query.index).empty:
         raise UserError(f"{base.name} and {head.name} have no test query in common; compare runs of one test split")
     results = {
-        str(system): paired(base.per_query[system], head.per_query[system], seed=params.statistics_seed)
+        str(system): paired(base.per_query[system], head.per_query[system], seed=params.evaluation.seed)
         for system in base.per_query
         if system in head.per_query
     }
     stale = stale_stages_of(head_commit)
     reasons = reasons_against(base, head, stale)
     looks = count_looks(base_commit, head_commit)
-    rules = Rules(params.review_min_gain, params.review_max_loss, params.review_alpha, params.review_test_looks)
+    rules = Rules(params.review.min_gain, params.review.max_loss, params.review.alpha, params.review.test_looks)
     gained, lost = most_changed(base.per_query["reranker"], head.per_query["reranker"], NUMBER)
     figures = [change for name in TRACKED for change in changed_values(base.figures[name], head.figures[name])]
     return Review(

@@ -71,7 +71,9 @@ class SplitBatches(Sampler[list[int]]):
     def __init__(self, dataset: Dataset, batch_size: int, seed: int, *, passes: int, **_: object) -> None:
         self._number = processes()
         if len(dataset) < self._number:
-            raise UserError(f"params.yaml: launcher: {len(dataset)} rows are too few for {self._number} processes")
+            raise UserError(
+                f"params.yaml: execution.launcher: {len(dataset)} rows are too few for {self._number} processes"
+            )
         self._rows, self._batch_size, self._seed, self._passes = len(dataset), batch_size, seed, passes
         self._epoch = 0
 
@@ -123,7 +125,8 @@ class SplitSources(Sampler[list[int]]):
         for name, start, end in zip(names, [0, *self._ends], self._ends, strict=False):
             if (rows := end - start) < self._number:
                 raise UserError(
-                    f"params.yaml: launcher: the {rows} rows of '{name}' are too few for {self._number} processes"
+                    f"params.yaml: execution.launcher: the {rows} rows of '{name}' are too few for {self._number} "
+                    "processes"
                 )
         self._length = self._number * len(self._batches())
 

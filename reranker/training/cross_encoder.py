@@ -2,7 +2,8 @@
 
 import functools
 import itertools
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -23,10 +24,13 @@ from transformers import EarlyStoppingCallback, PreTrainedModel
 from reranker.common.errors import UserError
 from reranker.common.model_files import check_words, loading
 from reranker.common.processes import processes
-from reranker.inference.loading import check_lengths, keep_first, layers_of
+from reranker.inference.loading import check_lengths, keep_first, layers_of, one_output
 from reranker.training.arguments import NOTHING, EvaluateAt, Further, ShowProgress, refusals, training_arguments
 from reranker.training.batching import SplitBatches, SplitSources, in_passes
 from reranker.training.checkpoints import Checkpoints
+from reranker.training.evaluator import InSequence
+from reranker.training.examples import Chosen, make_lesson
+from reranker.training.losses import LOSSES, needs_teacher
 from reranker.training.trainer import (
     Place,
     Schedule,
@@ -58,6 +62,32 @@ def freeze(body: PreTrainedModel, number: int) -> None:
         weights.requires_grad_(False)
 
 
+class Plan(NamedTuple):
+    """How a cross-encoder is fine-tuned on mined rows."""
+
+    losses: Mapping[str, Chosen]
+    """See `choose_losses`."""
+    targets: str
+    """`relevance` or `teacher`."""
+    distillation: float
+    """Share of the teacher in group_softmax."""
+    schedule: Schedule
+    """Its batches count queries."""
+    head_lr: float
+    evaluations: int | Sequence[int]
+    patience: int
+
+    @property
+    def outputs(self) -> int:
+        """Of the model while it is trained: one, or one for each class."""
+        return max(LOSSES[loss.name].outputs for loss in self.losses.values())
+
+    @property
+    def taught(self) -> bool:
+        """Whether a loss takes the scores of a teacher."""
+        return any(needs_teacher(loss.name, self.targets, self.distillation) for loss in self.losses.values())
+
+
 class Curve(NamedTuple):
     """What was measured while training: one row a step in each table."""
 
@@ -69,6 +99,18 @@ class Curve(NamedTuple):
     """Learning rate that the optimiser was given for the body of the model."""
     steps: int
     """That training took; fewer than planned where it stopped early."""
+
+
+class Tuned(NamedTuple):
+    """A cross-encoder after its training."""
+
+    model: CrossEncoder
+    """Of one output, with adapters merged."""
+    curve: Curve
+    queries: int
+    pairs: int
+    """That it was trained on, with the repeated ones that fill up a group."""
+    seconds: float
 
 
 def build_cross_encoder(
@@ -132,6 +174,54 @@ class _CrossEncoderTrainer(Surviving, CrossEncoderTrainer):
         whole: Any = super().get_multi_dataset_batch_sampler(*arguments, **named)
         sources: Any = self.train_dataset
         return SplitSources(whole, list(sources)) if processes() > 1 else whole
+
+
+def fine_tune(
+    model: CrossEncoder,
+    negatives: pd.DataFrame,
+    plan: Plan,
+    evaluator: InSequence,
+    *,
+    label: str,
+    further: Further,
+    kept: Checkpoints,
+) -> Tuned:
+    """Fine-tune a cross-encoder on mined rows.
+
+    Args:
+        model: see `build_cross_encoder`, with adapters or without; changed in place.
+        negatives: see `make_lesson`.
+        plan: see `Plan`.
+        evaluator: see `make_evaluator`.
+        label: shown before the progress.
+        further: see `tune_cross_encoder`.
+        kept: see `reranker.training.trainer.train`.
+
+    Raises:
+        UserError: see `tune_cross_encoder`.
+    """
+    started = time.monotonic()
+    seed = plan.schedule.seed
+    lesson = make_lesson(negatives, model, plan.losses, targets=plan.targets, distillation=plan.distillation, seed=seed)
+    curve = tune_cross_encoder(
+        model,
+        lesson.data,
+        lesson.loss,
+        plan.schedule._replace(batch_size=plan.schedule.batch_size * lesson.rows_per_query),
+        evaluator=evaluator,
+        evaluations=plan.evaluations,
+        patience=plan.patience,
+        head_lr=plan.head_lr,
+        label=label,
+        others=evaluator.others,
+        further=further,
+        kept=kept,
+    )
+    if _body(model)._hf_peft_config_loaded:
+        merge_lora(model)
+    if plan.outputs > 1:
+        model = one_output(model)
+    return Tuned(model, curve, lesson.queries, lesson.pairs, time.monotonic() - started)
 
 
 def tune_cross_encoder(

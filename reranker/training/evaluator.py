@@ -12,6 +12,7 @@ from sentence_transformers.cross_encoder.evaluation.nano_beir import DATASET_NAM
 
 from reranker.common.errors import UserError
 from reranker.evaluation import metrics
+from reranker.inference.compute import PLAIN, Compute
 from reranker.inference.loading import one_output
 from reranker.inference.scoring import score_pairs
 
@@ -25,13 +26,13 @@ class DevRanking(BaseEvaluator):
     Args:
         candidates: columns query_id, passage_id, query and text, what the model reads of both.
         judgments: columns query_id, passage_id, relevance, of the same queries.
-        precision: `float32` or `bfloat16`.
+        compute: how the model computes while it is trained.
     """
 
-    def __init__(self, candidates: pd.DataFrame, judgments: pd.DataFrame, precision: str) -> None:
+    def __init__(self, candidates: pd.DataFrame, judgments: pd.DataFrame, compute: Compute = PLAIN) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.primary_metric = METRIC
-        self._candidates, self._judgments, self._precision = candidates, judgments, precision
+        self._candidates, self._judgments, self._compute = candidates, judgments, compute
 
     def __call__(
         self, model: BaseModel, output_path: str | None = None, epoch: int = -1, steps: int = -1
@@ -44,7 +45,7 @@ class DevRanking(BaseEvaluator):
     def ndcg(self, model: CrossEncoder) -> float:
         """Mean NDCG@10 over the queries."""
         texts = (self._candidates[column].tolist() for column in ("query", "text"))
-        scores = score_pairs(model, *texts, label="train: dev", precision=self._precision)
+        scores = score_pairs(model, *texts, label="train: dev", compute=self._compute)
         return metrics.mean_ndcg(self._judgments, self._candidates, scores)
 
 
@@ -88,18 +89,18 @@ def check_evaluators(names: Sequence[str]) -> None:
     """
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"params.yaml: evaluators: '{name}' is there twice")
+            raise UserError(f"params.yaml: dev.evaluators: '{name}' is there twice")
         if name in (RETRIEVED, ALL_POSITIVES):
             continue
         if _nano(name) not in DATASET_NAME_TO_HUMAN_READABLE:
             known = ", ".join(f"Nano{human}" for human in DATASET_NAME_TO_HUMAN_READABLE.values())
             raise UserError(
-                f"params.yaml: evaluators: there is no '{name}'; use {RETRIEVED}, {ALL_POSITIVES} or one of {known}"
+                f"params.yaml: dev.evaluators: there is no '{name}'; use {RETRIEVED}, {ALL_POSITIVES} or one of {known}"
             )
         # the values that huggingface_hub takes for true
         if os.environ.get("HF_HUB_OFFLINE", "1").upper() in ("1", "ON", "YES", "TRUE"):
             raise UserError(
-                f"params.yaml: evaluators: '{name}' is a data set of the Hub, which is switched off; "
+                f"params.yaml: dev.evaluators: '{name}' is a data set of the Hub, which is switched off; "
                 f"set HF_HUB_OFFLINE=0 to download it"
             )
 
@@ -109,7 +110,7 @@ def make_evaluator(
     candidates: pd.DataFrame,
     judgments: pd.DataFrame,
     with_texts: Callable[[pd.DataFrame], pd.DataFrame],
-    precision: str,
+    compute: Compute,
 ) -> InSequence:
     """The evaluators of these names.
 
@@ -118,7 +119,7 @@ def make_evaluator(
         candidates: see `DevRanking`.
         judgments: see `DevRanking`.
         with_texts: adds what the model reads to a table of query_id and passage_id.
-        precision: `float32` or `bfloat16`.
+        compute: how the model computes while it is trained.
 
     Raises:
         UserError: see `nano_beir`.
@@ -126,9 +127,9 @@ def make_evaluator(
 
     def one(name: str) -> BaseEvaluator:
         if name == RETRIEVED:
-            return DevRanking(candidates, judgments, precision)
+            return DevRanking(candidates, judgments, compute)
         if name == ALL_POSITIVES:
-            return DevRanking(with_texts(with_all_positives(candidates, judgments)), judgments, precision)
+            return DevRanking(with_texts(with_all_positives(candidates, judgments)), judgments, compute)
         return nano_beir(name)
 
     return InSequence({name: one(name) for name in names})
@@ -144,7 +145,7 @@ def nano_beir(name: str) -> BaseEvaluator:
         return CrossEncoderNanoBEIREvaluator([_nano(name)], write_csv=False)
     except (ValueError, OSError) as error:
         raise UserError(
-            f"params.yaml: evaluators: '{name}' could not be loaded ({error}); is the Hub within reach?"
+            f"params.yaml: dev.evaluators: '{name}' could not be loaded ({error}); is the Hub within reach?"
         ) from None
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from reranker.common.artifacts import read_scores
 from reranker.common.errors import UserError
 from reranker.inference import fusion
-from reranker.inference.backends import use_attention, use_backend
+from reranker.inference.compute import Compute
 from reranker.inference.loading import load_cross_encoder
 from reranker.inference.scoring import score_pairs
 from reranker.training.losses import LOSSES, loss_arguments, make_loss, needs_teacher
@@ -232,10 +232,7 @@ def logits(
     negatives: pd.DataFrame,
     dev: pd.DataFrame,
     judgments: pd.DataFrame,
-    *,
-    precision: str,
-    attention: str,
-    backend: str,
+    compute: Compute,
 ) -> NDArray[np.float64]:
     """A teacher's scores of the mined pairs.
 
@@ -244,9 +241,7 @@ def logits(
         negatives: the signals' columns, query and passage (whole texts).
         dev: see `fusion.fit_weights`.
         judgments: see `fusion.fit_weights`.
-        precision: float32 or bfloat16.
-        attention: see `use_attention`.
-        backend: see `from_cross_encoder`.
+        compute: see `from_cross_encoder`.
 
     Raises:
         UserError: see `from_cross_encoder` and `records.read_scores`.
@@ -257,7 +252,7 @@ def logits(
     if teacher in SIGNALS:
         return from_signals(teacher, negatives, dev, judgments)
     texts = negatives["query"].tolist(), negatives["passage"].tolist()
-    return from_cross_encoder(teacher, *texts, precision=precision, attention=attention, backend=backend)
+    return from_cross_encoder(teacher, *texts, compute)
 
 
 def from_signals(
@@ -278,7 +273,7 @@ def from_signals(
 
 
 def from_cross_encoder(
-    teacher: str, queries: Sequence[str], passages: Sequence[str], *, precision: str, attention: str, backend: str
+    teacher: str, queries: Sequence[str], passages: Sequence[str], compute: Compute
 ) -> NDArray[np.float64]:
     """Logits of a cross-encoder: its scores without its activation.
 
@@ -286,17 +281,14 @@ def from_cross_encoder(
         teacher: a folder or a Hub id.
         queries: as many as passages.
         passages: whole texts, which the teacher cuts as it is used to.
-        precision: float32 or bfloat16.
-        attention: see `use_attention`.
-        backend: what computes in float32 where it is auto or openvino, see `use_backend`; torch does elsewhere.
+        compute: how it computes; by OpenVINO in float32 alone, where that is asked for or `auto`, else by torch.
 
     Raises:
         UserError: there is no usable model of that name, it has several outputs, or it cannot be computed as asked.
     """
-    model = load_cross_encoder(teacher, "params.yaml: teacher:")
-    model.activation_fn = nn.Identity()
-    use_attention(model, attention, precision)
     # in float32 OpenVINO gives torch's scores to 1e-5; rounded to fewer digits, each library has its own
-    if precision == "float32" and backend in ("auto", "openvino"):
-        use_backend(model, backend, precision)
-    return score_pairs(model, queries, passages, label="train: teacher", precision=precision)
+    if compute.precision != "float32" or compute.backend not in ("auto", "openvino"):
+        compute = compute.training()
+    model = load_cross_encoder(teacher, "params.yaml: teacher:", compute)
+    model.activation_fn = nn.Identity()
+    return score_pairs(model, queries, passages, label="train: teacher", compute=compute)

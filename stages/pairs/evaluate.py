@@ -18,7 +18,8 @@ from sklearn.linear_model import LogisticRegression
 
 from reranker.common.artifacts import PAIR_COLUMNS, PATHS, read_table, record_time, require, write_json, write_table
 from reranker.common.model_files import loading, resolve
-from reranker.inference.loading import choose_precision, load_biencoder
+from reranker.inference.compute import Compute, choose_compute
+from reranker.inference.loading import load_biencoder
 from reranker.inference.scoring import embed, score_pairs
 from reranker.pairs import metrics
 from reranker.pairs import model as pair_model
@@ -33,13 +34,13 @@ def main(arguments: Sequence[str]) -> str:
     task = params.task
     pairs = read_table(PATHS.pairs, PAIR_COLUMNS)
     require(PATHS.pair_model)
-    precision = choose_precision(params.precision)
+    compute = choose_compute(params.precision, backend="torch")
     labels = pairs["label"].to_numpy(float)
     test = (pairs["split"] == "test").to_numpy()
     found = (
-        _classes(pairs, resolve(params.base_model), params.max_length, precision)
+        _classes(pairs, resolve(params.base_model), params.max_length, compute)
         if task == "class"
-        else _scores(pairs, precision)
+        else _scores(pairs, compute)
     )
     baseline = next(iter(found))
     systems: dict[str, dict[str, float]] = {}
@@ -72,9 +73,9 @@ def main(arguments: Sequence[str]) -> str:
     return "\n".join(lines) + f"\nevaluate: {int(test.sum()):,} pairs -> {PATHS.pair_metrics}"
 
 
-def _scores(pairs: pd.DataFrame, precision: str) -> dict[str, Values]:
+def _scores(pairs: pd.DataFrame, compute: Compute) -> dict[str, Values]:
     """Of the pairs of dev and test by system; 0 for those of train."""
-    model = pair_model.PairModel(PATHS.pair_model, precision)
+    model = pair_model.PairModel(PATHS.pair_model, compute)
     watched = (pairs["split"] != "train").to_numpy()
     features = model.features(pairs["first"][watched].tolist(), pairs["second"][watched].tolist())
     features[SHIPPED] = pair_model.fuse(features, model.weights)
@@ -84,7 +85,7 @@ def _scores(pairs: pd.DataFrame, precision: str) -> dict[str, Values]:
     return found
 
 
-def _classes(pairs: pd.DataFrame, base: str, max_length: int, precision: str) -> dict[str, Values]:
+def _classes(pairs: pd.DataFrame, base: str, max_length: int, compute: Compute) -> dict[str, Values]:
     """Of the test pairs by system: a linear probe of the base model's vectors, the cross-encoder; 0 for the others."""
     with loading(str(PATHS.pair_model)):
         model = CrossEncoder(str(PATHS.pair_model))
@@ -94,7 +95,7 @@ def _classes(pairs: pd.DataFrame, base: str, max_length: int, precision: str) ->
     train, test = ((pairs["split"] == split).to_numpy() for split in ("train", "test"))
     probe = LogisticRegression(max_iter=2_000).fit(vectors[train], pairs["label"][train])
     texts = pairs["first"][test].tolist(), pairs["second"][test].tolist()
-    scores = score_pairs(model, *texts, label="cross-encoder", precision=precision)
+    scores = score_pairs(model, *texts, label="cross-encoder", compute=compute)
     found = {name: np.zeros(len(pairs)) for name in ("linear_probe", SHIPPED)}
     found["linear_probe"][test] = probe.predict(vectors[test])
     found[SHIPPED][test] = scores.argmax(axis=1)

@@ -25,7 +25,8 @@ from torch import nn
 
 from reranker.common.artifacts import PAIR_COLUMNS, PATHS, folder, read_table, record_time, write_csv, write_json
 from reranker.common.model_files import resolve
-from reranker.inference.loading import choose_precision, load_biencoder
+from reranker.inference.compute import choose_compute
+from reranker.inference.loading import load_biencoder
 from reranker.pairs import model as pair_model
 from reranker.pairs.params import Task, read_params
 from reranker.training.checkpoints import Checkpoints
@@ -45,13 +46,14 @@ def main(arguments: Sequence[str]) -> str:
     loss = losses.CrossEntropyLoss(model) if by_class else losses.BinaryCrossEntropyLoss(model)
     label = train["label"].astype(int if by_class else float)
     data = Dataset.from_dict({"first": list(train["first"]), "second": list(train["second"]), "label": list(label)})
+    compute = choose_compute(params.precision, backend="torch")
     schedule = Schedule(
         lr=params.lr,
         epochs=params.epochs,
         batch_size=params.batch_size,
         warmup=params.warmup,
         weight_decay=params.weight_decay,
-        precision=choose_precision(params.precision),
+        precision=compute.precision,
         seed=params.seed,
     )
     about = params.model_dump(exclude={"checkpoint_minutes"}), dev
@@ -82,9 +84,7 @@ def main(arguments: Sequence[str]) -> str:
         else:
             base = load_biencoder(resolve(params.base_model), params.max_length)
             base.save_pretrained(str(part / "biencoder"), create_model_card=False)
-            features = pair_model.features(
-                model, base, dev["first"].tolist(), dev["second"].tolist(), schedule.precision
-            )
+            features = pair_model.features(model, base, dev["first"].tolist(), dev["second"].tolist(), compute)
             weights = pair_model.fit(params.task, features, dev["label"].to_numpy(float))
             (part / "fusion.json").write_text(pair_model.dump(weights), encoding="utf-8")
             figures |= {f"weight_{name}": weights[name] for name in pair_model.FEATURES}

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from sentence_transformers import CrossEncoder
 
 from comparable import Comparable
@@ -27,11 +26,13 @@ from reranker.common.system_schema import BiencoderSystem, CrossEncoderSystem, R
 from reranker.evaluation.systems import Settings, opened, shipped
 from reranker.inference import scoring
 from reranker.inference.backends import use_backend
+from reranker.inference.compute import PLAIN, Compute
 from reranker.inference.loading import load_biencoder, load_static
 from reranker.inference.scoring import embed, score_pairs
 from reranker.mining.embedding_cache import Cache
 from reranker.retrieval import bm25, index
 from reranker.retrieval.retrievers import Dense
+from settings import change
 from stages import mine
 
 WORDS = ["sort", "order", "list", "numbers", "read", "csv", "file", "table", "find", "path", "graph", "red", "apples"]
@@ -99,15 +100,19 @@ def test_vectors_scores_and_rankings_have_the_bytes_of_one_process(
     use_backend(compiled, "openvino", "float32")
     for each in (model, compiled):
         expected = embed(each, texts, label="", prompt="find ")
-        np.testing.assert_array_equal(embed(each, texts, label="", prompt="find ", engine=machines.engine), expected)
-    vectors = Cache(tmp_path / "cluster", machines.engine).embed(model, texts, label="")
+        np.testing.assert_array_equal(
+            embed(each, texts, label="", prompt="find ", compute=Compute(engine=machines.engine)), expected
+        )
+    vectors = Cache(tmp_path / "cluster").embed(model, texts, label="", compute=Compute(engine=machines.engine))
     np.testing.assert_array_equal(vectors, Cache(tmp_path / "here").embed(model, texts, label=""))
     assert shards(tmp_path / "cluster") == shards(tmp_path / "here")
 
     reranker = CrossEncoder(cross_encoder)
     for precision in ("float32", "bfloat16"):
-        scores = score_pairs(reranker, texts, texts[::-1], label="", precision=precision)
-        found = score_pairs(reranker, texts, texts[::-1], label="", precision=precision, engine=machines.engine)
+        scores = score_pairs(reranker, texts, texts[::-1], label="", compute=Compute(precision))
+        found = score_pairs(
+            reranker, texts, texts[::-1], label="", precision=precision, compute=Compute(engine=machines.engine)
+        )
         np.testing.assert_array_equal(found, scores)
 
     passages = np.random.default_rng(2).normal(size=(1500, 32)).astype(np.float32)
@@ -129,16 +134,17 @@ def minable(tmp_path: Path, biencoder: str, cross_encoder: str) -> Path:
     load_static("bundled/static-256").save_pretrained(str(folder / "models" / "static"), create_model_card=False)
     (folder / "data").mkdir()
     shutil.copy(ROOT / "data" / "marked.csv", folder / "data")
-    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")) | {
+    shutil.copy(ROOT / "params.yaml", folder)
+    values = {
         "sources": {"docs": {"packages": ["networkx"]}},
         "dev_share": 0.02,
         "test_share": 0.03,
         "retriever": ["bm25", "bundled/static-256", biencoder],
         "rescorer": cross_encoder,
-        "biencoder_max_length": 32,
+        "biencoder.max_length": 32,
         "train_queries": 40,
     }
-    (folder / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    change(folder / "params.yaml", **values)
     command = [sys.executable, "-m", "stages.prepare"]  # which forks, and this process has the threads of Ray
     subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, check=True)
     return folder
@@ -204,7 +210,7 @@ def test_systems_that_are_compared_have_the_bytes_of_one_process(
     monkeypatch.chdir(tmp_path)
     texts = sentences(100)
     pairs = pd.DataFrame({"query_id": "q", "query": texts, "passage": texts[::-1], "retrieved": True})
-    settings = Settings(bm25.statistics(texts), 32, None, None, "float32", "auto", "torch")
+    settings = Settings(bm25.statistics(texts), 32, None, None, PLAIN)
     systems: dict[str, tuple[System, int]] = {
         "retriever": (RetrieverSystem(retriever=["bm25", "models/static"]), 1),
         "biencoder": (BiencoderSystem(biencoder=biencoder), 2),
@@ -213,11 +219,12 @@ def test_systems_that_are_compared_have_the_bytes_of_one_process(
     }
     for name, (system, maps) in systems.items():
         engine = Counted(machines.engine)
-        with opened(system, settings, name) as here, opened(system, settings, name, engine) as there:
+        elsewhere = settings._replace(compute=Compute(engine=engine))
+        with opened(system, settings, name) as here, opened(system, elsewhere, name) as there:
             np.testing.assert_array_equal(there.scores(pairs), here.scores(pairs), err_msg=name)
         assert engine.maps == maps, name
     engine = Counted(machines.engine)
-    found = shipped(PATHS.reranker, settings, engine).scores(pairs)
+    found = shipped(PATHS.reranker, settings._replace(compute=Compute(engine=engine))).scores(pairs)
     np.testing.assert_array_equal(found, shipped(PATHS.reranker, settings).scores(pairs))
     assert engine.maps == 5  # lengths and passes of both transformers, the static embedding
 
@@ -233,7 +240,7 @@ def test_vector_that_is_not_finite_is_the_same_line_as_here(machines: Machines, 
     with pytest.raises(UserError) as here:
         embed(model, ["sort a list"], label="mine")
     with pytest.raises(UserError) as there:
-        embed(model, ["sort a list"], label="mine", engine=machines.engine)
+        embed(model, ["sort a list"], label="mine", compute=Compute(engine=machines.engine))
     assert str(there.value) == str(here.value)
 
 
@@ -242,7 +249,7 @@ def test_machine_that_lacks_a_package_is_one_line(machines: Machines, tmp_path: 
     (tmp_path / "only_here.py").write_text("def same(held, items):\n    yield from items\n")
     monkeypatch.syspath_prepend(tmp_path)
     work = importlib.import_module("only_here").same
-    message = r"^params.yaml: engine: a machine .* cannot run this \(.*No module named 'only_here'\); install"
+    message = r"^params.yaml: execution.engine: a machine .* cannot run this \(.*No module named 'only_here'\); install"
     with pytest.raises(UserError, match=message):
         list(machines.engine.map(work, Path, [1], together=1))
 
@@ -276,20 +283,24 @@ def test_nothing_is_lost_or_twice_when_a_machine_dies(machines: Machines, bienco
 
 def test_cluster_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
-    with pytest.raises(UserError, match=r"^params.yaml: engine: no Ray cluster answers at 127.0.0.1:9 \(.*ray start"):
+    with pytest.raises(
+        UserError, match=r"^params.yaml: execution.engine: no Ray cluster answers at 127.0.0.1:9 \(.*ray start"
+    ):
         start("ray")
 
 
 @pytest.mark.parametrize("address", ["", "auto", "127.0.0.1"])
 def test_address_without_a_port_is_one_line(address: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(UserError, match=rf"^params.yaml: engine: RAY_ADDRESS is '{address}'; start a cluster with"):
+    with pytest.raises(
+        UserError, match=rf"^params.yaml: execution.engine: RAY_ADDRESS is '{address}'; start a cluster with"
+    ):
         start("ray")
 
 
 def test_missing_ray_is_one_line_with_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"^params.yaml: engine: Ray is not installed; run .*pip install ray"):
+    with pytest.raises(UserError, match=r"^params.yaml: execution.engine: Ray is not installed; run .*pip install ray"):
         start("ray")
 
 

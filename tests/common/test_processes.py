@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder
 
 from reranker.retrieval import bm25
+from settings import change
 from stages import score, students, train
 from trainable import Trainable
 
@@ -56,16 +56,17 @@ def scorable(tmp_path_factory: pytest.TempPathFactory, biencoder: str, cross_enc
     """A folder with questions about real docstrings, 18 candidates each and a few more, and tiny models."""
     folder = tmp_path_factory.mktemp("launched") / "one"
     folder.mkdir()
-    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")) | {
+    shutil.copy(ROOT / "params.yaml", folder)
+    values = {
         "sources": {"docs": {"packages": ["networkx"]}},
         "dev_share": 0.05,
         "test_share": 0.2,
         "base_model": biencoder,
-        "biencoder_max_length": 32,
+        "biencoder.max_length": 32,
         "precision": "float32",
         "backend": "torch",
     }
-    (folder / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    change(folder / "params.yaml", **values)
     prepared = start(folder, "stages.prepare")
     assert prepared.returncode == 0, prepared.stderr
     queries, passages = (pd.read_parquet(folder / f"data/prepared/{name}.parquet") for name in ("queries", "passages"))
@@ -132,7 +133,7 @@ def needs_ray(folder: Path) -> None:
     ("break_it", "line"),
     [
         (damage, "error: score cross_encoder: the model gives a score that is no finite number for '"),
-        (needs_ray, "error: params.yaml: engine: RAY_ADDRESS is ''; "),
+        (needs_ray, "error: params.yaml: execution.engine: RAY_ADDRESS is ''; "),
     ],
     ids=["one_process_meets_it_and_tells_the_others", "the_first_meets_it_and_the_other_has_ended"],
 )

@@ -1,4 +1,5 @@
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from reranker.common.errors import UserError
 from reranker.common.params import load_params
 from reranker.common.system_schema import EVALUATED, SYSTEM_KINDS, in_order, kind, repeats
 from reranker.report.tables import LABELS
+from settings import change
 
 COMMITTED = Path(__file__).resolve().parents[2] / "params.yaml"
 KEYS = "retriever, biencoder, static, cross_encoder, experiment, fused, run"
@@ -15,7 +17,8 @@ KEYS = "retriever, biencoder, static, cross_encoder, experiment, fused, run"
 
 def changed(folder: Path, **values: object) -> Path:
     path = folder / "params.yaml"
-    path.write_text(yaml.safe_dump(yaml.safe_load(COMMITTED.read_text(encoding="utf-8")) | values), encoding="utf-8")
+    shutil.copy(COMMITTED, path)
+    change(path, **values)
     return path
 
 
@@ -106,7 +109,7 @@ def test_problem_of_a_system_is_named_with_its_place(tmp_path: Path, system: obj
             {"systems": {"a": {"fused": {"b": 1}}, "b": {"experiment": ["x", "y"]}}},
             "systems.a.fused: {'b': 1}: 'b' stands for several experiments; name one that stands for one",
         ),
-        ({"student_layers": [1, 2, 1]}, "student_layers: [1, 2, 1]: must not have a number twice"),
+        ({"student_layers": [1, 2, 1]}, "evaluation.student_layers: [1, 2, 1]: must not have a number twice"),
     ],
 )
 def test_systems_that_do_not_fit_together_are_refused(tmp_path: Path, values: dict[str, object], message: str):

@@ -14,7 +14,7 @@ KEYS = ["query_id", "passage_id"]
 def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data" / "raw").mkdir(parents=True)
-    return Path("data/raw")
+    return Path("data/runs")
 
 
 def test_scores_are_read_and_ranks_and_names_are_left_out(raw):
@@ -43,16 +43,16 @@ def test_line_that_is_wrong_is_named(raw, text, message):
     (raw / "a.trec").write_text(text)
     with pytest.raises(UserError) as caught:
         read_run(raw / "a.trec")
-    assert str(caught.value).startswith(f"data/raw/a.trec: {message}")
+    assert str(caught.value).startswith(f"data/runs/a.trec: {message}")
 
 
 def test_file_that_cannot_be_read_is_named(raw, tmp_path):
-    with pytest.raises(UserError, match=r"data/raw/none\.trec does not exist"):
+    with pytest.raises(UserError, match=r"data/runs/none\.trec does not exist"):
         read_run(raw / "none.trec")
-    with pytest.raises(UserError, match="data/raw: could not be read"):
+    with pytest.raises(UserError, match="data/runs: could not be read"):
         read_run(raw)
     (tmp_path / "a.trec").write_text("q1 Q0 a 1 2.0 x\n")
-    with pytest.raises(UserError, match="is not in data/raw/; move it there"):
+    with pytest.raises(UserError, match="is not in data/runs/; move it there"):
         read_run(Path("a.trec"))
     (raw / "a.trec").write_bytes(b"q1 Q0 \xff 1 2.0 x\n")
     with pytest.raises(UserError, match="is not UTF-8 text"):

@@ -5,13 +5,14 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
-import yaml
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
 
+from reranker.common.artifacts import SCORED
 from reranker.common.system_schema import EVALUATED
 from reranker.retrieval import bm25
+from settings import change
 
 ROOT = Path(__file__).resolve().parents[2]
 PASSAGES = {
@@ -59,19 +60,16 @@ class Comparable:
         shutil.copytree(biencoder, path / "models" / "biencoder")
         shutil.copytree(biencoder, path / "models" / "control")
         make_reranker(path / "models" / "reranker", cross_encoder, biencoder, path / "models" / "static")
-        (path / "data" / "raw").mkdir(parents=True)
+        (path / "data" / "runs").mkdir(parents=True)
         (path / "metrics").mkdir()
         shutil.copy(ROOT / "params.yaml", path)
-        small = {"max_length": 32, "biencoder_max_length": 32, "precision": "float32", "backend": "torch"}
+        small = {"max_length": 32, "biencoder.max_length": 32, "precision": "float32", "backend": "torch"}
         self.set(base_model=biencoder, top_k=TOP_K, retriever="bm25", systems={}, **small)
         self.tables(QUERIES)
 
     def set(self, **values: object) -> None:
         """Give keys of params.yaml other values."""
-        path = self.path / "params.yaml"
-        path.write_text(
-            yaml.safe_dump(yaml.safe_load(path.read_text(encoding="utf-8")) | values, sort_keys=False), encoding="utf-8"
-        )
+        change(self.path / "params.yaml", **values)
 
     def tables(self, queries: dict[str, str]) -> None:
         """The tables, of so many of the test queries."""
@@ -97,12 +95,13 @@ class Comparable:
         self._write("mined/candidates", **pd.concat([pairs.assign(split="test"), dev]).to_dict("list"))
         for place, system in enumerate(EVALUATED):  # the first keeps the retriever's order, the others vary it
             scores = [1 / rank if place == 0 else (rank * (place + 2)) % 7 for rank in pairs["rank"]]
-            self._write(f"scored/{system}", **pairs[["query_id", "passage_id"]].to_dict("list"), score=scores)
+            folder = "scored" if system in SCORED else "evaluated"
+            self._write(f"{folder}/{system}", **pairs[["query_id", "passage_id"]].to_dict("list"), score=scores)
 
     def run_file(self, text: str, name: str = "other.trec") -> str:
         """Write a run of another system; its path."""
-        (self.path / "data" / "raw" / name).write_text(text, encoding="utf-8")
-        return f"data/raw/{name}"
+        (self.path / "data" / "runs" / name).write_text(text, encoding="utf-8")
+        return f"data/runs/{name}"
 
     def comparison(self) -> pd.DataFrame:
         """The table of the retrieved candidates, by system."""

@@ -1,6 +1,5 @@
 """A working directory in which the stage train runs in seconds: tables of a few words, models of a few weights."""
 
-import json
 import os
 import shutil
 import signal
@@ -10,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+
+from settings import change
 
 ROOT = Path(__file__).resolve().parents[2]
 ABOUT = {
@@ -37,11 +38,7 @@ class Trainable:
 
     def set(self, **values: object) -> None:
         """Give keys of params.yaml other values."""
-        lines = (self.path / "params.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
-        for key, value in values.items():
-            (place,) = (number for number, line in enumerate(lines) if line.startswith(f"{key}:"))
-            lines[place] = f"{key}: {json.dumps(value)}\n"
-        (self.path / "params.yaml").write_text("".join(lines), encoding="utf-8")
+        change(self.path / "params.yaml", **values)
 
     def _tables(self, queries: int, sources: Sequence[str]) -> None:
         passages = list(ABOUT.values())

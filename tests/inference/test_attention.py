@@ -11,6 +11,7 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 from reranker.common.errors import UserError
 from reranker.inference import backends
 from reranker.inference.backends import use_attention
+from reranker.inference.compute import Compute
 from reranker.inference.loading import load_retriever
 from reranker.inference.scoring import score_pairs
 from reranker.training.cpu_kernels import Float32Attention
@@ -90,12 +91,12 @@ def test_flash_attention_that_cannot_compute_is_refused_in_one_line(
     model = CrossEncoder(cross_encoder)
     monkeypatch.setattr(backends, "is_flash_attn_2_available", lambda: True)
     with pytest.raises(
-        UserError, match=r"^params.yaml: attention: flash_attention_2 does not compute in float32; use "
+        UserError, match=r"^params.yaml: compute.attention: flash_attention_2 does not compute in float32; use "
     ):
         use_attention(model, "flash_attention_2", "float32")
     monkeypatch.setattr(backends, "is_flash_attn_2_available", lambda: False)
     with pytest.raises(
-        UserError, match=r"^params.yaml: attention: flash_attention_2 needs a GPU and the package flash-"
+        UserError, match=r"^params.yaml: compute.attention: flash_attention_2 needs a GPU and the package flash-"
     ):
         use_attention(model, "flash_attention_2", "bfloat16")
     assert model[0].model.config._attn_implementation == "sdpa"
@@ -105,15 +106,15 @@ def test_attention_that_a_model_does_not_have_is_refused(cross_encoder: str, mon
     model = CrossEncoder(cross_encoder)
     use_attention(model, "eager", "float32")
     monkeypatch.setattr(BertModel, "_supports_sdpa", False)  # as of models of other shapes
-    with pytest.raises(UserError, match=r"^params.yaml: attention: BertModel has no sdpa; use auto$"):
+    with pytest.raises(UserError, match=r"^params.yaml: compute.attention: BertModel has no sdpa; use auto$"):
         use_attention(model, "sdpa", "float32")
 
 
 @pytest.mark.skipif(not is_flash_attn_2_available(), reason="flash-attn and a GPU are needed")
 def test_flash_attention_scores_are_near_those_of_sdpa(cross_encoder: str):
-    expected = score_pairs(CrossEncoder(cross_encoder), *PAIRS, label="", precision="bfloat16")
+    expected = score_pairs(CrossEncoder(cross_encoder), *PAIRS, label="", compute=Compute("bfloat16"))
     model = CrossEncoder(cross_encoder)
     use_attention(model, "auto", "bfloat16")
     assert model[0].model.config._attn_implementation == "flash_attention_2"
-    found = score_pairs(model, *PAIRS, label="", precision="bfloat16")
+    found = score_pairs(model, *PAIRS, label="", compute=Compute("bfloat16"))
     np.testing.assert_allclose(found, expected, atol=0.05 * np.ptp(expected))

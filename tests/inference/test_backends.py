@@ -9,8 +9,9 @@ from torch import Tensor
 
 from reranker.common.errors import UserError
 from reranker.inference.backends import CompiledTransformer, use_backend
+from reranker.inference.compute import Compute, choose_precision
 from reranker.inference.graphs import PACKAGES
-from reranker.inference.loading import choose_precision, load_retriever
+from reranker.inference.loading import load_retriever
 from reranker.inference.scoring import embed, score_pairs
 
 TEXTS = [
@@ -53,7 +54,7 @@ def test_bfloat16_is_near_torch(cross_encoder: str):
     model = CrossEncoder(cross_encoder)
     exact = score_pairs(model, *PAIRS, label="")
     use_backend(model, "openvino", "bfloat16")
-    found = score_pairs(model, *PAIRS, label="", precision="bfloat16")
+    found = score_pairs(model, *PAIRS, label="", compute=Compute("bfloat16"))
     assert 0 < np.abs(found - exact).max() < 0.05 * np.ptp(exact)
 
 
@@ -121,7 +122,7 @@ def test_model_that_openvino_cannot_read_is_left_to_torch_or_refused(
 ):
     model = CrossEncoder(cross_encoder)
     change(model)
-    with pytest.raises(UserError, match=f"params.yaml: backend: OpenVINO cannot read this model .*{reason}"):
+    with pytest.raises(UserError, match=f"params.yaml: compute.backend: OpenVINO cannot read this model .*{reason}"):
         use_backend(model, "openvino", "float32")
     expected = score_pairs(model, *PAIRS, label="")
     use_backend(model, "auto", "float32")

@@ -12,8 +12,8 @@ from sentence_transformers import CrossEncoder
 
 from reranker.common.errors import UserError
 from reranker.common.model_files import fingerprint
+from reranker.inference.compute import choose_precision
 from reranker.inference.export import FILES, Exported, export, graph_bytes, graph_file, precisions, read_about
-from reranker.inference.loading import choose_precision
 from reranker.inference.model_cards import Measured, export_card
 from reranker.inference.scoring import score_pairs
 

@@ -7,6 +7,7 @@ import pytest
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from reranker.common.errors import UserError
+from reranker.inference.compute import Compute
 from reranker.inference.loading import load_static
 from reranker.inference.reranker import Ranked, Reranker
 from reranker.inference.scoring import pair_cosines, score_pairs
@@ -36,7 +37,7 @@ def folder(encoder: str, biencoder: str, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def reranker(folder: Path) -> Reranker:
-    return Reranker(folder, precision="float32")
+    return Reranker(folder, Compute(backend="auto"))
 
 
 def test_score_is_the_weighted_sum_of_the_parts(reranker, folder):
@@ -54,7 +55,7 @@ def test_score_is_the_weighted_sum_of_the_parts(reranker, folder):
 
 
 def test_attention_reaches_both_transformers(folder, reranker):
-    eager = Reranker(folder, precision="float32", backend="torch", attention="eager")
+    eager = Reranker(folder, Compute(attention="eager"))
     for model, other in zip(eager.models[:2], reranker.models, strict=False):
         assert model[0].model.config._attn_implementation == "eager"
         assert other[0].model.config._attn_implementation == "sdpa"

@@ -13,9 +13,9 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from reranker.common.errors import UserError
 from reranker.inference import scoring
+from reranker.inference.compute import Compute, choose_precision
 from reranker.inference.loading import (
     check_lengths,
-    choose_precision,
     choose_prompt,
     load_biencoder,
     load_retriever,
@@ -181,7 +181,7 @@ def test_no_texts_and_no_pairs_give_no_scores(two_towers, cross_encoder):
 def test_bfloat16_scores_are_near_those_of_float32(two_towers, cross_encoder):
     for score, model in ((pair_cosines, two_towers), (score_pairs, cross_encoder)):
         exact = score(model, TEXTS, TEXTS[::-1], label="")
-        rough = score(model, TEXTS, TEXTS[::-1], label="", precision="bfloat16")
+        rough = score(model, TEXTS, TEXTS[::-1], label="", compute=Compute("bfloat16"))
         np.testing.assert_allclose(rough, exact, atol=0.1)
         assert np.isfinite(rough).all()
 
@@ -196,10 +196,10 @@ def test_biencoder_reads_as_many_tokens_as_it_is_told(biencoder):
 
 
 def test_length_is_checked_against_the_positions_of_the_model(two_towers):
-    check_lengths(two_towers[0], warm_max_length=64)
-    with pytest.raises(UserError, match=r"params\.yaml: biencoder_max_length: 65 is more than the 64 tokens"):
-        check_lengths(two_towers[0], warm_max_length=64, biencoder_max_length=65)
-    check_lengths(load_retriever("bundled/static-256")[0], biencoder_max_length=8192)
+    check_lengths(two_towers[0], max_length=64)
+    with pytest.raises(UserError, match=r"params\.yaml: biencoder.max_length: 65 is more than the 64 tokens"):
+        check_lengths(two_towers[0], **{"max_length": 64, "biencoder.max_length": 65})
+    check_lengths(load_retriever("bundled/static-256")[0], max_length=8192)
 
 
 @pytest.mark.parametrize("load", [load_retriever, load_static, lambda name: load_biencoder(name, 32)])

@@ -9,8 +9,8 @@ import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from reranker.common.artifacts import Tables
-from reranker.common.engine import LOCAL
 from reranker.common.errors import UserError
+from reranker.inference.compute import PLAIN
 from reranker.inference.scoring import embed
 from reranker.mining import pipeline
 from reranker.mining.embedding_cache import Cache
@@ -45,8 +45,8 @@ def test_recall_of_an_index_is_that_of_brute_force_and_told_where_it_is_below_wh
         "index_recall@20": pytest.approx(expected, abs=1e-9),
     }
     assert capsys.readouterr().out == (
-        f"mine: the index ivf_flat finds {expected:.3f} of the exact top 20, which is below index_recall 0.95: "
-        "choose another index, or flat\n"
+        f"mine: the index ivf_flat finds {expected:.3f} of the exact top 20, which is below index.min_recall 0.95: "
+        "choose another index.kind, or flat\n"
     )
     again = pipeline.index_figures([poor], some, depth=20, wanted=0.1)
     assert again == figures | {"index_chosen": "ivf_flat nlist=110 nprobe=27"}
@@ -70,8 +70,7 @@ def test_prompts_are_put_before_queries_and_passages_each(
         query_prompt=given[0],
         passage_prompt=given[1],
         index_name="auto",
-        backend="torch",
-        engine=LOCAL,
+        compute=PLAIN,
     )
     texts = [[f"{prompt}{text}" for text in table["text"]] for prompt, table in zip(put, TABLES[1::-1], strict=True)]
     queries, passages = (embed(model, each, label="") for each in texts)
@@ -88,13 +87,13 @@ def test_dev_without_a_right_passage_is_an_error_of_one_line():
 
 
 def rescorer(name: str) -> np.ndarray:
-    score = pipeline.cross_encoder(name, "float32", "auto", "torch", TABLES, LOCAL)
+    score = pipeline.cross_encoder(name, TABLES, PLAIN)
     return score(np.zeros(2, np.int64), np.arange(2))
 
 
 def test_rescorer_with_several_outputs_is_refused(encoder: str, tmp_path: Path):
     CrossEncoder(encoder, num_labels=3).save_pretrained(str(tmp_path), create_model_card=False)
-    with pytest.raises(UserError, match=r"^params.yaml: rescorer: '.*' has 3 outputs; it must have one$"):
+    with pytest.raises(UserError, match=r"^params.yaml: negatives.rescorer: '.*' has 3 outputs; it must have one$"):
         rescorer(str(tmp_path))
 
 

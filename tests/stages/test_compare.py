@@ -87,7 +87,7 @@ def test_each_kind_scores_the_candidates_as_its_model_does(place, biencoder, cro
     whole = score_pairs(model, queries, passages, label="")
     keep_first(model[0].model, 1)
     prompted = pair_cosines(load_retriever(biencoder), [f"find {query}" for query in queries], passages, label="")
-    retriever = pd.read_parquet("data/scored/retriever.parquet")["score"].to_numpy()
+    retriever = pd.read_parquet("data/evaluated/retriever.parquet")["score"].to_numpy()
     parts = {"words": words, "whole": whole, "retriever": retriever}
     expected = {
         "words": words,
@@ -139,8 +139,10 @@ def test_failure_of_one_system_keeps_the_others_and_ends_with_an_error(place, cr
     assert about["gone"].startswith("params.yaml: model 'models/none' is neither bundled")
     assert about["needs"] == "'gone' has no scores, for it failed"
     assert about["deep"] == "params.yaml: num_layers: 9: the model has 2 layers"
-    assert about["foreign"] == "data/raw/other.trec: column query_id: 1 ids are none of the test queries: 't7'"
-    assert about["student"].startswith("models/students/4 does not exist: student_layers in params.yaml says")
+    assert about["foreign"] == "data/runs/other.trec: column query_id: 1 ids are none of the test queries: 't7'"
+    assert about["student"].startswith(
+        "models/students/4 does not exist: evaluation.student_layers in params.yaml says"
+    )
     assert last.startswith("error: compare: 7 of 8 systems failed (gone, needs, deep, foreign, student, wrong, mute)")
     assert about["mute"] == (
         "model 'models/mute' could not be loaded (its tokenizer has no words: a file such as tokenizer.json is "
@@ -158,9 +160,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The systems whose models are opened, in their order."""
     opened: list[str] = []
 
-    def note(system, settings, label, engine):
+    def note(system, settings, label):
         opened.append(label.removeprefix("compare "))
-        return compare_opened(system, settings, label, engine)
+        return compare_opened(system, settings, label)
 
     compare_opened = compare.opened
     monkeypatch.setattr(compare, "opened", note)
@@ -336,7 +338,7 @@ def test_exported_folder_of_another_reranker_is_told_however_often(place, export
 def test_engine_of_params_computes(place, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "")
     place.set(systems={"words": {"retriever": "bm25"}}, engine="ray")
-    with pytest.raises(UserError, match=r"params\.yaml: engine: RAY_ADDRESS is ''"):
+    with pytest.raises(UserError, match=r"params\.yaml: execution\.engine: RAY_ADDRESS is ''"):
         compare.main([])
 
 

@@ -15,26 +15,28 @@ from pathlib import Path
 import pytest
 import yaml
 
+from settings import change
+
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {
     "sources": {"docs": {"packages": ["networkx"]}, "web": {"packages": ["jinja2", "aiohttp"], "weight": 3.0}},
-    "dev_share": 0.03,
-    "test_share": 0.05,
+    "prepare.dev_share": 0.03,
+    "prepare.test_share": 0.05,
     "max_length": 32,
-    "biencoder_max_length": 32,
-    "warm_queries": 64,
-    "warm_batch_size": 16,
-    "warm_max_length": 24,
-    "control_queries": 32,
-    "static_queries": 200,
-    "static_epochs": 2,
-    "static_batch_size": 64,
+    "biencoder.max_length": 32,
+    "biencoder.queries": 64,
+    "biencoder.batch_size": 16,
+    "biencoder.train_max_length": 24,
+    "evaluation.control_queries": 32,
+    "static.queries": 200,
+    "static.epochs": 2,
+    "static.batch_size": 64,
     "top_k": 10,
     "train_queries": 12,
     "num_negatives": 3,
-    "range_max": 20,
-    "eval_queries": 4,
-    "student_layers": [1],
+    "negatives.range_max": 20,
+    "dev.queries": 4,
+    "evaluation.student_layers": [1],
     "systems": {"student": {"cross_encoder": "models/students/1"}},
 }
 
@@ -119,8 +121,7 @@ def repo(tmp_path_factory: pytest.TempPathFactory, hub: Hub) -> Repo:
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, path / name)
     (path / "dvc.lock").unlink(missing_ok=True)
-    params = yaml.safe_load((path / "params.yaml").read_text()) | TINY
-    (path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    change(path / "params.yaml", **TINY)
     repo = Repo(path, hub)
     repo.run("git", "init", "-q")
     repo.output = repo.run("dvc", "repro")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from reranker.common.params import WITHOUT_EFFECT, Params
 from reranker.pairs.params import PairParams
@@ -23,7 +24,16 @@ SCRIPTS = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.st
 FILES = "dvc.yaml", "export/dvc.yaml"
 """Pipelines whose stages lie in stages/."""
 PACKAGES = ("reranker", "stages")
-TEMPLATES = {".html", ".j2", ".jinja", ".js"}
+SECTIONS = {
+    name: [f"{name}.{key}" for key in field.annotation.model_fields]
+    for name, field in Params.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+}
+KEYS = {*Params.model_fields, *(key for keys in SECTIONS.values() for key in keys)}
+OF_USERS = {"data/raw": {"prepare"}, "data/teachers": {"train", "students"}, "data/runs": {"compare"}}
+"""Folders with files of the user's, and the stages that read them."""
+MANY = 3
+"""Files of a folder from which a stage depends on the whole folder."""
 WITHOUT_TORCH = (
     "reranker.common.artifacts", "reranker.common.params", "reranker.data.dataset", "reranker.data.sources.readers",
     "reranker.evaluation.comparing", "reranker.evaluation.metrics", "reranker.evaluation.trec",
@@ -46,13 +56,18 @@ class Stage(NamedTuple):
     @property
     def script(self) -> Path:
         """The file that the command runs; two stages may share one."""
-        module = self.cmd.removeprefix("python").removeprefix("${launcher}").removeprefix(" -m ").split()[0]
+        module = self.cmd.removeprefix("python").removeprefix("${execution.launcher}").removeprefix(" -m ").split()[0]
         return ROOT.joinpath(*module.split(".")).with_suffix(".py")
 
     @property
     def code_deps(self) -> set[str]:
-        """The single files of the repo's packages among the deps; a folder is none."""
-        return {path for path in self.deps if path.split("/")[0] in PACKAGES and not (ROOT / path).is_dir()}
+        """The files and folders of the repo's packages among the deps."""
+        return {path for path in self.deps if path.split("/")[0] in PACKAGES}
+
+    @property
+    def keys(self) -> set[str]:
+        """The keys of params.yaml that it names; a section stands for all of its keys."""
+        return {key for name in self.params for key in SECTIONS.get(name, [name])}
 
 
 def read_stages(text: str) -> list[Stage]:
@@ -121,29 +136,40 @@ def module_file(module: str) -> Path | None:
     return path if module.split(".")[0] in PACKAGES and path.is_file() else None
 
 
-def used_params(script: Path, known: Container[str] = frozenset(Params.model_fields)) -> set[str]:
-    """Name the attributes taken from `params` in a script."""
+def used_params(script: Path, known: Container[str] = frozenset(KEYS)) -> set[str]:
+    """Name the attributes taken from `params` in a script, such as `lr` and `negatives.range_max`."""
     return params_under(ast.parse(script.read_text(encoding="utf-8")), known)
 
 
 def always_used_params(script: Path) -> set[str]:
-    """Name those taken from `params` outside every `if`: whatever the arguments are, they are read."""
+    """Name those taken from `params` in `main` outside every `if`: whatever the arguments are, they are read."""
     tree = ast.parse(script.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.If):
             node.body, node.orelse = [], []
         elif isinstance(node, ast.IfExp):
             node.body = node.orelse = ast.Constant(None)
-    return params_under(tree, frozenset(Params.model_fields))
+    (main,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
+    return params_under(main, KEYS)
 
 
 def params_under(tree: ast.AST, known: Container[str]) -> set[str]:
-    return {
-        node.attr
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "params"
-        if node.attr in known and node.attr not in WITHOUT_EFFECT
-    }
+    inner = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    names = [chain(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute) and id(node) not in inner]
+    # of params.sources.items the key is `sources`
+    prefixes = ([".".join(name[:length]) for length in range(len(name), 0, -1)] for name in names)
+    used = {key for of_name in prefixes if (key := next((each for each in of_name if each in known), None))}
+    keys = {key for name in used for key in SECTIONS.get(name, [name])}
+    return {key for key in keys if key.partition(".")[0] not in WITHOUT_EFFECT}
+
+
+def chain(node: ast.expr) -> list[str]:
+    """The attributes that are taken from `params` one after the other; none of another object."""
+    names: list[str] = []
+    while isinstance(node, ast.Attribute):
+        names.insert(0, node.attr)
+        node = node.value
+    return names if isinstance(node, ast.Name) and node.id == "params" else []
 
 
 def handed_on(script: Path) -> list[int]:
@@ -184,19 +210,36 @@ def test_every_stage_runs_a_script_and_every_script_has_a_stage_of_its_name(stag
     assert {stage.name for stage in stages} >= set(SCRIPTS)
 
 
-def test_deps_are_the_files_that_the_script_imports(script: Path, users: list[Stage]) -> None:
-    files = imported_files(script)
-    if ROOT / "reranker" / "report" / "page.py" in files:
-        files |= {path for path in (ROOT / "reranker").rglob("*") if path.suffix in TEMPLATES}
+def expected_deps(script: Path) -> set[str]:
+    """The files that a script imports; in place of `MANY` or more of a folder, the folder."""
+    files = {Path(name) for name in relative(imported_files(script))}
+    packages = Counter(parent for file in files for parent in file.parents if len(parent.parts) == 2)
+    folders = {folder for folder, number in packages.items() if number >= MANY and folder.parts[0] == "reranker"}
+    return {(next((folder for folder in folders if file.is_relative_to(folder)), file)).as_posix() for file in files}
+
+
+def test_deps_are_what_the_script_imports(script: Path, users: list[Stage]) -> None:
     for stage in users:
-        assert stage.code_deps == relative(files), stage.name
+        assert stage.code_deps == expected_deps(script), stage.name
+
+
+def test_page_template_and_scripts_lie_in_a_folder_that_report_depends_on() -> None:
+    assets = {path.parent for path in (ROOT / "reranker").rglob("*") if path.suffix in {".jinja", ".js"}}
+    assert assets == {ROOT / "reranker" / "report"}
+    assert "reranker/report" in expected_deps(ROOT / "stages" / "report.py")
 
 
 def test_params_are_the_keys_that_the_script_reads(script: Path, users: list[Stage]) -> None:
-    assert {key for stage in users for key in stage.params} == used_params(script)
+    assert {key for stage in users for key in stage.keys} == used_params(script)
     for stage in users:
-        assert set(stage.params) >= always_used_params(script), stage.name
-        assert len(set(stage.params)) == len(stage.params), stage.name
+        assert stage.keys >= always_used_params(script), stage.name
+        assert len(stage.keys) == sum(len(SECTIONS.get(name, [name])) for name in stage.params), stage.name
+
+
+def test_only_prepare_depends_on_what_the_user_puts_into_raw(stages: list[Stage]) -> None:
+    users = {folder: {stage.name for stage in stages if folder in stage.deps} for folder in OF_USERS}
+    assert users == OF_USERS
+    assert all((ROOT / folder / "README.md").is_file() for folder in OF_USERS)
 
 
 def test_no_script_hides_its_keys_by_handing_all_params_on(script: Path) -> None:
@@ -209,8 +252,9 @@ def test_stage_of_pairs_names_the_files_and_keys_that_its_script_uses(name: str)
         stage for stage in read_stages((ROOT / "pairs" / "dvc.yaml").read_text(encoding="utf-8")) if stage.name == name
     )
     assert stage.script == ROOT / "stages" / "pairs" / f"{name}.py"
-    assert stage.code_deps == relative(imported_files(stage.script))
-    assert {key.removeprefix("pairs.") for key in stage.params} == used_params(stage.script, PairParams.model_fields)
+    assert stage.code_deps == expected_deps(stage.script)
+    used = used_params(stage.script, PairParams.model_fields) - {"checkpoint_minutes"}
+    assert {key.removeprefix("pairs.") for key in stage.params} == used
     assert handed_on(stage.script) == []
     assert "requirements.lock" in stage.deps
 
@@ -234,7 +278,8 @@ def test_what_dvc_registers_shows_and_draws_is_an_out_of_a_stage(stages: list[St
     drawn = [path for entry in body["plots"] for path in ([entry] if isinstance(entry, str) else sources_of(entry))]
     named = [body["artifacts"]["reranker"]["path"], *body["metrics"], *drawn]
     assert len(drawn) == len(body["plots"])
-    assert {*named} <= {out for stage in stages for out in stage.outs}
+    outs = {out for stage in stages for out in stage.outs}
+    assert [path for path in named if not outs & {path, str(Path(path).parent)}] == []
     assert "metrics/costs.csv" not in body["metrics"]  # its times differ from run to run
 
 
@@ -248,18 +293,19 @@ def test_outs_of_a_repeated_stage_differ_by_item(stages: list[Stage]) -> None:
 
 
 def test_params_file_has_the_keys_of_the_schema_in_its_order() -> None:
-    keys = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    assert list(keys) == list(Params.model_fields)
+    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    assert list(values) == list(Params.model_fields)
+    assert {name: [f"{name}.{key}" for key in values[name]] for name in SECTIONS} == SECTIONS
 
 
 def test_parameters_on_the_model_card_are_among_those_that_train_reads(stages: list[Stage]) -> None:
     (train,) = (stage for stage in stages if stage.name == "train")
-    assert {*TOLD} <= {*train.params}
+    assert {*TOLD} <= train.keys
 
 
 def test_no_figure_has_the_name_of_a_parameter_or_of_another_stages_figure() -> None:
     """Else `dvc exp show` puts the name of the file before both columns."""
-    named = Counter(list(Params.model_fields))
+    named = Counter(KEYS - {*SECTIONS})
     for stage in ("prepare", "mine", "train", "evaluate"):
         named.update(json.loads((ROOT / "metrics" / f"{stage}.json").read_text(encoding="utf-8")).keys())
     assert [name for name, times in named.items() if times > 1] == []
@@ -302,7 +348,7 @@ def test_reader_sees_repeated_stages_options_and_params_of_a_file() -> None:
     """
     prepare, score = read_stages(text)
     assert prepare.deps == ["stages/prepare.py", "reranker", "data/raw"]
-    assert prepare.code_deps == {"stages/prepare.py"}
+    assert prepare.code_deps == {"stages/prepare.py", "reranker"}
     assert prepare.params == ["dev_share", "test_share"]
     assert prepare.outs == ["data/prepared", "metrics/prepare.json"]
     assert (prepare.repeated, score.repeated) == (False, True)
@@ -330,10 +376,11 @@ def test_imports_are_followed_through_modules_and_inside_functions(
 def test_keys_read_always_or_in_a_branch_and_all_params_handed_on_are_found(tmp_path: Path) -> None:
     script = tmp_path / "one.py"
     script.write_text(
-        "def f(params):\n    if params.loss:\n        return params.lr\n"
-        "    return params.seed if params.epochs else 0\nf(params)\ntrain(params)\n",
+        "def main(params):\n    if params.loss:\n        return params.lr\n"
+        "    print(params.index, params.review.alpha)\n"
+        "    return params.seed if params.dev.patience else 0\nmain(params)\ntrain(params)\n",
         encoding="utf-8",
     )
-    assert used_params(script) == {"loss", "lr", "seed", "epochs"}
-    assert always_used_params(script) == {"loss", "epochs"}
-    assert handed_on(script) == [6]
+    assert used_params(script) == {"loss", "lr", "seed", "dev.patience", "index.kind", "index.min_recall"}
+    assert always_used_params(script) == {"loss", "dev.patience", "index.kind", "index.min_recall"}
+    assert handed_on(script) == [7]

@@ -217,8 +217,8 @@ def named_sources(place: Place, sources: str) -> Place:
     """The place with other sources in its params.yaml."""
     text = (place.path / "params.yaml").read_text(encoding="utf-8")
     before, _, after = text.partition("sources:")
-    _, _, after = after.partition("min_query_words:")
-    (place.path / "params.yaml").write_text(f"{before}sources: {sources}\nmin_query_words:{after}", encoding="utf-8")
+    _, _, after = after.partition("base_model:")
+    (place.path / "params.yaml").write_text(f"{before}sources: {sources}\nbase_model:{after}", encoding="utf-8")
     return place
 
 
@@ -454,8 +454,8 @@ def modelled(place: Place, biencoder: str) -> Place:
     place.write("prepared/judgments", query_id=ids, passage_id=ids, relevance=[1] * 8)
     shutil.copytree(biencoder, place.path / "models" / "biencoder")
     load_static("bundled/static-256").save_pretrained(str(place.path / "models" / "static"), create_model_card=False)
-    place.set("biencoder_max_length: 80 ", "biencoder_max_length: 32 ")
-    place.set("warm_max_length: 64 ", "warm_max_length: 32 ")
+    place.set("  max_length: 80 ", "  max_length: 32 ")
+    place.set("train_max_length: 64 ", "train_max_length: 32 ")
     place.set("num_negatives: 5 ", "num_negatives: 2 ")
     place.set("range_max: 30 ", "range_max: 8 ")
     return place
@@ -548,7 +548,7 @@ def test_cross_encoder_scores_the_candidates_anew(modelled, cross_encoder):
 def mined(modelled, monkeypatch) -> Place:
     """The place after mine, with params of train that suit the tiny models."""
     modelled.set("precision: auto ", "precision: float32 ")
-    modelled.set("max_length: 72 ", "max_length: 32 ")
+    modelled.set("\nmax_length: 72 ", "\nmax_length: 32 ")
     modelled.set("frozen_layers: 3 ", "frozen_layers: 0 ")
     monkeypatch.chdir(modelled.path)
     mine.main([])
@@ -560,7 +560,7 @@ def mined(modelled, monkeypatch) -> Place:
     "changes",
     [
         {"loss: group_softmax ": "loss: cross_entropy ", "evaluators: [retrieved] ": "evaluators: [all_positives] "},
-        {"loss: group_softmax ": "loss: margin_mse ", "teacher: fused ": "teacher: data/raw/scores.csv "},
+        {"loss: group_softmax ": "loss: margin_mse ", "teacher: fused ": "teacher: data/teachers/scores.csv "},
         {
             "loss: group_softmax ": "loss: lambda ",
             "loss_arguments: {} ": "loss_arguments: {k: 2, weighting_scheme: LambdaRankScheme} ",
@@ -581,8 +581,8 @@ def test_train_makes_a_model_of_one_output_however_it_is_told_to(mined, cross_en
     for old, new in changes.items():
         mined.set(old, new.replace("ENCODER", cross_encoder))
     negatives = pd.read_parquet("data/mined/negatives.parquet")
-    Path("data/raw").mkdir()
-    negatives[["query_id", "passage_id", "score"]].to_csv("data/raw/scores.csv", index=False)
+    Path("data/teachers").mkdir()
+    negatives[["query_id", "passage_id", "score"]].to_csv("data/teachers/scores.csv", index=False)
     assert train.main([]).startswith(f"train: {len(negatives)} pairs in ")
     model = CrossEncoder("models/reranker")
     assert model.num_labels == 1
@@ -602,14 +602,22 @@ def test_train_makes_a_model_of_one_output_however_it_is_told_to(mined, cross_en
     ("old", "new", "message"),
     [
         ("trainer: {} ", "trainer: {seed: 3} ", "trainer: seed: is not given here; use seed at the top level"),
-        ("evaluators: [retrieved] ", "evaluators: [test] ", "evaluators: there is no 'test'; use retrieved, "),
+        ("evaluators: [retrieved] ", "evaluators: [test] ", "dev.evaluators: there is no 'test'; use retrieved, "),
         ("loss_arguments: {} ", "loss_arguments: {k: 3} ", "loss_arguments: group_softmax has no argument 'k'; "),
         ("targets: relevance ", "targets: teacher ", "targets: teacher: the loss group_softmax takes no scores "),
         ("loss: group_softmax ", "loss: {faq: mse} ", "loss: no loss for the source 'pydocs', which has mined "),
         ("num_layers: null ", "num_layers: 5 ", "num_layers: 5: the model has 2 layers"),
-        ("teacher: fused ", "teacher: data/raw/none.csv ", "data/raw/none.csv does not exist; name a file with "),
+        (
+            "teacher: fused ",
+            "teacher: data/teachers/none.csv ",
+            "data/teachers/none.csv does not exist; name a file ",
+        ),
         pytest.param(
-            *("attention: auto ", "attention: flash_attention_2 ", "attention: flash_attention_2 needs a GPU and the "),
+            *(
+                "attention: auto ",
+                "attention: flash_attention_2 ",
+                "compute.attention: flash_attention_2 needs a GPU ",
+            ),
             marks=pytest.mark.skipif(is_flash_attn_2_available(), reason="flash attention is there"),
         ),
     ],
@@ -631,9 +639,9 @@ def test_control_starts_again_where_the_queries_run_out(modelled):
 
 @pytest.mark.slow
 def test_length_that_the_model_cannot_read_is_refused_before_training(modelled, encoder):
-    modelled.set("biencoder_max_length: 32 ", "biencoder_max_length: 65 ")
+    modelled.set("  max_length: 32 ", "  max_length: 65 ")
     modelled.set("base_model: bundled/all-MiniLM-L6-v2 ", f"base_model: {encoder} ")
-    expected = "params.yaml: biencoder_max_length: 65 is more than the 64 tokens that the model can read"
+    expected = "params.yaml: biencoder.max_length: 65 is more than the 64 tokens that the model can read"
     assert expected == modelled.error("warm")
 
 

@@ -7,7 +7,7 @@ import pytest
 from sentence_transformers import CrossEncoder
 
 from reranker.common.errors import UserError
-from stages import students
+from stages import train
 from trainable import Trainable
 
 pytestmark = pytest.mark.slow
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 def test_students_have_their_layers_and_have_learned(tmp_path: Path, biencoder: str, monkeypatch: pytest.MonkeyPatch):
     place = Trainable(tmp_path, biencoder, 8, student_layers=[1, 2], loss="cross_entropy")
     monkeypatch.chdir(place.path)
-    assert students.main([]).startswith("students: NDCG@10 on 30 dev queries by layers: 1: ")
+    assert train.main(["--students"]).startswith("students: NDCG@10 on 30 dev queries by layers: 1: ")
     assert sorted(path.name for path in Path("models/students").iterdir()) == ["1", "2"]
     pairs = [("sort a list", "order numbers in a list"), ("sort a list", "green apples")]
     scores = []
@@ -33,16 +33,16 @@ def test_no_students_are_an_empty_folder_and_too_many_layers_an_error(
 ):
     place = Trainable(tmp_path, biencoder, 8, student_layers=[])
     monkeypatch.chdir(place.path)
-    assert students.main([]).startswith("students: NDCG@10 on 30 dev queries by layers: none is asked for")
+    assert train.main(["--students"]).startswith("students: NDCG@10 on 30 dev queries by layers: none is asked for")
     assert list(Path("models/students").iterdir()) == []
     place.set(student_layers=[1, 3])
     with pytest.raises(UserError, match="student_layers: 3: the model has 2 layers"):
-        students.main([])
+        train.main(["--students"])
     assert list(Path("models/students").iterdir()) == []
 
 
 def test_each_student_has_a_report_of_its_own(tmp_path: Path, biencoder: str, monkeypatch: pytest.MonkeyPatch):
     place = Trainable(tmp_path, biencoder, 8, student_layers=[1, 2], epochs=1, trainer={"report_to": ["dvclive"]})
     monkeypatch.chdir(place.path)
-    students.main([])
+    train.main(["--students"])
     assert sorted(path.name for path in Path("dvclive").iterdir()) == ["student-1", "student-2"]

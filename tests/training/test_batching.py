@@ -69,7 +69,7 @@ def test_what_cannot_be_split_is_an_error(monkeypatch):
     assert share(12) == 4
     with pytest.raises(UserError, match=r"^params.yaml: batch_size: the 4 rows of a step cannot be split evenly "):
         share(4)
-    with pytest.raises(UserError, match=r"^params.yaml: launcher: 2 rows are too few for 3 processes"):
+    with pytest.raises(UserError, match=r"^params.yaml: execution.launcher: 2 rows are too few for 3 processes"):
         shards(2, 6, 3, 1)
 
 
@@ -119,7 +119,9 @@ def test_batches_of_a_loss_for_each_source_are_those_of_one_process(monkeypatch,
 
 def test_source_of_fewer_rows_than_processes_is_named(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(UserError, match=r"^params.yaml: launcher: the 2 rows of 'docs' are too few for 3 processes$"):
+    with pytest.raises(
+        UserError, match=r"^params.yaml: execution.launcher: the 2 rows of 'docs' are too few for 3 processes$"
+    ):
         SplitSources(of_one_process((9, 2), 6, ProportionalBatchSampler), ["faq", "docs"])
 
 

@@ -39,7 +39,7 @@ def dev() -> DevRanking:
     candidates = pd.DataFrame(pairs, columns=["query_id", "passage_id"])
     candidates = candidates.assign(query=candidates["query_id"], text=candidates["passage_id"])
     judgments = pd.DataFrame(ABOUT.items(), columns=["query_id", "passage_id"]).assign(relevance=1)
-    return DevRanking(candidates, judgments, "float32")
+    return DevRanking(candidates, judgments)
 
 
 class Trained:

@@ -21,7 +21,7 @@ JUDGMENTS = pd.DataFrame(
 
 def ranking(candidates: pd.DataFrame) -> DevRanking:
     table = candidates.assign(query=candidates["query_id"], text=candidates["passage_id"])
-    return DevRanking(table, JUDGMENTS, "float32")
+    return DevRanking(table, JUDGMENTS)
 
 
 def test_right_passages_that_the_retriever_missed_stand_behind_the_candidates():
@@ -68,7 +68,7 @@ def test_evaluator_that_cannot_be_had_is_named(names, message, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError) as caught:
         check_evaluators(names)
-    assert str(caught.value).startswith(f"params.yaml: evaluators: {message}")
+    assert str(caught.value).startswith(f"params.yaml: dev.evaluators: {message}")
 
 
 def test_data_set_of_the_hub_is_allowed_where_the_hub_is(monkeypatch):

@@ -76,7 +76,7 @@ def reader(pairs: pd.DataFrame, encoder_of: Callable[[Iterable[str]], str]) -> s
 @pytest.fixture
 def dev(mined: pd.DataFrame) -> DevRanking:
     """What is learned, to be ranked."""
-    return DevRanking(mined, mined.loc[mined["relevance"] > 0, ["query_id", "passage_id", "relevance"]], "float32")
+    return DevRanking(mined, mined.loc[mined["relevance"] > 0, ["query_id", "passage_id", "relevance"]])
 
 
 class Trained:

@@ -87,7 +87,7 @@ def test_trainer_reads_long_and_short_passages_apart(model: CrossEncoder):
         group_rows(groups, "group_softmax", "teacher"),
         make_loss("group_softmax", model, {}, distillation=0.5, group_size=3),
         Schedule(1e-3, 1, len(GROUPS), 0.0, 0.0, "float32", 1),
-        evaluator=DevRanking(dev, dev.assign(relevance=1), "float32"),
+        evaluator=DevRanking(dev, dev.assign(relevance=1)),
         evaluations=1,
         patience=1,
         head_lr=1e-3,

@@ -8,6 +8,7 @@ from torch import nn
 
 from reranker.common.artifacts import read_scores
 from reranker.common.errors import UserError
+from reranker.inference.compute import PLAIN, Compute
 from reranker.inference.fusion import fit_weights
 from reranker.inference.scoring import score_pairs
 from reranker.training.cross_encoder import build_cross_encoder
@@ -23,8 +24,6 @@ DEV = pd.DataFrame(
     }
 )
 JUDGMENTS = pd.DataFrame({"query_id": ["q1", "q2"], "passage_id": ["p1", "p2"], "relevance": [1, 1]})
-
-AS_TORCH = {"precision": "float32", "attention": "auto", "backend": "torch"}
 
 
 @pytest.mark.parametrize(
@@ -48,7 +47,7 @@ def test_cross_encoder_teaches_by_its_logits_whatever_its_activation(cross_encod
     model.save_pretrained(str(tmp_path), create_model_card=False)
     pairs = ["sort a list", "find the path"], ["order numbers", "red apples"]
     logits = score_pairs(CrossEncoder(cross_encoder), *pairs, label="")
-    np.testing.assert_allclose(from_cross_encoder(str(tmp_path), *pairs, **AS_TORCH), logits, atol=1e-6)
+    np.testing.assert_allclose(from_cross_encoder(str(tmp_path), *pairs, PLAIN), logits, atol=1e-6)
 
 
 def test_cross_encoder_teaches_by_openvino_in_float32_alone(cross_encoder: str):
@@ -56,24 +55,24 @@ def test_cross_encoder_teaches_by_openvino_in_float32_alone(cross_encoder: str):
         ["sort a list", "find the path", ""] * 9,
         ["order numbers", "red apples", "read", "a csv file", ""] * 5 + ["a"] * 2,
     )
-    plain = from_cross_encoder(cross_encoder, *pairs, **AS_TORCH)
+    plain = from_cross_encoder(cross_encoder, *pairs, PLAIN)
     for backend in ("auto", "openvino"):
-        found = from_cross_encoder(cross_encoder, *pairs, **AS_TORCH | {"backend": backend})
+        found = from_cross_encoder(cross_encoder, *pairs, Compute(backend=backend))
         np.testing.assert_allclose(found, plain, atol=1e-5)
         assert not np.array_equal(found, plain)
-    rounded = from_cross_encoder(cross_encoder, *pairs, **AS_TORCH | {"precision": "bfloat16"})
-    found = from_cross_encoder(cross_encoder, *pairs, precision="bfloat16", attention="auto", backend="auto")
+    rounded = from_cross_encoder(cross_encoder, *pairs, Compute("bfloat16"))
+    found = from_cross_encoder(cross_encoder, *pairs, Compute("bfloat16", backend="auto"))
     np.testing.assert_array_equal(found, rounded)
-    found = from_cross_encoder(cross_encoder, *pairs, **AS_TORCH | {"backend": "openvino-int8"})
+    found = from_cross_encoder(cross_encoder, *pairs, Compute(backend="openvino-int8"))
     np.testing.assert_array_equal(found, plain)
 
 
 def test_cross_encoder_of_several_outputs_or_of_no_such_name_is_no_teacher(encoder: str, tmp_path: Path):
     build_cross_encoder(encoder, 32, outputs=3).save_pretrained(str(tmp_path), create_model_card=False)
     with pytest.raises(UserError, match="has 3 outputs; it must have one"):
-        from_cross_encoder(str(tmp_path), ["a"], ["b"], **AS_TORCH)
+        from_cross_encoder(str(tmp_path), ["a"], ["b"], PLAIN)
     with pytest.raises(UserError, match="'no/such-model' is neither bundled"):
-        from_cross_encoder("no/such-model", ["a"], ["b"], **AS_TORCH)
+        from_cross_encoder("no/such-model", ["a"], ["b"], PLAIN)
 
 
 SCORES = pd.DataFrame({"query_id": ["01", "q2", "q2"], "passage_id": ["p1", "p2", "p9"], "score": [0.5, -2.0, 7.0]})
@@ -83,7 +82,7 @@ PAIRS = pd.DataFrame({"query_id": ["q2", "01"], "passage_id": ["p2", "p1"]}, ind
 @pytest.fixture
 def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    path = Path("data/raw")
+    path = Path("data/teachers")
     path.mkdir(parents=True)
     return path
 
@@ -112,15 +111,15 @@ def test_file_of_scores_that_does_not_serve_is_named_with_the_row(raw: Path, tab
     table.to_csv(raw / "scores.csv", index=False)
     with pytest.raises(UserError) as caught:
         read_scores(raw / "scores.csv", PAIRS)
-    assert str(caught.value).startswith(f"data/raw/scores.csv: {message}")
+    assert str(caught.value).startswith(f"data/teachers/scores.csv: {message}")
     assert "\n" not in str(caught.value)
 
 
 def test_file_of_scores_that_is_not_there_or_elsewhere_is_named(raw: Path):
-    with pytest.raises(UserError, match=r"data/raw/no\.csv does not exist; name a file with the columns query_id"):
+    with pytest.raises(UserError, match=r"data/teachers/no\.csv does not exist; name a file with the columns query_id"):
         read_scores(raw / "no.csv", PAIRS)
     SCORES.to_csv("scores.csv", index=False)
-    with pytest.raises(UserError, match=r"scores\.csv: is not in data/raw/; move it there, where DVC sees that it"):
+    with pytest.raises(UserError, match=r"scores\.csv: is not in data/teachers/; move it there, where DVC sees"):
         read_scores(Path("scores.csv"), PAIRS)
     (raw / "damaged.parquet").write_bytes(b"PAR1 cut off")
     with pytest.raises(UserError, match=r"damaged\.parquet: not a table with the columns"):
