@@ -1,1 +1,25 @@
-"""Fine-tune cross-encoder rerankers on your own text and prove whether they are better."""
+"""Fine-tune cross-encoder rerankers on your own text and prove whether they are better.
+
+`from reranker import Reranker` loads the shipped reranker; `choose_compute` says how it is to be computed.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reranker.inference.compute import choose_compute
+    from reranker.inference.reranker import Reranker
+
+__all__ = ["Reranker", "choose_compute"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: the packages that do without torch stay without it."""
+    if name == "Reranker":
+        from reranker.inference.reranker import Reranker
+
+        return Reranker
+    if name == "choose_compute":
+        from reranker.inference.compute import choose_compute
+
+        return choose_compute
+    raise AttributeError(f"module 'reranker' has no attribute '{name}'")

@@ -95,8 +95,8 @@ def track(items: Iterable[T], label: str, unit: str, total: int) -> Iterator[T]:
 def quiet_libraries() -> None:
     """Keep the libraries' own bars and notices away and the hubs out of reach, and let none report that it is used.
 
-    Call it before the first import of transformers, datasets or openvino: they read these switches on import. A hub
-    is used only when the caller's environment says `HF_HUB_OFFLINE=0`.
+    Call it before the first import of transformers or datasets: they read these switches on import. A hub is used only
+    when the caller's environment says `HF_HUB_OFFLINE=0`.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_DATASETS_OFFLINE", os.environ["HF_HUB_OFFLINE"])
@@ -104,8 +104,6 @@ def quiet_libraries() -> None:
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    # openvino and nncf do without it, and else send a message to their maker on import
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: it cannot be imported
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(torch|transformers|datasets|sentence_transformers|accelerate)\b")
 

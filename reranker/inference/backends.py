@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from openvino import Core, Model
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
@@ -16,7 +15,17 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 
 from reranker.common.errors import UserError, first_line
 from reranker.common.progress import first_process
-from reranker.inference.graphs import check_installed, onnx_graph, openvino_graph, quantise_onnx, quantise_openvino
+from reranker.inference.graphs import (
+    check_installed,
+    onnx_graph,
+    openvino_graph,
+    quantise_onnx,
+    quantise_openvino,
+    without_telemetry,
+)
+
+if TYPE_CHECKING:
+    from openvino import Model
 
 TRACED = ["sort a list", "a text of more words than the first, so that one of them is padded"]
 CHECKED = ["rows", "how to read rows of a file, one after the other", "columns and rows"]
@@ -153,7 +162,7 @@ def _compute(body: PreTrainedModel, inputs: Features, output: str, precision: st
     return openvino_runtime(graph, output, precision)
 
 
-def openvino_runtime(graph: Model | Path, output: str, precision: str) -> Forward:
+def openvino_runtime(graph: "Model | Path", output: str, precision: str) -> Forward:
     """A graph that OpenVINO computes.
 
     Args:
@@ -164,6 +173,9 @@ def openvino_runtime(graph: Model | Path, output: str, precision: str) -> Forwar
     Raises:
         RuntimeError: the file is not a graph, or has no such output.
     """
+    with without_telemetry():
+        from openvino import Core
+
     settings = {"INFERENCE_PRECISION_HINT": HINTS[precision], "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     compiled = Core().compile_model(graph, "CPU", settings)
     wanted = compiled.output(output)

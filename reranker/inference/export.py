@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from openvino import save_model
 from sentence_transformers import CrossEncoder
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
@@ -21,7 +20,14 @@ from reranker.common.artifacts import write_json
 from reranker.common.errors import UserError, first_line
 from reranker.inference.backends import Forward, onnx_runtime, openvino_runtime
 from reranker.inference.compute import choose_precision
-from reranker.inference.graphs import check_installed, onnx_graph, openvino_graph, quantise_onnx, quantise_openvino
+from reranker.inference.graphs import (
+    check_installed,
+    onnx_graph,
+    openvino_graph,
+    quantise_onnx,
+    quantise_openvino,
+    without_telemetry,
+)
 from reranker.inference.scoring import BATCH
 
 FILES = {
@@ -85,6 +91,9 @@ def export(model: CrossEncoder, backend: str, folder: Path, origin: str) -> None
         graph = openvino_graph(whole, inputs, outputs)
         if backend == "openvino-int8":
             graph = quantise_openvino(graph)
+        with without_telemetry():
+            from openvino import save_model
+
         save_model(graph, path, compress_to_fp16=False)
     model.save_pretrained(str(folder), create_model_card=False)
     (folder / "model.safetensors").unlink()

@@ -4,20 +4,24 @@ Weights are rounded to 256 steps when a trained model is loaded or exported. Act
 a step for each run of a token's values, which needs no example texts.
 """
 
+from __future__ import annotations
+
 import io
 import logging
+import sys
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import torch
-from openvino import Model
-from openvino.frontend import FrontEndManager
-from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import Tensor, nn
 
 from reranker.common.errors import UserError
+
+if TYPE_CHECKING:
+    from openvino import Model
 
 OPSET = 17
 """Of ONNX: the newest that the exporter by tracing writes without converting."""
@@ -29,6 +33,20 @@ IN_INT8 = 4
 """ONNX Runtime's accuracy level for activations in int8, too."""
 
 
+@contextmanager
+def without_telemetry() -> Iterator[None]:
+    """Import OpenVINO or nncf inside: without their telemetry, which sends a message to their maker on import."""
+    name = "openvino_telemetry"
+    earlier = sys.modules.pop(name, None)
+    sys.modules[name] = None  # type: ignore[assignment]  # it cannot be imported, and they do without it
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        if earlier:
+            sys.modules[name] = earlier
+
+
 def openvino_graph(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> Model:
     """The graph of a module for OpenVINO, for batches and texts of any length.
 
@@ -37,6 +55,10 @@ def openvino_graph(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Seq
         inputs: examples by the names that the graph's inputs get.
         outputs: names that its outputs get.
     """
+    with without_telemetry():
+        from openvino.frontend import FrontEndManager
+        from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
     # not openvino.convert_model, which reports to its maker that it was called
     front_end = FrontEndManager().load_by_framework("pytorch")
     with torch.inference_mode(), warnings.catch_warnings():
@@ -83,7 +105,8 @@ def check_installed(backend: str) -> None:
 
 def quantise_openvino(graph: Model) -> Model:
     """A graph of OpenVINO whose products with weights are in int8; the one given is changed."""
-    import nncf
+    with without_telemetry():
+        import nncf
 
     nncf.set_log_level(logging.ERROR)
     with redirect_stdout(io.StringIO()):  # its bar

@@ -128,3 +128,18 @@ def test_model_that_openvino_cannot_read_is_left_to_torch_or_refused(
     use_backend(model, "auto", "float32")
     assert "torch computes" in capsys.readouterr().out
     np.testing.assert_array_equal(score_pairs(model, *PAIRS, label=""), expected)
+
+
+@pytest.mark.slow
+def test_openvino_and_nncf_cannot_report_that_they_are_used_and_another_import_still_can():
+    code = (
+        "import sys, torch\n"
+        "from reranker.inference.graphs import openvino_graph, quantise_openvino\n"
+        "quantise_openvino(openvino_graph(torch.nn.Linear(32, 32), {'given': torch.zeros(1, 32)}, ['found']))\n"
+        "from nncf.telemetry import telemetry\n"
+        "from openvino.tools.ovc import telemetry as of_openvino\n"
+        "assert not [name for name in sys.modules if name.startswith('openvino_telemetry')]\n"
+        "print(type(telemetry).__module__, type(of_openvino).__module__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["unittest.mock", "openvino.tools.ovc.telemetry_stub"], done.stderr
