@@ -19,6 +19,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from reranker.common.artifacts import PATHS, Tables
 from reranker.evaluation import metrics
+from reranker.evaluation.costs import COST_COLUMNS
 from reranker.report import cost_figures, explorer, figures, tables
 from reranker.report import page as report_page
 
@@ -98,7 +99,7 @@ def make(project: Path, number: int) -> str:
         pd.DataFrame(values).reset_index(), texts, passages, judgments, scored, lambda query, passage: True
     )
     systems = pd.read_csv(project / PATHS.metrics / "systems.csv")
-    empty = pd.DataFrame(columns=list(tables.COST_COLUMNS), dtype=float)
+    empty = pd.DataFrame(columns=list(COST_COLUMNS), dtype=float)
     numbers = report_page.Numbers(
         systems,
         json.loads((project / PATHS.metrics / "evaluate.json").read_text(encoding="utf-8")),

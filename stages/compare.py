@@ -33,7 +33,7 @@ from reranker.common.system_schema import (
     kind,
     repeats,
 )
-from reranker.evaluation import comparing, comparison, experiment_models
+from reranker.evaluation import comparison, experiment_models
 from reranker.evaluation.score_cache import kept, key, with_key
 from reranker.evaluation.systems import Settings, added_z_scores, opened
 from reranker.evaluation.trec import check_ids, read_run, scores_of, write_scored
@@ -97,14 +97,15 @@ def main(arguments: Sequence[str]) -> str:
             path.unlink()
 
     order = [*EVALUATED, *(name for name in params.systems if name not in failures)]
-    values, deviations = comparing.judge(
-        pairs, judgments, {name: scores[name] for name in order}, judged_only=params.evaluation.judged_only
+    chosen = {name: scores[name] for name in order}
+    values, deviations = comparison.measure(
+        pairs, judgments, chosen, label="compare", judged_only=params.evaluation.judged_only
     )
     kinds = {name: EVALUATED.get(name) or kind(params.systems[name]) for name in order}
     baseline = None if params.baseline in failures else params.baseline
-    compared = comparing.table(values, kinds, baseline, deviations, seed=params.evaluation.seed)
+    compared = comparison.compare(values, kinds, baseline, deviations, seed=params.evaluation.seed)
     write_csv(compared, PATHS.metrics / "comparison.csv")
-    write_csv(comparison.by_query(values, comparing.MEASURE), PATHS.metrics / "comparison_per_query.csv")
+    write_csv(comparison.by_query(values), PATHS.metrics / "comparison_per_query.csv")
     record_time("compare", time.monotonic() - started)
     target = PATHS.metrics / "comparison.csv"
     if failures:

@@ -5,11 +5,13 @@ python -m stages.costs
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from reranker.common.progress import quiet_libraries, run_stage
 
 quiet_libraries()
+
+import pandas as pd
 
 from reranker.common.artifacts import PATHS, read_table, read_tables, record_time, require, write_csv
 from reranker.common.errors import UserError, first_line, printable
@@ -27,7 +29,7 @@ from reranker.common.system_schema import (
     repeats,
 )
 from reranker.evaluation import costs
-from reranker.evaluation.systems import Settings, opened, shipped
+from reranker.evaluation.systems import Loaded, Settings, opened, shipped
 from reranker.inference.compute import choose_compute
 from reranker.inference.excerpts import in_words
 from reranker.retrieval import bm25
@@ -63,7 +65,7 @@ def main(arguments: Sequence[str]) -> str:
         # its bi-encoder is models/biencoder, which is as large and as slow
         "fusion_without_cross_encoder": FusedSystem(fused={"bm25": 1, "tuned_static": 1, "tuned_biencoder": 1}),
     }
-    measured = {"reranker": costs.measure(shipped(PATHS.reranker, settings), queries)}
+    measured = {"reranker": _cost(shipped(PATHS.reranker, settings), queries)}
     failures: dict[str, str] = {}
     for name, system in [*of_evaluate.items(), *in_order(params.systems)]:
         try:
@@ -73,7 +75,7 @@ def main(arguments: Sequence[str]) -> str:
             elif not isinstance(system, RunSystem):
                 first, *_ = repeats(system)
                 with opened(first, settings, f"costs {name}") as loaded:
-                    measured[name] = costs.measure(loaded, queries)
+                    measured[name] = _cost(loaded, queries)
         except Exception as error:  # whatever a library raises for a model that it does not know
             failures[name] = first_line(error)
             print(printable(f"error: systems.{name}: {failures[name]}"), file=sys.stderr, flush=True)
@@ -90,6 +92,10 @@ def main(arguments: Sequence[str]) -> str:
             "systems in params.yaml and run `dvc repro costs` again"
         )
     return f"costs: {len(order)} systems, {len(queries[costs.WIDTHS[0]])} queries each at most -> {target}"
+
+
+def _cost(system: Loaded, queries: Mapping[int, Sequence[pd.DataFrame]]) -> costs.Cost:
+    return costs.Cost(system.parameters, system.megabytes, costs.measure(system.scores, queries))
 
 
 if __name__ == "__main__":

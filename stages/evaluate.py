@@ -25,7 +25,7 @@ from reranker.common.progress import run_stage
 from reranker.evaluation import comparison
 from reranker.evaluation.trec import write_qrels, write_scored
 from reranker.inference.fusion import fuse
-from reranker.report.tables import BASELINE, SHIPPED, p_relation
+from reranker.report.tables import BASELINE, SHIPPED, SYSTEM_COLUMNS, p_relation
 
 MINED = {"retriever": "score", "bm25": "bm25", "tuned_static": "static_score"}
 """Systems whose scores mine has written, and their columns."""
@@ -42,28 +42,32 @@ def main(arguments: Sequence[str]) -> str:
     test = set(pairs["query_id"])
     judgments = tables.judgments[tables.judgments["query_id"].isin(test)]
 
-    retrieved = pairs["rank"] <= params.top_k
+    pairs["retrieved"] = pairs["rank"] <= params.top_k
     scores = {system: pairs[column] for system, column in MINED.items()}
     for system in SCORED:
         scored = read_table(scored_file(system), [*KEYS, "score"])
         scores[system] = comparison.align(pairs, scored, system)
     features = pairs.assign(cross_encoder=scores["cross_encoder"])
-    fused = read_weights(PATHS.reranker / "fusion.json", SHIPPED, "fusion_without_cross_encoder")
-    for system, weights in fused.items():
+    fusions = read_weights(PATHS.reranker / "fusion.json", SHIPPED, "fusion_without_cross_encoder")
+    for system, weights in fusions.items():
         scores[system] = pd.Series(fuse(features, weights))
-    for system in (*MINED, *fused):
-        write_scored(pairs[KEYS].assign(score=scores[system]), retrieved, system, PATHS.evaluated)
+    for system in (*MINED, *fusions):
+        write_scored(pairs[KEYS].assign(score=scores[system]), pairs["retrieved"], system, PATHS.evaluated)
     write_qrels(judgments, PATHS.qrels)
 
-    values = comparison.both_modes(pairs, retrieved, judgments, scores)
-    systems = comparison.summarise(values, seed=params.evaluation.seed)
-    compared = comparison.compare(values, SHIPPED, COMPARED, seed=params.evaluation.seed)
-    figures = comparison.flatten(systems, compared, SHIPPED, queries=len(values[SHIPPED, "retrieved"]))
+    single = {system: [column] for system, column in scores.items()}
+    values, _ = comparison.measure(pairs, judgments, single, label="evaluate")
+    means = comparison.summarise(values, seed=params.evaluation.seed)
+    gains = {
+        other: comparison.differences(values, [SHIPPED], other, seed=params.evaluation.seed)[SHIPPED]
+        for other in COMPARED
+    }
+    figures = comparison.flatten(means[["queries", *SYSTEM_COLUMNS]], gains, SHIPPED)
     sources = tables.queries.set_index("query_id")["source"]
     figures |= comparison.by_source(values, sources, SHIPPED, (BASELINE, "zero_shot"))
 
-    write_csv(systems, PATHS.metrics / "systems.csv")
-    write_csv(comparison.by_query(values, "ndcg@10"), PATHS.metrics / "per_query.csv")
+    write_csv(means[list(SYSTEM_COLUMNS)], PATHS.metrics / "systems.csv")
+    write_csv(comparison.by_query(values), PATHS.metrics / "per_query.csv")
     write_json(figures, PATHS.metrics / "evaluate.json")
     record_time("evaluate", time.monotonic() - started)
     return (

@@ -25,6 +25,7 @@ from reranker.common.errors import UserError
 from reranker.common.model_files import tokenizer_file
 from reranker.common.params import Params, load_params
 from reranker.common.progress import run_stage
+from reranker.evaluation.costs import COST_COLUMNS
 from reranker.inference.excerpts import can_hold
 from reranker.report import cost_figures, explorer, figures, page, tables
 from reranker.report.explorer import Passage
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str]) -> str:
     systems = read_csv(PATHS.metrics / "systems.csv", tables.SYSTEM_COLUMNS)
     evaluation = read_json(PATHS.metrics / "evaluate.json")
     comparison = read_csv(PATHS.metrics / "comparison.csv", tables.COMPARISON_COLUMNS)
-    costs = read_csv(PATHS.metrics / "costs.csv", tables.COST_COLUMNS)
+    costs = read_csv(PATHS.metrics / "costs.csv", COST_COLUMNS)
     names = systems["system"].unique().tolist()
     per_query = read_csv(PATHS.metrics / "per_query.csv", ["query_id", *names], as_text=True)
     per_query[names] = per_query[names].astype(float)

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 from reranker.common.artifacts import PATHS, read_csv, read_json, write_text
+from reranker.evaluation.costs import COST_COLUMNS
 from reranker.report.tables import (
-    COST_COLUMNS,
     SYSTEM_COLUMNS,
     comparison_rows,
     label,

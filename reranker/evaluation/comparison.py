@@ -1,30 +1,60 @@
-"""The comparison of systems on the same candidates: both modes, summary with intervals, paired tests. No torch."""
+"""Systems on the same candidates: measures of every query in both modes, means and paired differences. No torch."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from reranker.common.errors import UserError
 from reranker.common.progress import track
-from reranker.evaluation import metrics, significance
+from reranker.evaluation import metrics
+from reranker.evaluation.significance import bootstrap_interval, detected_errors, holm, randomisation_test
 
-MEASURES = {"ndcg@10": "nDCG@10", "mrr@10": "RR@10", "map": "AP", "recall@10": "R@10", "recall@30": "R@30"}
+KEYS = ["query_id", "passage_id"]
+MEASURES = {
+    "ndcg@5": "nDCG@5",
+    "ndcg@10": "nDCG@10",
+    "ndcg@20": "nDCG@20",
+    "mrr@10": "RR@10",
+    "map": "AP",
+    "p@1": "P@1",
+    "recall@10": "R@10",
+    "recall@30": "R@30",
+}
 """Our names of the measures and those of ir-measures."""
+MEASURE = "ndcg@10"
+"""That has intervals and is tested."""
 MODES = ("retrieved", "all_positives")
-
-
-class Comparison(NamedTuple):
-    """How much better the shipped system is than another one, in NDCG@10 of the retrieved candidates."""
-
-    gain: float
-    low: float
-    high: float
-    p: float
-
-
+ALPHA = 0.05
+"""Of the test whose smallest detectable difference is computed."""
+COLUMNS = (
+    "system", "kind", "mode", "queries", "ndcg@5", "ndcg@10", "ndcg@10_low", "ndcg@10_high", "ndcg@20", "mrr@10", "map",
+    "p@1", "recall@10", "recall@30",
+    "gain_vs_baseline", "gain_vs_baseline_low", "gain_vs_baseline_high", "p_vs_baseline", "p_vs_baseline_holm",
+    "gain_vs_best", "gain_vs_best_low", "gain_vs_best_high", "p_vs_best", "p_vs_best_holm", "detectable",
+    "ndcg@10_sd_of_repeats",
+)  # fmt: skip
+"""Of the table of all systems."""
 Values = dict[tuple[str, str], pd.DataFrame]
 """By system and mode: one row a query, one column a measure."""
+
+
+class Difference(NamedTuple):
+    """How much better a system is than another one, in NDCG@10 of the retrieved candidates."""
+
+    gain: float
+    """Mean over the queries."""
+    low: float
+    high: float
+    """Ends of its 95% bootstrap interval."""
+    p: float
+    """Of a paired randomisation test."""
+    p_holm: float
+    """The same, corrected for as many systems as are tested against the same one."""
+    detectable: float
+    """See `detectable`."""
 
 
 def align(pairs: pd.DataFrame, scored: pd.DataFrame, system: str) -> pd.Series:
@@ -33,7 +63,7 @@ def align(pairs: pd.DataFrame, scored: pd.DataFrame, system: str) -> pd.Series:
     Raises:
         UserError: it did not score all of them.
     """
-    merged = pairs[["query_id", "passage_id"]].merge(scored, on=["query_id", "passage_id"], how="left")
+    merged = pairs[KEYS].merge(scored, on=KEYS, how="left")
     if merged["score"].isna().any():
         raise UserError(
             f"data/scored/{system}.parquet: {int(merged['score'].isna().sum())} of {len(pairs)} candidates "
@@ -42,73 +72,149 @@ def align(pairs: pd.DataFrame, scored: pd.DataFrame, system: str) -> pd.Series:
     return merged["score"]
 
 
-def both_modes(
-    pairs: pd.DataFrame, retrieved: pd.Series, judgments: pd.DataFrame, scores: Mapping[str, pd.Series]
-) -> Values:
-    """Every query's measures for every system, from one set of scores.
+def measure(
+    pairs: pd.DataFrame,
+    judgments: pd.DataFrame,
+    scores: Mapping[str, Sequence[pd.Series]],
+    *,
+    label: str,
+    judged_only: bool = False,
+) -> tuple[Values, dict[str, float]]:
+    """Every query's measures of every system in both modes, from one set of scores.
 
     In the mode `retrieved` a system orders what the retriever found; a right passage that it missed counts
     against every system alike. In `all_positives` the missed ones are added to the candidates.
 
     Args:
-        pairs: columns query_id, passage_id: the candidates and the missed right passages.
-        retrieved: which rows of `pairs` the retriever found.
+        pairs: columns query_id, passage_id and retrieved: the candidates and the right passages that were missed.
         judgments: of the same queries.
-        scores: by system, in the order of `pairs`.
+        scores: by system, in the order of the pairs; of a system that was repeated several, whose measures are
+            averaged query by query.
+        label: shown beside the progress.
+        judged_only: leave candidates out that have no judgment for their query, before anything is counted: the
+            condensed lists of Sakai (SIGIR 2007), for judgments that were collected for other systems.
+
+    Returns:
+        The measures, and for repeated systems the standard deviation over the repeats of their NDCG@10, retrieved.
     """
+    compared = np.ones(len(pairs), bool)
+    if judged_only:
+        compared = pd.MultiIndex.from_frame(pairs[KEYS]).isin(pd.MultiIndex.from_frame(judgments[KEYS]))
+    rows = {"retrieved": compared & pairs["retrieved"].to_numpy(bool), "all_positives": compared}
     values: Values = {}
-    for system, column in track(scores.items(), "evaluate", "systems", len(scores)):
-        run = pairs[["query_id", "passage_id"]].assign(score=column.to_numpy(float))
-        for mode, part in zip(MODES, (run[retrieved], run), strict=True):
-            table = metrics.per_query(judgments, part, list(MEASURES.values()))
-            values[system, mode] = table.set_axis(list(MEASURES), axis=1)
-    return values
+    deviations = {}
+    for system, repeats in track(scores.items(), label, "systems", len(scores)):
+        for mode in MODES:
+            runs = (pairs[KEYS].assign(score=each.to_numpy(float))[rows[mode]] for each in repeats)
+            tables = [metrics.per_query(judgments, run, list(MEASURES.values())) for run in runs]
+            values[system, mode] = (sum(tables[1:], start=tables[0]) / len(tables)).set_axis(list(MEASURES), axis=1)
+            if mode == "retrieved" and len(tables) > 1:
+                deviations[system] = float(np.std([table[MEASURES[MEASURE]].mean() for table in tables], ddof=1))
+    return values, deviations
 
 
 def summarise(values: Values, *, seed: int) -> pd.DataFrame:
     """Means over the queries, with the 95% bootstrap interval of NDCG@10.
 
     Returns:
-        Columns system, mode, ndcg@10, ndcg@10_low, ndcg@10_high and the other measures.
+        Columns system, mode, queries, the measures, ndcg@10_low and ndcg@10_high; one row a system and mode.
     """
     rows = []
     for (system, mode), table in values.items():
-        low, high = significance.bootstrap_interval(table["ndcg@10"].to_numpy(), seed=seed)
-        rows.append({"system": system, "mode": mode, **table.mean(), "ndcg@10_low": low, "ndcg@10_high": high})
-    order = ["system", "mode", "ndcg@10", "ndcg@10_low", "ndcg@10_high", *list(MEASURES)[1:]]
-    return pd.DataFrame(rows)[order]
+        low, high = bootstrap_interval(table[MEASURE].to_numpy(), seed=seed)
+        interval = {f"{MEASURE}_low": low, f"{MEASURE}_high": high}
+        rows.append({"system": system, "mode": mode, "queries": len(table), **table.mean(), **interval})
+    return pd.DataFrame(rows)
 
 
-def compare(values: Values, shipped: str, others: Sequence[str], *, seed: int) -> dict[str, Comparison]:
-    """The shipped system against each other one: mean difference, its interval and a paired randomisation test."""
-    ours = values[shipped, "retrieved"]["ndcg@10"]
-    compared = {}
-    for other in others:
-        differences = (ours - values[other, "retrieved"]["ndcg@10"]).to_numpy()
-        low, high = significance.bootstrap_interval(differences, seed=seed)
-        compared[other] = Comparison(
-            float(differences.mean()), low, high, significance.randomisation_test(differences, seed=seed)
-        )
-    return compared
+def differences(values: Values, systems: Sequence[str], other: str, *, seed: int) -> dict[str, Difference]:
+    """Each of some systems against another one, query by query: see `Difference`.
+
+    Null hypothesis of each test: the two systems are the same, see `randomisation_test`. The p-values are also
+    corrected by Holm's procedure for as many systems as there are here.
+    """
+    theirs = values[other, "retrieved"][MEASURE]
+    by_system = {system: (values[system, "retrieved"][MEASURE] - theirs).to_numpy() for system in systems}
+    p_values = [randomisation_test(each, seed=seed) for each in by_system.values()]
+    return {
+        system: Difference(float(each.mean()), *bootstrap_interval(each, seed=seed), p, corrected, detectable(each))
+        for (system, each), p, corrected in zip(by_system.items(), p_values, holm(p_values), strict=True)
+    }
 
 
-def flatten(
-    systems: pd.DataFrame, compared: Mapping[str, Comparison], shipped: str, *, queries: int
-) -> dict[str, float | int]:
-    """The figures that `dvc exp show` lists: flat, the shipped system's own without a suffix."""
-    table = systems.set_index(["system", "mode"]).to_dict("index")
-    ours = table[shipped, "retrieved"]
-    figures: dict[str, float | int] = {"queries": queries}
-    figures |= {name: float(ours[name]) for name in MEASURES}
-    figures |= {f"ndcg@10_{end}": float(ours[f"ndcg@10_{end}"]) for end in ("low", "high")}
-    figures["ndcg@10_all_positives"] = float(table[shipped, "all_positives"]["ndcg@10"])
-    for system in dict.fromkeys(systems["system"]):
+def detectable(differences: NDArray[np.float64]) -> float:
+    """The smallest mean difference that a two-sided test at 5% detects with a power of 80%; NaN for one query.
+
+    It is 2.8 s / √n, were the differences spread as they are; see `detected_errors`.
+    """
+    if len(differences) < 2:
+        return float("nan")
+    return float(detected_errors(ALPHA) * differences.std(ddof=1) / np.sqrt(len(differences)))
+
+
+def compare(
+    values: Values, kinds: Mapping[str, str], baseline: str | None, deviations: Mapping[str, float], *, seed: int
+) -> pd.DataFrame:
+    """All systems beside each other, with intervals, and tests against the baseline and the best.
+
+    Args:
+        values: of both modes.
+        kinds: of each system.
+        baseline: a system, or None where it has no values.
+        deviations: of repeated systems, see `measure`.
+        seed: of the resampling.
+
+    Returns:
+        Columns `COLUMNS`; one row a system and mode, in the order of the values. Differences are in the rows of the
+        mode `retrieved`. The best system is the first of those with the highest NDCG@10 there; `detectable` is of the
+        difference to the baseline.
+    """
+    best = max(kinds, key=lambda system: float(values[system, "retrieved"][MEASURE].mean()))
+    figures: dict[str, dict[str, str | float]] = {
+        system: {"system": system, "mode": "retrieved", f"{MEASURE}_sd_of_repeats": deviations.get(system, np.nan)}
+        for system in kinds
+    }
+    for name, other in (("baseline", baseline), ("best", best)):
+        if other is None:
+            continue
+        others = [system for system in kinds if system != other]
+        for system, difference in differences(values, others, other, seed=seed).items():
+            figures[system] |= _figures(difference, name) | {f"p_vs_{name}_holm": difference.p_holm}
+            if name == "baseline":
+                figures[system]["detectable"] = difference.detectable
+    means = summarise(values, seed=seed)
+    table = means.assign(kind=means["system"].map(kinds)).merge(
+        pd.DataFrame(list(figures.values())), on=["system", "mode"], how="left"
+    )
+    return table.reindex(columns=list(COLUMNS))
+
+
+def flatten(means: pd.DataFrame, gains: Mapping[str, Difference], shipped: str) -> dict[str, float | int]:
+    """The figures that `dvc exp show` lists: flat, the shipped system's own without a suffix.
+
+    Args:
+        means: see `summarise`; the measures among its columns are listed.
+        gains: of the shipped system against others.
+        shipped: a system.
+    """
+    rows = means.set_index(["system", "mode"]).to_dict("index")
+    figures: dict[str, float | int] = {str(name): value for name, value in rows[shipped, "retrieved"].items()}
+    figures[f"{MEASURE}_all_positives"] = rows[shipped, "all_positives"][MEASURE]
+    for system in means["system"].unique():
         if system != shipped:
-            figures[f"ndcg@10_{system}"] = float(table[system, "retrieved"]["ndcg@10"])
-    for other, (gain, low, high, p) in compared.items():
-        figures[f"gain_vs_{other}"] = gain
-        figures |= {f"gain_vs_{other}_low": low, f"gain_vs_{other}_high": high, f"p_vs_{other}": p}
+            figures[f"{MEASURE}_{system}"] = rows[system, "retrieved"][MEASURE]
+    for other, gain in gains.items():
+        figures |= _figures(gain, other)
     return figures
+
+
+def _figures(difference: Difference, other: str) -> dict[str, float]:
+    return {
+        f"gain_vs_{other}": difference.gain,
+        f"gain_vs_{other}_low": difference.low,
+        f"gain_vs_{other}_high": difference.high,
+        f"p_vs_{other}": difference.p,
+    }
 
 
 def by_source(values: Values, sources: pd.Series, shipped: str, others: Sequence[str]) -> dict[str, float | int]:
@@ -123,15 +229,15 @@ def by_source(values: Values, sources: pd.Series, shipped: str, others: Sequence
     figures: dict[str, float | int] = {}
     for system in (shipped, *others):
         table = values[system, "retrieved"]
-        parts = table.groupby(sources.reindex(table.index).to_numpy())["ndcg@10"]
+        parts = table.groupby(sources.reindex(table.index).to_numpy())[MEASURE]
         if parts.ngroups > 1:
-            name = "ndcg@10" if system == shipped else f"ndcg@10_{system}"
+            name = MEASURE if system == shipped else f"{MEASURE}_{system}"
             figures |= {f"queries_of_{source}": int(number) for source, number in parts.size().items()}
             figures |= {f"{name}_of_{source}": float(mean) for source, mean in parts.mean().items()}
     return figures
 
 
-def by_query(values: Values, measure: str) -> pd.DataFrame:
-    """One row a query, one column a system: the measure over the retrieved candidates."""
-    columns = {system: table[measure] for (system, mode), table in values.items() if mode == "retrieved"}
+def by_query(values: Values) -> pd.DataFrame:
+    """One row a query, one column a system: NDCG@10 over the retrieved candidates."""
+    columns = {system: table[MEASURE] for (system, mode), table in values.items() if mode == "retrieved"}
     return pd.DataFrame(columns).reset_index()

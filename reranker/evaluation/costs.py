@@ -1,16 +1,18 @@
 """What it costs to rerank with a system: its size, and the time of one query at a time, as a server has them."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from reranker.evaluation.systems import Loaded
-from reranker.report.tables import COST_COLUMNS
-
+COST_COLUMNS = (
+    "system", "parameters", "megabytes", "pairs_per_second", "p50_ms_30", "p95_ms_30", "p50_ms_100", "p95_ms_100",
+    "usd_per_1000_queries",
+)  # fmt: skip
+"""Times are of one query with 30 or 100 passages, in milliseconds; megabytes are of 1,000,000 bytes."""
 WIDTHS = (30, 100)
 """Passages of a query."""
 QUERIES = 30
@@ -23,12 +25,12 @@ Seconds = NDArray[np.float64]
 
 
 class Cost(NamedTuple):
-    """What was measured of a system."""
+    """Size and times of a system."""
 
     parameters: int
     megabytes: float
     seconds: dict[int, Seconds]
-    """Of the queries in their order, by width; fewer than there are where it is slow."""
+    """See `measure`."""
 
 
 def asked(
@@ -61,25 +63,30 @@ def asked(
     return tables
 
 
-def measure(system: Loaded, queries: Mapping[int, Sequence[pd.DataFrame]]) -> Cost:
+def measure(
+    scores: Callable[[pd.DataFrame], NDArray[np.float64]], queries: Mapping[int, Sequence[pd.DataFrame]]
+) -> dict[int, Seconds]:
     """Time a system on each query by itself, after one that is not counted.
 
     Args:
-        system: that scores pairs.
+        scores: of the system; it takes the table of a query.
         queries: see `asked`, by width.
+
+    Returns:
+        Seconds of the queries in their order, by width; fewer than there are where the system is slow.
     """
     seconds = {}
     for width, tables in queries.items():
-        system.scores(tables[0])
+        scores(tables[0])
         times: list[float] = []
         for table in tables:
             if len(times) >= AT_LEAST and sum(times) > SECONDS:
                 break
             started = time.perf_counter()
-            system.scores(table)
+            scores(table)
             times.append(time.perf_counter() - started)
         seconds[width] = np.array(times)
-    return Cost(system.parameters, system.megabytes, seconds)
+    return seconds
 
 
 def added(parts: Sequence[Cost]) -> Cost:

@@ -1,8 +1,9 @@
 """The systems that are compared: from what params.yaml says of one to something that scores candidates.
 
-Two kinds make one score of several systems', query by query: their ranks fused, or their z-scores added with weights.
-What is taken of a query (ranks, mean, deviation) is taken of the candidates that the retriever found. So the right
-passages that are added in the mode `all_positives` have a score, and move none of the others.
+Two kinds make one score of several systems', query by query: reciprocal rank fusion, and the kind `fused`,
+which adds their z-scores with weights. What is taken of a query (ranks, mean, deviation) is taken of the candidates
+that the retriever found. So the right passages that are added in the mode `all_positives` have a score, and move none
+of the others.
 """
 
 import tempfile
@@ -43,7 +44,7 @@ from reranker.inference.loading import (
 from reranker.inference.reranker import Reranker
 from reranker.inference.scoring import pair_cosines, score_pairs
 from reranker.retrieval import bm25
-from reranker.retrieval.retrievers import FUSION_K
+from reranker.retrieval.retrievers import RRF_K
 
 Scores = NDArray[np.float64]
 BM25 = "bm25"
@@ -130,13 +131,13 @@ def shipped(folder: Path, settings: Settings) -> Loaded:
 
 
 def _retriever(names: Sequence[str], settings: Settings, label: str) -> Loaded:
-    """Several are fused by the ranks of the query's candidates, not of the corpus."""
+    """Reciprocal rank fusion of several, over the candidates of the query, not over the corpus."""
     parts = [_first_stage(name, settings, label) for name in names]
     if len(parts) == 1:
         return parts[0]
 
     def scores(pairs: pd.DataFrame) -> Scores:
-        return fused_ranks([part.scores(pairs) for part in parts], pairs)
+        return reciprocal_rank_fusion([part.scores(pairs) for part in parts], pairs)
 
     return Loaded(scores, sum(part.parameters for part in parts), sum(part.megabytes for part in parts))
 
@@ -229,8 +230,8 @@ def _megabytes(name: str) -> float:
     return sum(path.stat().st_size for path in weight_files(name)) / 1e6
 
 
-def fused_ranks(scores: Sequence[Scores], pairs: pd.DataFrame) -> Scores:
-    """Reciprocal-rank fusion over the candidates of each query (Cormack, Clarke and Buettcher, SIGIR 2009).
+def reciprocal_rank_fusion(scores: Sequence[Scores], pairs: pd.DataFrame) -> Scores:
+    """Reciprocal rank fusion over the candidates of each query (Cormack, Clarke and Buettcher, SIGIR 2009).
 
     Args:
         scores: of each system; shape (pairs,).
@@ -239,14 +240,14 @@ def fused_ranks(scores: Sequence[Scores], pairs: pd.DataFrame) -> Scores:
     Returns:
         The sum of 1 / (60 + rank); a rank is 1 and the number of retrieved candidates that score higher.
     """
-    fused = np.zeros(len(pairs))
+    shares = np.zeros(len(pairs))
     retrieved = pairs["retrieved"].to_numpy(bool)
     for rows in pairs.groupby("query_id").indices.values():
         for system in scores:
             found = np.sort(system[rows][retrieved[rows]])
             higher = len(found) - np.searchsorted(found, system[rows], side="right")
-            fused[rows] += 1 / (FUSION_K + 1 + higher)
-    return fused
+            shares[rows] += 1 / (RRF_K + 1 + higher)
+    return shares
 
 
 def added_z_scores(scores: Mapping[str, Scores], weights: Mapping[str, float], pairs: pd.DataFrame) -> Scores:

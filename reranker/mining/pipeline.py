@@ -21,7 +21,7 @@ from reranker.mining.negatives import Mined
 from reranker.retrieval import bm25, index
 from reranker.retrieval.index import Index
 from reranker.retrieval.ranking import FirstStage, Vectors
-from reranker.retrieval.retrievers import Dense, Fused, Lexical
+from reranker.retrieval.retrievers import Dense, Lexical, ReciprocalRankFusion
 
 Scores = NDArray[np.float64]
 BM25 = "bm25"
@@ -55,7 +55,7 @@ def retriever(
     index_name: str,
     compute: Compute,
 ) -> Retriever:
-    """A retriever over the passages and queries of a data set; several are fused by rank.
+    """A retriever over the passages and queries of a data set; several are merged by reciprocal rank fusion.
 
     Args:
         names: `bm25`, or embedding models.
@@ -86,7 +86,7 @@ def retriever(
             )
             indexes.append(Indexed(index.build(index_name, passages, queries=len(queries)), passages, queries))
             parts.append(Dense(passages, queries, indexes[-1].lookup, compute.engine))
-    return Retriever(Fused(parts) if len(parts) > 1 else parts[0], indexes)
+    return Retriever(ReciprocalRankFusion(parts) if len(parts) > 1 else parts[0], indexes)
 
 
 def index_figures(indexes: Sequence[Indexed], queries: Places, *, depth: int, wanted: float) -> dict[str, float | str]:

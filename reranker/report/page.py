@@ -68,7 +68,7 @@ class Numbers(NamedTuple):
     comparison: pd.DataFrame
     """Columns `COMPARISON_COLUMNS`."""
     costs: pd.DataFrame
-    """Columns `COST_COLUMNS`."""
+    """Columns `evaluation.costs.COST_COLUMNS`."""
     queries: Sequence[Query]
     """The test queries, one at least, as `explorer.explore` gives them."""
     passages: Mapping[str, Passage]

@@ -32,11 +32,6 @@ COMPARISON_COLUMNS = (
     *(f"gain_vs_{other}{end}" for other in OTHERS for end in ("", "_low", "_high")),
     *(f"p_vs_{other}_holm" for other in OTHERS), "detectable",
 )  # fmt: skip
-COST_COLUMNS = (
-    "system", "parameters", "megabytes", "pairs_per_second", "p50_ms_30", "p95_ms_30", "p50_ms_100", "p95_ms_100",
-    "usd_per_1000_queries",
-)  # fmt: skip
-"""Times are of one query with 30 or 100 passages, in milliseconds; megabytes are of 1,000,000 bytes."""
 
 
 class ResultRow(NamedTuple):
@@ -264,7 +259,7 @@ def cost_rows(comparison: pd.DataFrame, costs: pd.DataFrame) -> list[CostRow]:
 
     Args:
         comparison: columns system, mode and ndcg@10; figures of the mode `retrieved` are taken.
-        costs: columns `COST_COLUMNS`.
+        costs: columns `evaluation.costs.COST_COLUMNS`.
     """
     both = comparison[comparison["mode"] == "retrieved"].merge(costs, on="system")
     return [

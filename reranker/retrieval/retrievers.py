@@ -1,4 +1,4 @@
-"""First-stage retrievers: by vectors, by words, and several fused."""
+"""First-stage retrievers: by vectors, by words, and reciprocal rank fusion of several."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -23,16 +23,16 @@ WIDTH = 32_768
 """Passages that are looked at together for ranks."""
 QUERIES = 4096
 """Queries per block: what progress shows."""
-FUSED = 1024
-"""Queries whose rankings are fused together."""
 GROUPS = 8
 """Groups of passages per passage that is wanted, when the best are looked for."""
 SMALLEST = np.finfo(np.float32).tiny
 """Below every score of a passage that shares a word."""
-FUSION_DEPTH = 1000
-"""Passages of each retriever that are fused."""
-FUSION_K = 60
-"""The constant of reciprocal-rank fusion in Cormack, Clarke and Buettcher (SIGIR 2009)."""
+RRF_QUERIES = 1024
+"""Queries whose rankings are merged together."""
+RRF_DEPTH = 1000
+"""Passages of each retriever whose ranks count."""
+RRF_K = 60
+"""The constant of reciprocal rank fusion in Cormack, Clarke and Buettcher (SIGIR 2009)."""
 
 
 class Dense:
@@ -177,24 +177,24 @@ class Lexical:
         return buffer
 
 
-class Fused:
-    """Reciprocal-rank fusion: the sum of 1 / (60 + rank) over the retrievers that find a passage.
+class ReciprocalRankFusion:
+    """Reciprocal rank fusion: the sum of 1 / (60 + rank) over the retrievers that find a passage.
 
     Cormack, Clarke and Buettcher (SIGIR 2009). A passage that none of them finds has score 0 and the rank after the
     last one that is found.
 
     Args:
         parts: retrievers of the same passages and queries.
-        first: passages of each retriever that are fused.
+        first: passages of each retriever whose ranks count.
     """
 
-    def __init__(self, parts: Sequence[FirstStage], first: int = FUSION_DEPTH) -> None:
+    def __init__(self, parts: Sequence[FirstStage], first: int = RRF_DEPTH) -> None:
         self._parts, self._first = parts, first
 
     def search(self, queries: Places, depth: int, *, label: str) -> Ranking:
         """See `FirstStage`; no more passages than all retrievers give."""
         depth = min(depth, self._first * len(self._parts))
-        return _together((self._found(part, label) for part in _blocks(queries)), queries, depth, label)
+        return _together((self._rank(part, label) for part in _blocks(queries)), queries, depth, label)
 
     def scores(self, queries: Places, passages: Places) -> Vectors:
         """See `FirstStage`."""
@@ -207,9 +207,9 @@ class Fused:
     def _pairs(self, queries: Places, passages: Places) -> tuple[Vectors, Places]:
         scores, better = np.zeros(len(queries), dtype=np.float32), np.zeros(len(queries), dtype=np.int64)
         by_query = _by_query(queries)
-        for start in range(0, len(by_query), FUSED):
-            block = by_query[start : start + FUSED]
-            found = self._found(np.array([query for query, _ in block]), "fusion")
+        for start in range(0, len(by_query), RRF_QUERIES):
+            block = by_query[start : start + RRF_QUERIES]
+            found = self._rank(np.array([query for query, _ in block]), "reciprocal rank fusion")
             pairs = np.concatenate([rows for _, rows in block])
             of = np.repeat(np.arange(len(block)), [len(rows) for _, rows in block])
             step = max(1, CELLS // found.positions.shape[1])
@@ -220,20 +220,18 @@ class Fused:
                 better[some] = (found.scores[row] > scores[some][:, None]).sum(axis=1)
         return scores, better + 1
 
-    def _found(self, queries: Places, label: str) -> Ranking:
+    def _rank(self, queries: Places, label: str) -> Ranking:
         """Every passage that a retriever finds, best first; shape (queries, passages of all retrievers)."""
         rankings = [part.search(queries, self._first, label=label).positions for part in self._parts]
-        fused = [_fuse([each[at : at + FUSED] for each in rankings]) for at in range(0, len(queries), FUSED)]
-        fused = fused or [_fuse(rankings)]
-        return Ranking(
-            np.concatenate([block.positions for block in fused]), np.concatenate([block.scores for block in fused])
-        )
+        starts = range(0, max(1, len(queries)), RRF_QUERIES)
+        blocks = [_merge([each[start : start + RRF_QUERIES] for each in rankings]) for start in starts]
+        return Ranking(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
 
 
-def _fuse(rankings: Sequence[Places]) -> Ranking:
-    """Fuse rankings of the same queries; shapes (queries, depth of each)."""
+def _merge(rankings: Sequence[Places]) -> Ranking:
+    """Reciprocal rank fusion of rankings of the same queries; shapes (queries, depth of each)."""
     positions = np.concatenate(rankings, axis=1)
-    shares = 1 / (FUSION_K + np.concatenate([np.arange(1, each.shape[1] + 1) for each in rankings]))
+    shares = 1 / (RRF_K + np.concatenate([np.arange(1, each.shape[1] + 1) for each in rankings]))
     # sorted by position, then by retriever: the sum does not depend on where the others rank the passage
     keys = np.sort((positions << 32) | np.arange(len(shares)), axis=1)
     positions, scores = keys >> 32, shares[keys & 0xFFFFFFFF]

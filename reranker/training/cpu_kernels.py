@@ -10,17 +10,17 @@ from torch.overrides import TorchFunctionMode
 
 
 class Float32Attention(TorchFunctionMode):
-    """While it lasts, the fused attention of bfloat16 tensors on a CPU is computed in float32: faster, and more exact.
+    """While it lasts, attention of bfloat16 tensors on a CPU is computed in float32: faster, and more exact.
 
     Its products are of one head's 32 or 64 dimensions. Without AMX, which multiplies whole tiles, the conversions
     take longer than the products: at 128 tokens two and a half times as long as all in float32. With dropout torch
-    does not fuse attention, and it is left alone.
+    computes attention step by step, and it is left alone.
     """
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Called for each function of torch; all but the fused attention are passed on."""
+        """Called for each function of torch; all but the attention are passed on."""
         if func is F.scaled_dot_product_attention and not torch.cpu._is_amx_tile_supported():
             return _attend(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))

@@ -2,9 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reranker.evaluation.costs import AT_LEAST, Cost, added, asked, measure, table
-from reranker.evaluation.systems import Loaded
-from reranker.report.tables import COST_COLUMNS
+from reranker.evaluation.costs import AT_LEAST, COST_COLUMNS, Cost, added, asked, measure, table
 
 PASSAGES = pd.DataFrame({"passage_id": [f"p{n}" for n in range(9)], "text": [f"text {n}" for n in range(9)]})
 PAIRS = pd.DataFrame(
@@ -36,17 +34,16 @@ def test_each_query_is_timed_by_itself_after_one_that_does_not_count():
         return np.zeros(len(pairs))
 
     queries = {width: asked(PAIRS, PASSAGES, width, seed=1) for width in (2, 4)}
-    cost = measure(Loaded(scores, 7, 0.5), queries)
+    seconds = measure(scores, queries)
     assert seen == [("q1", 2), ("q1", 2), ("q2", 2), ("q1", 4), ("q1", 4), ("q2", 4)]
-    assert (cost.parameters, cost.megabytes) == (7, 0.5)
-    assert {width: len(times) for width, times in cost.seconds.items()} == {2: 2, 4: 2}
+    assert {width: len(times) for width, times in seconds.items()} == {2: 2, 4: 2}
 
 
 def test_slow_system_is_timed_on_fewer_queries(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("reranker.evaluation.costs.SECONDS", 0.0)
     queries = asked(PAIRS, PASSAGES, 2, seed=1) * 10
-    cost = measure(Loaded(lambda pairs: np.zeros(len(pairs)), 0, 0.0), {2: queries})
-    assert len(cost.seconds[2]) == AT_LEAST
+    seconds = measure(lambda pairs: np.zeros(len(pairs)), {2: queries})
+    assert len(seconds[2]) == AT_LEAST
 
 
 def test_costs_are_added_query_by_query():

@@ -3,7 +3,9 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import pytrec_eval
 
+from reranker.evaluation.comparison import MEASURES as COMPARED
 from reranker.evaluation.metrics import mean_ndcg, per_query
 
 MEASURES = ["nDCG@10", "RR@10", "AP", "R@3"]
@@ -19,20 +21,10 @@ def retrieved(**scores: dict[str, float]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["query_id", "passage_id", "score"]).astype({"score": float})
 
 
-def by_hand(relevance: dict[str, int], scores: dict[str, float]) -> dict[str, float]:
-    """The measures from their definitions; ties by passage id, last first."""
-    order = sorted(scores, key=lambda passage: (scores[passage], passage), reverse=True)
-    gains = [relevance.get(passage, 0) for passage in order]
-    right = [position for position, gain in enumerate(gains, 1) if gain > 0]
-    number = sum(value > 0 for value in relevance.values())
-    best = sorted(relevance.values(), reverse=True)
-    discounted, ideal = (sum(g / math.log2(i + 2) for i, g in enumerate(values[:10])) for values in (gains, best))
-    return {
-        "nDCG@10": discounted / ideal if ideal else 0.0,
-        "RR@10": 1 / right[0] if right and right[0] <= 10 else 0.0,
-        "AP": sum(hits / position for hits, position in enumerate(right, 1)) / number if number else 0.0,
-        "R@3": sum(position <= 3 for position in right) / number if number else 0.0,
-    }
+TREC_EVAL = {
+    "ndcg@5": "ndcg_cut_5", "ndcg@10": "ndcg_cut_10", "ndcg@20": "ndcg_cut_20", "mrr@10": "recip_rank", "map": "map",
+    "p@1": "P_1", "recall@10": "recall_10", "recall@30": "recall_30",
+}  # fmt: skip
 
 
 def test_mean_is_over_the_queries_of_the_pairs_alone():
@@ -54,19 +46,24 @@ def test_graded_relevance_gives_graded_gain():
     assert value == pytest.approx((1 + 3 / math.log2(3)) / (3 + 1 / math.log2(3)))
 
 
-def test_measures_agree_with_their_definitions_on_random_runs_with_ties():
+def test_every_measure_agrees_with_trec_eval_on_random_runs_with_ties_and_queries_without_results():
     generator = np.random.default_rng(3)
-    names = [f"p{number}" for number in range(20)]
+    names = [f"p{number}" for number in range(50)]
     relevance, scores = {}, {}
     for query in (f"q{number:02}" for number in range(40)):
-        judged_names = generator.choice(names, size=generator.integers(1, 6), replace=False)
-        relevance[query] = {name: int(generator.integers(0, 3)) for name in judged_names}
-        found = generator.choice(names, size=generator.integers(1, 20), replace=False)
-        scores[query] = {name: float(generator.integers(0, 5)) for name in found}
-    table = per_query(judged(**relevance), retrieved(**scores).sample(frac=1, random_state=1), MEASURES)
+        graded = generator.choice(names, size=generator.integers(1, 9), replace=False)
+        relevance[query] = {name: int(generator.integers(0, 4)) for name in graded}
+        candidates = generator.choice(names, size=generator.integers(0, 45), replace=False)
+        scores[query] = {name: float(generator.integers(0, 5)) for name in candidates}
+    scores["q00"] = {}
+    theirs = pytrec_eval.RelevanceEvaluator(relevance, set(TREC_EVAL.values())).evaluate(scores)
+    table = per_query(judged(**relevance), retrieved(**scores).sample(frac=1, random_state=1), list(COMPARED.values()))
     assert table.index.tolist() == sorted(relevance)
-    for query, row in table.iterrows():
-        assert row.to_dict() == pytest.approx(by_hand(relevance[query], scores[query])), query
+    for query, row in table.set_axis(list(COMPARED), axis=1).iterrows():
+        expected = {name: theirs.get(query, {}).get(key, 0.0) for name, key in TREC_EVAL.items()}
+        if expected["mrr@10"] < 1 / 10:  # trec_eval has no cut of it
+            expected["mrr@10"] = 0.0
+        assert row.to_dict() == pytest.approx(expected), query
 
 
 def test_right_passage_that_was_not_retrieved_lowers_the_measures():

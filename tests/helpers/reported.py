@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from reranker.evaluation.costs import COST_COLUMNS
 from reranker.report import cost_figures, explorer, figures, page, tables
 
 HOSTILE = "<script>alert('x')</script> & $a_b$"
@@ -83,7 +84,7 @@ COSTS = pd.DataFrame(
         (HOSTILE, 22_700_000, 90.9, 412.4, 72.0, 91.5, 240.0, 300.0, 0.0021),
         ("reranker", 53_000_000, 212.0, 290.0, 101.0, 120.0, 330.0, 400.0, 0.0033),
     ],
-    columns=list(tables.COST_COLUMNS),
+    columns=list(COST_COLUMNS),
 )
 PASSAGE_IDS = [f"p{number:02}" for number in range(13)]
 PASSAGES = pd.DataFrame(

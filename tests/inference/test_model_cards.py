@@ -40,9 +40,9 @@ def test_every_figure_and_parameter_has_its_row(card):
 
 
 def test_both_ways_of_use_are_shown(card):
-    alone, fused = snippets(card)
+    alone, shipped = snippets(card)
     assert 'CrossEncoder("models/reranker").rank(' in alone
-    assert 'Reranker("models/reranker").rank(' in fused
+    assert 'Reranker("models/reranker").rank(' in shipped
 
 
 def test_what_the_snippets_import_exists(card):

@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from reranker.evaluation.costs import COST_COLUMNS
 from reranker.report import cost_figures
 from reranker.report.cost_figures import Point, front, points
-from reranker.report.tables import COST_COLUMNS, cost_rows, magnitude, markdown_costs
+from reranker.report.tables import cost_rows, magnitude, markdown_costs
 
 COMPARISON = pd.DataFrame(
     [

@@ -4,7 +4,7 @@ import pytest
 from reranker.common.errors import UserError
 from reranker.retrieval import bm25, index, retrievers
 from reranker.retrieval.ranking import FirstStage
-from reranker.retrieval.retrievers import Dense, Fused, Lexical
+from reranker.retrieval.retrievers import Dense, Lexical, ReciprocalRankFusion
 
 PASSAGES = [str(getattr(str, name).__doc__) for name in sorted(dir(str))]  # with the same one several times
 QUERIES = [
@@ -39,7 +39,12 @@ def line(*values: float) -> Dense:
 
 def stages() -> list[FirstStage]:
     words = Lexical(PASSAGES, QUERIES)
-    return [dense(), words, Fused([dense(), words]), Fused([words, dense(), words], first=5)]
+    return [
+        dense(),
+        words,
+        ReciprocalRankFusion([dense(), words]),
+        ReciprocalRankFusion([words, dense(), words], first=5),
+    ]
 
 
 def all_scores(stage: FirstStage) -> np.ndarray:
@@ -48,7 +53,7 @@ def all_scores(stage: FirstStage) -> np.ndarray:
     return stage.scores(*pairs).reshape(len(ALL), len(CORPUS))
 
 
-@pytest.mark.parametrize("stage", stages(), ids=["dense", "lexical", "fused", "three"])
+@pytest.mark.parametrize("stage", stages(), ids=["dense", "lexical", "reciprocal_rank_fusion", "three"])
 def test_search_scores_and_ranks_agree_to_the_bit(stage):
     scores = all_scores(stage)
     for depth in (1, 10, 500):
@@ -68,10 +73,10 @@ def test_search_scores_and_ranks_agree_to_the_bit(stage):
     np.testing.assert_array_equal(ranks, (scores[:, None, :] > scores[:, :, None]).sum(axis=2) + 1)
 
 
-@pytest.mark.parametrize("stage", stages(), ids=["dense", "lexical", "fused", "three"])
+@pytest.mark.parametrize("stage", stages(), ids=["dense", "lexical", "reciprocal_rank_fusion", "three"])
 def test_queries_may_come_in_any_order_again_and_not_at_all(stage, monkeypatch):
     monkeypatch.setattr(retrievers, "QUERIES", 3)
-    monkeypatch.setattr(retrievers, "FUSED", 2)
+    monkeypatch.setattr(retrievers, "RRF_QUERIES", 2)
     whole = stage.search(ALL, 8, label="test")
     some = np.array([5, 0, 0, 6, 2])
     part = stage.search(some, 8, label="test")
@@ -128,8 +133,8 @@ def test_corpus_without_words_finds_nothing(passages):
         assert stage.ranks(np.array([0]), np.array([0])).tolist() == [1]
 
 
-def test_fusion_is_that_of_reciprocal_ranks():
-    stage = Fused([line(4, 3, 2, 1), line(1, 2, 4, 3)])
+def test_reciprocal_rank_fusion_adds_the_shares_of_the_ranks():
+    stage = ReciprocalRankFusion([line(4, 3, 2, 1), line(1, 2, 4, 3)])
     found = stage.search(np.array([0]), 4, label="test")
     shares = {0: 1 / 61 + 1 / 64, 1: 1 / 62 + 1 / 63, 2: 1 / 63 + 1 / 61, 3: 1 / 64 + 1 / 62}
     assert found.positions.tolist() == [sorted(shares, key=lambda place: -shares[place])]
@@ -137,7 +142,7 @@ def test_fusion_is_that_of_reciprocal_ranks():
 
 
 def test_passage_that_no_retriever_finds_has_no_score_and_the_rank_after_the_last():
-    stage = Fused([line(5, 4, 3, 2, 1), line(4, 5, 3, 2, 1)], first=2)
+    stage = ReciprocalRankFusion([line(5, 4, 3, 2, 1), line(4, 5, 3, 2, 1)], first=2)
     found = stage.search(np.array([0]), 4, label="test")
     assert found.positions.tolist() == [[1, 0, -1, -1]]  # equal scores by position, from the last
     pairs = np.zeros(3, dtype=np.int64), np.array([0, 1, 4])

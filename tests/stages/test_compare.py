@@ -19,12 +19,12 @@ from reranker.common.model_files import fingerprint
 from reranker.common.progress import run_stage
 from reranker.common.system_schema import EVALUATED
 from reranker.evaluation.comparison import MODES
-from reranker.evaluation.systems import added_z_scores, fused_ranks
+from reranker.evaluation.costs import COST_COLUMNS
+from reranker.evaluation.systems import added_z_scores, reciprocal_rank_fusion
 from reranker.inference.export import FILES, Exported, export
 from reranker.inference.loading import keep_first, load_retriever
 from reranker.inference.reranker import Reranker
 from reranker.inference.scoring import pair_cosines, score_pairs
-from reranker.report.tables import COST_COLUMNS
 from reranker.retrieval import bm25
 from stages import compare
 from stages import costs as costs_stage
@@ -91,7 +91,7 @@ def test_each_kind_scores_the_candidates_as_its_model_does(place, biencoder, cro
     parts = {"words": words, "whole": whole, "retriever": retriever}
     expected = {
         "words": words,
-        "hybrid": fused_ranks([words, static], table),
+        "hybrid": reciprocal_rank_fusion([words, static], table),
         "prompted": prompted,
         "embedding": static,
         "whole": whole,

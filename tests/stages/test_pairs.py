@@ -123,8 +123,8 @@ def test_task_goes_from_rows_to_figures(tmp_path: Path, task: str, headline: str
         again = shipped.scores(shown["first"].tolist(), shown["second"].tolist())
         np.testing.assert_allclose(again, scored["fine_tuned"], atol=1e-5)
         assert ((again >= 0) & (again <= 1)).all()
-        fused = scored[["zero_shot", "cross_encoder"]].to_dict("series")
-        np.testing.assert_allclose(fuse(fused, shipped.weights), scored["fine_tuned"])
+        features = scored[["zero_shot", "cross_encoder"]].to_dict("series")
+        np.testing.assert_allclose(fuse(features, shipped.weights), scored["fine_tuned"])
 
 
 @pytest.mark.slow

@@ -36,8 +36,9 @@ MANY = 3
 """Files of a folder from which a stage depends on the whole folder."""
 WITHOUT_TORCH = (
     "reranker.common.artifacts", "reranker.common.params", "reranker.data.dataset", "reranker.data.sources.readers",
-    "reranker.evaluation.comparing", "reranker.evaluation.metrics", "reranker.evaluation.trec",
-    "reranker.inference.fusion", "reranker.pairs.metrics",
+    "reranker.evaluation.comparison", "reranker.evaluation.costs", "reranker.evaluation.metrics",
+    "reranker.evaluation.significance", "reranker.evaluation.trec", "reranker.inference.fusion",
+    "reranker.pairs.metrics", "reranker.report.cost_figures", "reranker.report.page",
     "stages.evaluate", "stages.pairs.prepare", "stages.prepare", "stages.report",
 )  # fmt: skip
 

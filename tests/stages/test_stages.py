@@ -520,7 +520,7 @@ def test_marked_pair_is_a_judgment_from_then_on(modelled):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("retriever", ["bm25", "[bm25, bundled/static-256]"])
-def test_retriever_by_words_or_fused_ranks_the_candidates(modelled, retriever):
+def test_retriever_by_words_or_of_merged_rankings_ranks_the_candidates(modelled, retriever):
     modelled.set("retriever: bundled/static-256 ", f"retriever: {retriever} ")
     modelled.run("mine")
     candidates = pd.read_parquet(modelled.path / "data/mined/candidates.parquet")

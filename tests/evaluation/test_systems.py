@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reranker.evaluation.systems import added_z_scores, fused_ranks
+from reranker.evaluation.systems import added_z_scores, reciprocal_rank_fusion
 
 PAIRS = pd.DataFrame(
     {"query_id": ["q1", "q2", "q1", "q1", "q1"], "retrieved": [True, True, True, True, False]}
@@ -13,7 +13,7 @@ def test_ranks_are_those_among_the_retrieved_candidates_of_the_query():
     one, two = np.array([3.0, 5.0, 2.0, 1.0, 2.5]), np.array([1.0, 0.0, 2.0, 2.0, 9.0])
     # q1: ranks 1, 2, 3 by the first system and 3, 1, 1 by the second; the added one would be second and first
     expected = [1 / 61 + 1 / 63, 2 / 61, 1 / 62 + 1 / 61, 1 / 63 + 1 / 61, 1 / 62 + 1 / 61]
-    assert fused_ranks([one, two], PAIRS).tolist() == pytest.approx(expected)
+    assert reciprocal_rank_fusion([one, two], PAIRS).tolist() == pytest.approx(expected)
 
 
 def test_z_scores_are_added_by_weight_and_do_not_depend_on_a_scale():
@@ -31,8 +31,8 @@ def test_z_scores_are_added_by_weight_and_do_not_depend_on_a_scale():
 def test_added_passage_moves_no_other_and_a_query_without_retrieved_ones_is_fine():
     one = np.array([3.0, 5.0, 2.0, 1.0, 4.0])
     further = np.array([3.0, 5.0, 2.0, 1.0, 400.0])
-    for found in (lambda x: fused_ranks([x], PAIRS), lambda x: added_z_scores({"a": x}, {"a": 1.0}, PAIRS)):
+    for found in (lambda x: reciprocal_rank_fusion([x], PAIRS), lambda x: added_z_scores({"a": x}, {"a": 1.0}, PAIRS)):
         assert found(one)[:4].tolist() == found(further)[:4].tolist()
     none = PAIRS.assign(retrieved=False)
     assert added_z_scores({"a": one}, {"a": 1.0}, none).tolist() == [0.0] * 5
-    assert fused_ranks([one], none).tolist() == pytest.approx([1 / 61] * 5)
+    assert reciprocal_rank_fusion([one], none).tolist() == pytest.approx([1 / 61] * 5)
