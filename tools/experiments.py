@@ -17,8 +17,8 @@ from reranker.common.errors import UserError
 from reranker.common.progress import run_stage
 from reranker.common.revisions import Revision
 from reranker.review.experiment_table import text_page
-from reranker.review.experiments import FIGURES, incomparable, judge, ranked
-from reranker.review.runs import DEV, STAGE, SYSTEMS, Run, read_run
+from reranker.review.experiments import incomparable, judge, ranked
+from reranker.review.runs import DEV, FIGURES, STAGE, SYSTEMS, Run, read_run
 
 UNFINISHED = ("Failed", "Queued", "Running")
 

@@ -35,12 +35,9 @@ class Lock:
         return {dep["path"]: dep["md5"] for dep in self.stages[stage].get("deps", [])}
 
     @cached_property
-    def _writers(self) -> dict[str, str]:
-        return {out["path"]: name for name, body in self.stages.items() for out in body.get("outs", [])}
-
-    @cached_property
-    def _outs(self) -> dict[str, str]:
-        return {out["path"]: out["md5"] for body in self.stages.values() for out in body.get("outs", [])}
+    def _outs(self) -> dict[str, tuple[str, str]]:
+        """The hash of each path that a stage writes, and the stage."""
+        return {out["path"]: (out["md5"], stage) for stage, body in self.stages.items() for out in body.get("outs", [])}
 
     def out_hash(self, path: str) -> str | None:
         """The hash of a file or folder that a stage writes.
@@ -51,16 +48,14 @@ class Lock:
         Returns:
             None where no stage writes it, or where its folder's manifest is not in DVC's cache.
         """
-        if path in self._outs:
-            return self._outs[path]
-        folder = next((out for out in self._outs if within(path, out)), None)
-        if folder is None:
-            return None
+        out, md5 = next(((out, md5) for out, (md5, _) in self._outs.items() if within(path, out)), ("", None))
+        if md5 is None or out == path:
+            return md5
         try:
-            manifest = json.loads(cached(self._outs[folder]).read_bytes())
+            manifest = json.loads(cached(md5).read_bytes())
         except (OSError, ValueError):
             return None
-        return next((file["md5"] for file in manifest if path == f"{folder}/{file['relpath']}"), None)
+        return next((file["md5"] for file in manifest if path == f"{out}/{file['relpath']}"), None)
 
     def upstream(self, stage: str) -> list[str]:
         """The stage and those whose outputs it needs, directly or through others, sorted."""
@@ -71,7 +66,7 @@ class Lock:
             if name not in names:
                 names.add(name)
                 deps = self.deps(name)
-                waiting += [writer for out, writer in self._writers.items() if any(_overlap(out, dep) for dep in deps)]
+                waiting += [other for out, (_, other) in self._outs.items() if any(_overlap(out, dep) for dep in deps)]
         return sorted(names)
 
     def source_files(self, stage: str) -> dict[str, str]:
@@ -91,12 +86,13 @@ class Lock:
         return [
             name
             for name in self.upstream(stage)
-            if any((self.out_hash(path) or md5) != md5 for path, md5 in self.deps(name).items())
-            or any(
-                _value(params, key) != value
-                for key, value in self.stages[name].get("params", {}).get("params.yaml", {}).items()
-            )
+            if any(self.out_hash(path) not in (None, md5) for path, md5 in self.deps(name).items())
+            or any(_value(params, key) != value for key, value in self._params(name).items())
         ]
+
+    def _params(self, stage: str) -> Mapping[str, Any]:
+        params: Mapping[str, Any] = self.stages[stage].get("params", {}).get("params.yaml", {})
+        return params
 
 
 def _value(params: Any, key: str) -> Any:
@@ -231,19 +227,6 @@ def experiments() -> list[Experiment]:
     lines = git("for-each-ref", "--format=%(objectname) %(refname)", EXPERIMENTS).splitlines()
     rows = [(each[0], each[1].split("/", 4)) for line in lines if (each := line.split(" ", 1))]
     return [Experiment(parts[4], hash, parts[2] + parts[3]) for hash, parts in rows if len(parts) == 5]
-
-
-def commits_between(base: str, head: str) -> list[str]:
-    """The hashes of the commits that `head` has and `base` has not."""
-    return git("rev-list", f"{base}..{head}").split()
-
-
-def blob(commit: str | None, path: Path) -> str | None:
-    """The hash of a file's contents in a commit, or in the workspace for None; None where it has no such file."""
-    if commit is None:
-        return git("hash-object", "--", str(path)).strip() if path.is_file() else None
-    done = _run(["rev-parse", "--verify", "--quiet", "--end-of-options", f"{commit}:./{path.as_posix()}"])
-    return None if done.returncode else done.stdout.strip()
 
 
 def changed_files(before: str | None, after: str | None, *paths: str) -> list[str]:

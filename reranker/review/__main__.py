@@ -14,15 +14,7 @@ from reranker.common import revisions
 from reranker.common.artifacts import PATHS, write_text
 from reranker.common.errors import UserError
 from reranker.common.params import Params, load_params
-from reranker.review.changes import (
-    changed_code,
-    changed_data,
-    changed_values,
-    count_looks,
-    doubts,
-    query_texts,
-    reasons_against,
-)
+from reranker.review import changes
 from reranker.review.freshness import stale_stages_of
 from reranker.review.page import Review, review_page
 from reranker.review.runs import HEADLINE, STAGE, read_run
@@ -80,11 +72,11 @@ def reviewed(base_name: str, head_name: str | None, params: Params) -> Review:
         if system in head.per_query
     }
     stale = stale_stages_of(after)
-    reasons = reasons_against(base, head, stale)
-    looks = count_looks(before, after)
+    reasons = changes.reasons_against(base, head, stale)
+    looks = changes.count_looks(before, after)
     rules = Rules(params.review_min_gain, params.review_max_loss, params.review_alpha, params.review_test_looks)
     gained, lost = most_changed(base.per_query["reranker"], head.per_query["reranker"], NUMBER)
-    figures = [change for name in TRACKED for change in changed_values(base.figures[name], head.figures[name])]
+    figures = [change for name in TRACKED for change in changes.changed_values(base.figures[name], head.figures[name])]
     return Review(
         base=base,
         head=head,
@@ -93,14 +85,14 @@ def reviewed(base_name: str, head_name: str | None, params: Params) -> Review:
         results=results,
         looks=looks,
         reasons=reasons,
-        doubts=doubts(base, head, base.lock.stale(base.params, STAGE), stale),
-        params=changed_values(base.params, head.params),
-        data=changed_data(base, head),
-        code=changed_code(base, head),
+        doubts=changes.doubts(base, head, base.lock.stale(base.params, STAGE), stale),
+        params=changes.changed_values(base.params, head.params),
+        data=changes.changed_data(base, head),
+        code=changes.changed_code(base, head),
         figures=[change for change in figures if change.name not in HEADLINE],
         gained=gained,
         lost=lost,
-        texts=query_texts([*gained, *lost], head),
+        texts=changes.query_texts([*gained, *lost], head),
     )
 
 

@@ -29,11 +29,7 @@ class Change(NamedTuple):
 def changed_values(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
     """Values that differ, nested keys dotted, in the order of the files; `(absent)` where a side has no such key."""
     ours, theirs = dotted(before), dotted(after)
-    return [
-        Change(key, ours.get(key, ABSENT), theirs.get(key, ABSENT))
-        for key in dict.fromkeys([*ours, *theirs])
-        if ours.get(key, ABSENT) != theirs.get(key, ABSENT)
-    ]
+    return [Change(key, ours.get(key, ABSENT), theirs.get(key, ABSENT)) for key in _others(ours, theirs)]
 
 
 def changed_data(base: Run, head: Run) -> list[Change]:
@@ -55,8 +51,8 @@ def _tables(base: Run, head: Run) -> list[dict[str, str]]:
     return folders if any(whole and not part for whole, part in zip(folders, tables, strict=True)) else tables
 
 
-def _others(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    return [path for path in dict.fromkeys([*before, *after]) if before.get(path) != after.get(path)]
+def _others(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    return [key for key in dict.fromkeys([*before, *after]) if before.get(key, ABSENT) != after.get(key, ABSENT)]
 
 
 def _short(path: str, files: Sequence[Mapping[str, str]]) -> Change:
@@ -149,12 +145,12 @@ def count_looks(base: Revision, head: Revision) -> int:
     Looked at are the commits of `head` that `base` has not, and the experiments of this clone that started from one
     of these or from `base`.
     """
-    commits = revisions.commits_between(str(base.commit), head.commit or "HEAD")
+    commits = revisions.git("rev-list", f"{base.commit}..{head.commit or 'HEAD'}").split()
     starts = {base.commit, *commits}
     tried = [each.hash for each in revisions.experiments() if each.start in starts]
-    evaluated = PATHS.metrics / "evaluate.json"
-    seen = {revisions.blob(each, evaluated) for each in [*commits, *tried, head.commit]}
-    return len(seen - {None, revisions.blob(base.commit, evaluated)})
+    others = {Revision("", commit) for commit in [*commits, *tried, head.commit]}
+    seen, before = ({each.read(PATHS.metrics / "evaluate.json", str, "") for each in side} for side in (others, [base]))
+    return len(seen - before - {""})
 
 
 def query_texts(ids: Iterable[str], head: Run) -> dict[str, str]:

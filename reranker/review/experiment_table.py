@@ -5,8 +5,8 @@ import textwrap
 from collections.abc import Sequence
 
 from reranker.report.tables import count, label, p_relation, score, signed
-from reranker.review.experiments import FIGURES, REPEATS, Difference, Line, Spread
-from reranker.review.runs import SYSTEMS
+from reranker.review.experiments import REPEATS, Difference, Line, Spread
+from reranker.review.runs import FIGURES, SYSTEMS
 
 ALPHA = 0.05
 """Chance of calling any difference real that is none."""

@@ -5,12 +5,11 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from reranker.evaluation.significance import Interval, holm, interval_over_runs, randomisation_test
 from reranker.review.changes import changed_values
-from reranker.review.runs import SYSTEMS, Run
+from reranker.review.runs import FIGURES, SYSTEMS, Run
 
 SEED = "seed"
 """The parameter whose values are runs of one thing."""
@@ -34,7 +33,7 @@ class Setting:
 
     def values(self, system: str) -> NDArray[np.float64]:
         """NDCG@10 on test: one row a run, one column a query, in the order of their ids."""
-        return np.stack([run.per_query[system].sort_index().to_numpy(float) for run in self.runs])
+        return np.stack([run.test[system].to_numpy(float) for run in self.runs])
 
 
 class Spread(NamedTuple):
@@ -73,14 +72,11 @@ def incomparable(run: Run, baseline: Run) -> str | None:
     """Why a run cannot be compared with the baseline, or None."""
     ours, theirs = set(run.per_query.index), set(baseline.per_query.index)
     if ours != theirs:
-        return (
-            f"other test queries than the baseline's ({len(ours - theirs):,} new, {len(theirs - ours):,} gone): "
-            "other data or another split"
-        )
-    if None not in (run.dev_queries, baseline.dev_queries) and run.dev_queries != baseline.dev_queries:
-        return (
-            f"{run.dev_queries:,} dev queries, the baseline has {baseline.dev_queries:,}: other data or another split"
-        )
+        counts = f"{len(ours - theirs):,} new, {len(theirs - ours):,} gone"
+        return f"other test queries than the baseline's ({counts}): other data or another split"
+    here, there = run.dev_queries, baseline.dev_queries
+    if None not in (here, there) and here != there:
+        return f"{here:,} dev queries, the baseline has {there:,}: other data or another split"
     return None
 
 
@@ -100,21 +96,13 @@ def settings(runs: Iterable[Run]) -> list[Setting]:
 def _without_repeats(runs: Sequence[Run]) -> tuple[Run, ...]:
     kept: list[Run] = []
     for run in runs:
-        same = [
-            place
-            for place, other in enumerate(kept)
-            if run.params == other.params and run.dev == other.dev and _test(run).equals(_test(other))
-        ]
-        if same:
-            first = kept[same[0]]
-            kept[same[0]] = replace(first, name=f"{first.name}{REPEATS}{run.name}")
+        for place, other in enumerate(kept):
+            if run.params == other.params and run.dev == other.dev and run.test.equals(other.test):
+                kept[place] = replace(other, name=f"{other.name}{REPEATS}{run.name}")
+                break
         else:
             kept.append(run)
     return tuple(kept)
-
-
-def _test(run: Run) -> pd.DataFrame:
-    return run.per_query[list(SYSTEMS)].sort_index()
 
 
 def changes(run: Run, baseline: Run) -> list[str]:
@@ -174,12 +162,3 @@ def ranked(lines: Iterable[Line], figure: str) -> list[Line]:
         return -of_split(system).mean, line.changes
 
     return sorted(lines, key=key)
-
-
-FIGURES = {
-    "dev_ndcg@10": ("dev", "reranker"),
-    "dev_ndcg@10_cross_encoder": ("dev", "cross_encoder"),
-    "ndcg@10": ("test", "reranker"),
-    "ndcg@10_cross_encoder": ("test", "cross_encoder"),
-}
-"""What experiments can be sorted by, in the names of `dvc exp show`: split and system."""

@@ -18,7 +18,14 @@ STAGE = "evaluate"
 """Whose figures are compared."""
 SYSTEMS = ("reranker", "cross_encoder")
 """Whose NDCG@10 experiments are compared by: the shipped system's and the cross-encoder's alone."""
-DEV = {"reranker": "dev_ndcg@10", "cross_encoder": "dev_ndcg@10_cross_encoder"}
+FIGURES = {
+    "dev_ndcg@10": ("dev", "reranker"),
+    "dev_ndcg@10_cross_encoder": ("dev", "cross_encoder"),
+    "ndcg@10": ("test", "reranker"),
+    "ndcg@10_cross_encoder": ("test", "cross_encoder"),
+}
+"""What experiments can be sorted by, in the names of `dvc exp show`: split and system."""
+DEV = {system: name for name, (split, system) in FIGURES.items() if split == "dev"}
 """NDCG@10 on dev in metrics/train.json, by system."""
 HEADLINE = {
     "ndcg@10": ("evaluate", "NDCG@10"),
@@ -65,6 +72,11 @@ class Run:
     def dev(self) -> dict[str, float]:
         """NDCG@10 on dev by system."""
         return {system: self.figures["train"][name] for system, name in DEV.items()}
+
+    @property
+    def test(self) -> pd.DataFrame:
+        """NDCG@10 of the test queries in the order of their ids, of the systems that experiments are compared by."""
+        return self.per_query[list(SYSTEMS)].sort_index()
 
     @property
     def dev_queries(self) -> int | None:

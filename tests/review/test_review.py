@@ -238,7 +238,7 @@ def test_folders_of_code_data_and_results_are_looked_into(copy: Path, capsys: py
     page = capsys.readouterr().out
     assert changed in page.splitlines()
     assert re.search(r"\| `q\d\d` \| 0\.500 \| 0\.570 \| `question q\d\d` \|", page)
-    assert main(["main", "--head", "HEAD"]) == EXIT["pass"]
+    assert main(["folders~1", "--head", "HEAD"]) == EXIT["pass"]
     assert "- train: `code/another.py`, `code/edited.py`, `code/same.py`" in capsys.readouterr().out.splitlines()
 
 
