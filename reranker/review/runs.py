@@ -152,4 +152,4 @@ def _costs(text: str) -> pd.DataFrame:
 
 
 def _tracked(text: str) -> str:
-    return " ".join(str(out.get("md5")) for out in read_yaml(text)["outs"])
+    return " ".join(str(out.get("md5")) for out in read_yaml(text).get("outs", []))
