@@ -154,7 +154,7 @@ def _warn_of_origin(system: System) -> None:
         told = [
             f"experiment '{name}' has other queries or splits: it may have been trained on some of these test queries"
             for name in system.experiment
-            if not experiment_models.find(name).same_queries
+            if not experiment_models.same_queries(name)
         ]
     elif isinstance(system, CrossEncoderSystem):
         folder = Path(system.cross_encoder)

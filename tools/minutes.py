@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from reranker.common.artifacts import write_csv
 from reranker.report.tables import label
-from reranker.review.experiments import dotted
+from reranker.review.runs import dotted
 from tools.training_time import TRAINED, minutes
 
 DATA = {"control": "evaluation.control_queries", "static": "static.queries", "train": "train_queries"}

@@ -80,7 +80,7 @@ def with_key(table: pd.DataFrame, own: str) -> pd.DataFrame:
 
 def _models(system: System) -> Mapping[str, str]:
     if isinstance(system, ExperimentSystem):
-        return {name: experiment_models.find(name).model for name in system.experiment}
+        return {name: experiment_models.model_hash(name) for name in system.experiment}
     if isinstance(system, RetrieverSystem):
         names = [name for name in system.retriever if name != BM25]
     elif isinstance(system, BiencoderSystem):

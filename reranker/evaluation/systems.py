@@ -93,7 +93,7 @@ def opened(system: System, settings: Settings, label: str) -> Iterator[Loaded]:
         (name,) = system.experiment
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "reranker"
-            experiment_models.fetch(experiment_models.find(name), folder)
+            experiment_models.fetch(name, folder)
             if system.model == "reranker":
                 yield shipped(folder, settings)
             else:

@@ -10,25 +10,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from reranker.common import revisions
 from reranker.common.artifacts import PATHS, write_text
 from reranker.common.errors import UserError
 from reranker.common.params import Params, load_params
-from reranker.review import revisions
-from reranker.review.changes import (
-    HEADLINE,
-    STAGE,
-    changed_code,
-    changed_data,
-    changed_values,
-    count_looks,
-    doubts,
-    query_texts,
-    read_side,
-    reasons_against,
-)
-from reranker.review.experiments import stale_stages
+from reranker.review import changes
+from reranker.review.freshness import stale_stages_of
 from reranker.review.page import Review, review_page
-from reranker.review.revisions import stale_stages_of
+from reranker.review.runs import HEADLINE, STAGE, read_run
 from reranker.review.verdicts import EXIT, Rules, find, most_changed, paired
 
 TRACKED = ("evaluate", "train", "mine", "prepare")
@@ -73,9 +62,8 @@ def reviewed(base_name: str, head_name: str | None, params: Params) -> Review:
     Raises:
         UserError: a revision is unknown or has no figures, or they have no query in common.
     """
-    base_commit = revisions.commit(base_name)
-    head_commit = None if head_name is None else revisions.commit(head_name)
-    base, head = read_side(base_name, base_commit), read_side(head_name or "workspace", head_commit)
+    before, after = revisions.find(base_name), revisions.find(head_name) if head_name else revisions.WORKSPACE
+    base, head = read_run(before), read_run(after)
     if base.per_query.index.intersection(head.per_query.index).empty:
         raise UserError(f"{base.name} and {head.name} have no test query in common; compare runs of one test split")
     results = {
@@ -83,12 +71,12 @@ def reviewed(base_name: str, head_name: str | None, params: Params) -> Review:
         for system in base.per_query
         if system in head.per_query
     }
-    stale = stale_stages_of(head_commit)
-    reasons = reasons_against(base, head, stale)
-    looks = count_looks(base_commit, head_commit)
+    stale = stale_stages_of(after)
+    reasons = changes.reasons_against(base, head, stale)
+    looks = changes.count_looks(before, after)
     rules = Rules(params.review.min_gain, params.review.max_loss, params.review.alpha, params.review.test_looks)
     gained, lost = most_changed(base.per_query["reranker"], head.per_query["reranker"], NUMBER)
-    figures = [change for name in TRACKED for change in changed_values(base.figures[name], head.figures[name])]
+    figures = [change for name in TRACKED for change in changes.changed_values(base.figures[name], head.figures[name])]
     return Review(
         base=base,
         head=head,
@@ -97,14 +85,14 @@ def reviewed(base_name: str, head_name: str | None, params: Params) -> Review:
         results=results,
         looks=looks,
         reasons=reasons,
-        doubts=doubts(base, head, stale_stages(base.lock, base.params, STAGE), stale),
-        params=changed_values(base.params, head.params),
-        data=changed_data(base, head),
-        code=changed_code(base.lock, head.lock),
+        doubts=changes.doubts(base, head, base.lock.stale(base.params, STAGE), stale),
+        params=changes.changed_values(base.params, head.params),
+        data=changes.changed_data(base, head),
+        code=changes.changed_code(base, head),
         figures=[change for change in figures if change.name not in HEADLINE],
         gained=gained,
         lost=lost,
-        texts=query_texts([*gained, *lost], head),
+        texts=changes.query_texts([*gained, *lost], head),
     )
 
 

@@ -2,10 +2,11 @@
 
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from reranker.report.tables import count, label, p_relation, score, signed
-from reranker.review.experiments import FIGURES, REPEATS, SYSTEMS, Difference, Line, Spread
+from reranker.review.experiments import REPEATS, Difference, Line, Spread
+from reranker.review.runs import FIGURES, SYSTEMS
 
 ALPHA = 0.05
 """Chance of calling any difference real that is none."""
@@ -14,17 +15,17 @@ WIDTH = 100
 HEAD = ("Dev NDCG@10", "Test NDCG@10", "Test − baseline [95%]", "p", "p (Holm)", "Runs", "Differs from the baseline in")
 
 
-def text_page(lines: Sequence[Line], left_out: Mapping[str, str], figure: str, *, markdown: bool) -> str:
+def text_page(lines: Sequence[Line], left_out: Sequence[str], figure: str, *, markdown: bool) -> str:
     """A table a system, and what must be known to read them.
 
     Args:
         lines: in the order of the table, the baseline's among them.
-        left_out: why, by the name of each experiment that is not in the table.
+        left_out: of each experiment that is not in the table its name and why.
         figure: by which the lines are sorted, one of `FIGURES`.
         markdown: instead of columns of a terminal.
     """
     tables = [_table(lines, system, markdown=markdown) for system in SYSTEMS]
-    points = [*notes(lines, figure), *(f"Left out: {name}: {reason}." for name, reason in left_out.items())]
+    points = [*notes(lines, figure), *(f"Left out: {reason}." for reason in left_out)]
     width = None if markdown else WIDTH
     return "\n\n".join([*tables, "\n".join(_point(point, width) for point in points)])
 
@@ -88,7 +89,7 @@ def notes(lines: Sequence[Line], figure: str) -> list[str]:
     """How the lines are sorted, what the columns mean and which differences are beyond noise."""
     (baseline,) = (line for line in lines if not line.differences)
     compared = [line for line in lines if line.differences]
-    queries = len(baseline.setting.runs[0].test)
+    queries = len(baseline.setting.runs[0].per_query)
     dev_queries = baseline.setting.runs[0].dev_queries
     of_dev = "" if dev_queries is None else f"{count(dev_queries)} dev queries, "
     split, _ = FIGURES[figure]

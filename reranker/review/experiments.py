@@ -1,42 +1,20 @@
 """Experiments judged: which runs are of the same parameters, which can be compared, and which differences are noise."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from reranker.evaluation.significance import Interval, holm, interval_over_runs, randomisation_test
+from reranker.review.changes import changed_values
+from reranker.review.runs import FIGURES, SYSTEMS, Run
 
-SYSTEMS = ("reranker", "cross_encoder")
-"""Whose NDCG@10 is compared: the shipped system's and the cross-encoder's alone."""
 SEED = "seed"
 """The parameter whose values are runs of one thing."""
-ABSENT = "(absent)"
-"""In the place of the value of a key that one of two files of parameters does not have."""
 REPEATS = " = "
 """Between the names of runs that are one."""
-Lock = Mapping[str, Any]
-"""dvc.lock as it is read."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One experiment: what went in and what came out."""
-
-    name: str
-    params: Mapping[str, Any]
-    """By dotted key."""
-    files: Mapping[str, str]
-    """The hash of each file of code or data that no stage writes."""
-    dev: Mapping[str, float]
-    """NDCG@10 on dev by system."""
-    dev_queries: int | None
-    """Their number; None where it is not known."""
-    test: pd.DataFrame
-    """NDCG@10 of the test queries: one column a system, one row a query, whose id is the index."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +33,7 @@ class Setting:
 
     def values(self, system: str) -> NDArray[np.float64]:
         """NDCG@10 on test: one row a run, one column a query, in the order of their ids."""
-        return np.stack([run.test[system].sort_index().to_numpy(float) for run in self.runs])
+        return np.stack([run.test[system].to_numpy(float) for run in self.runs])
 
 
 class Spread(NamedTuple):
@@ -90,80 +68,15 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
 
 
-def dotted(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of nested mappings under keys such as `sources.faq.files`."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        inner = dotted(value) if isinstance(value, Mapping) and value else {"": value}
-        flat |= {f"{key}.{name}" if name else str(key): each for name, each in inner.items()}
-    return flat
-
-
-def upstream(lock: Lock, stage: str) -> list[str]:
-    """The stage and those whose outputs it needs, directly or through others, sorted."""
-    stages = lock["stages"]
-    found: set[str] = set()
-    waiting = [stage]
-    while waiting:
-        name = waiting.pop()
-        if name not in found:
-            found.add(name)
-            needed = [dep["path"] for dep in stages[name].get("deps", [])]
-            waiting += [
-                other
-                for other, body in stages.items()
-                for out in body.get("outs", [])
-                if any(_within(path, out["path"]) for path in needed)
-            ]
-    return sorted(found)
-
-
-def _within(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(f"{folder}/")
-
-
-def stale_stages(lock: Lock, params: Mapping[str, Any], stage: str) -> list[str]:
-    """Those of the stages upstream that did not run with these parameters, or after what they depend on.
-
-    An experiment of single stages (`dvc exp run … train`) leaves the figures of later ones as they were.
-
-    Args:
-        lock: dvc.lock.
-        params: of params.yaml, by its first keys.
-        stage: whose figures are wanted.
-    """
-    names = upstream(lock, stage)
-    written = {out["path"]: out["md5"] for name in names for out in lock["stages"][name].get("outs", [])}
-    stale = []
-    for name in names:
-        body = lock["stages"][name]
-        used = body.get("params", {}).get("params.yaml", {})
-        others = [dep for dep in body.get("deps", []) if written.get(dep["path"], dep["md5"]) != dep["md5"]]
-        if others or any(params.get(key, ABSENT) != value for key, value in used.items()):
-            stale.append(name)
-    return stale
-
-
-def source_files(lock: Lock, stage: str) -> dict[str, str]:
-    """The hash of each file that the stage or one upstream depends on and none of them writes."""
-    names = upstream(lock, stage)
-    written = [out["path"] for name in names for out in lock["stages"][name].get("outs", [])]
-    deps = [dep for name in names for dep in lock["stages"][name].get("deps", [])]
-    return {dep["path"]: dep["md5"] for dep in deps if not any(_within(dep["path"], path) for path in written)}
-
-
 def incomparable(run: Run, baseline: Run) -> str | None:
     """Why a run cannot be compared with the baseline, or None."""
-    ours, theirs = set(run.test.index), set(baseline.test.index)
+    ours, theirs = set(run.per_query.index), set(baseline.per_query.index)
     if ours != theirs:
-        return (
-            f"other test queries than the baseline's ({len(ours - theirs):,} new, {len(theirs - ours):,} gone): "
-            "other data or another split"
-        )
-    if None not in (run.dev_queries, baseline.dev_queries) and run.dev_queries != baseline.dev_queries:
-        return (
-            f"{run.dev_queries:,} dev queries, the baseline has {baseline.dev_queries:,}: other data or another split"
-        )
+        counts = f"{len(ours - theirs):,} new, {len(theirs - ours):,} gone"
+        return f"other test queries than the baseline's ({counts}): other data or another split"
+    here, there = run.dev_queries, baseline.dev_queries
+    if None not in (here, there) and here != there:
+        return f"{here:,} dev queries, the baseline has {there:,}: other data or another split"
     return None
 
 
@@ -183,16 +96,10 @@ def settings(runs: Iterable[Run]) -> list[Setting]:
 def _without_repeats(runs: Sequence[Run]) -> tuple[Run, ...]:
     kept: list[Run] = []
     for run in runs:
-        same = [
-            place
-            for place, other in enumerate(kept)
-            if run.params.get(SEED) == other.params.get(SEED)
-            and run.dev == other.dev
-            and run.test.sort_index().equals(other.test.sort_index())
-        ]
-        if same:
-            first = kept[same[0]]
-            kept[same[0]] = replace(first, name=f"{first.name}{REPEATS}{run.name}")
+        for place, other in enumerate(kept):
+            if run.params == other.params and run.dev == other.dev and run.test.equals(other.test):
+                kept[place] = replace(other, name=f"{other.name}{REPEATS}{run.name}")
+                break
         else:
             kept.append(run)
     return tuple(kept)
@@ -200,12 +107,7 @@ def _without_repeats(runs: Sequence[Run]) -> tuple[Run, ...]:
 
 def changes(run: Run, baseline: Run) -> list[str]:
     """What went into a run that did not go into the baseline: `key=value`, seed aside, and files that are others."""
-    keys = [key for key in dict.fromkeys([*run.params, *baseline.params]) if key != SEED]
-    values = [
-        f"{key}={written(run.params.get(key, ABSENT))}"
-        for key in keys
-        if run.params.get(key, ABSENT) != baseline.params.get(key, ABSENT)
-    ]
+    values = [f"{key}={written(value)}" for key, value, _ in changed_values(run.params, baseline.params) if key != SEED]
     files = sorted({*run.files, *baseline.files})
     return values + [f"other {file}" for file in files if run.files.get(file) != baseline.files.get(file)]
 
@@ -260,12 +162,3 @@ def ranked(lines: Iterable[Line], figure: str) -> list[Line]:
         return -of_split(system).mean, line.changes
 
     return sorted(lines, key=key)
-
-
-FIGURES = {
-    "dev_ndcg@10": ("dev", "reranker"),
-    "dev_ndcg@10_cross_encoder": ("dev", "cross_encoder"),
-    "ndcg@10": ("test", "reranker"),
-    "ndcg@10_cross_encoder": ("test", "cross_encoder"),
-}
-"""What experiments can be sorted by, in the names of `dvc exp show`: split and system."""

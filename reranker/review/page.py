@@ -9,8 +9,9 @@ import pandas as pd
 
 from reranker.common.errors import printable
 from reranker.report.tables import count, label, p_relation, score, signed
-from reranker.review.changes import HEADLINE, SECONDS, Change, Side
+from reranker.review.changes import Change
 from reranker.review.experiments import written
+from reranker.review.runs import HEADLINE, SECONDS, Run
 from reranker.review.verdicts import Finding, Paired, Rules, corrected, queries_needed
 
 MARKER = "<!-- reranker-review -->"
@@ -34,8 +35,8 @@ CHARACTERS = 120
 class Review:
     """All that a page says."""
 
-    base: Side
-    head: Side
+    base: Run
+    head: Run
     rules: Rules
     finding: Finding
     results: Mapping[str, Paired]
@@ -88,7 +89,7 @@ def sentence(review: Review) -> str:
             f"{told}: not real after {review.looks} looks at test, corrected for which "
             f"{p_relation(corrected(result.p, review.looks))}"
         ),
-        Finding.LOSS: f"{told}: real, and beyond the loss of {rules.max_loss:g} that review_max_loss allows",
+        Finding.LOSS: f"{told}: real, and beyond the loss of {rules.max_loss:g} that review.max_loss allows",
         Finding.INCOMPARABLE: f"{'; '.join(review.reasons)}. On {count(result.queries)} queries {told}",
     }
     return found[review.finding]
@@ -96,8 +97,8 @@ def sentence(review: Review) -> str:
 
 def _threshold(result: Paired, rules: Rules) -> str:
     if result.difference > 0:
-        return f"below the gain of {rules.min_gain:g} that review_min_gain asks for"
-    return f"not beyond the loss of {rules.max_loss:g} that review_max_loss allows"
+        return f"below the gain of {rules.min_gain:g} that review.min_gain asks for"
+    return f"not beyond the loss of {rules.max_loss:g} that review.max_loss allows"
 
 
 def _needed(result: Paired, rules: Rules) -> str:
@@ -116,7 +117,12 @@ def _about(number: int) -> str:
 
 
 def _compared(review: Review) -> str:
-    return f"{_code_span(review.head.name)} against {_code_span(review.base.name)}."
+    return f"{_code_span(_shown(review.head))} against {_code_span(_shown(review.base))}."
+
+
+def _shown(run: Run) -> str:
+    hash = (run.commit or "")[:7]
+    return f"{run.name} ({hash})" if hash and not run.name.startswith(hash) else run.name
 
 
 def _points(review: Review) -> str:
@@ -125,7 +131,7 @@ def _points(review: Review) -> str:
         result = review.results["reranker"]
         points.append(
             f"test was looked at {review.looks} times since the base (other figures of it in commits and experiments; "
-            f"review_test_looks: {review.rules.test_looks}): the best of so many is too good. Corrected for them: "
+            f"review.test_looks: {review.rules.test_looks}): the best of so many is too good. Corrected for them: "
             f"{p_relation(corrected(result.p, review.looks))}; choose on dev"
         )
     return "\n".join(f"- **Warning:** {point}." for point in points)
@@ -190,14 +196,14 @@ def _code(code: Mapping[tuple[str, ...], Sequence[str]]) -> str:
     return "\n".join(_bounded(rows, "- … {} more"))
 
 
-def _costs(base: Side, head: Side) -> str:
+def _costs(base: Run, head: Run) -> str:
     rows = []
     for name in _systems(base, head):
         for column, form in COSTS.items():
-            before, after = (_cost(side.costs, name, column, form) for side in (base, head))
+            before, after = (_cost(run.costs, name, column, form) for run in (base, head))
             if (before or after) and before != after:
                 rows.append(f"| {_plain(label(name))}, {column} | {before or '–'} | {after or '–'} |")
-    ours, theirs = (side.figures["timing"] for side in (base, head))
+    ours, theirs = (run.figures["timing"] for run in (base, head))
     for key in SECONDS:
         if key in ours and key in theirs:
             rows.append(f"| {key} | {ours[key]:,.1f} | {theirs[key]:,.1f} |")
@@ -207,20 +213,19 @@ def _costs(base: Side, head: Side) -> str:
     return "\n".join([*table, "", "Times differ from run to run and from machine to machine."])
 
 
-def _systems(base: Side, head: Side) -> list[str]:
-    tables = [side.costs["system"] for side in (base, head) if side.costs is not None]
-    return list(dict.fromkeys(name for names in tables for name in names))
+def _systems(base: Run, head: Run) -> list[str]:
+    return list(dict.fromkeys([*base.costs["system"], *head.costs["system"]]))
 
 
-def _cost(costs: pd.DataFrame | None, system: str, column: str, form: str) -> str | None:
-    if costs is None or column not in costs:
+def _cost(costs: pd.DataFrame, system: str, column: str, form: str) -> str | None:
+    if column not in costs:
         return None
     values = pd.to_numeric(costs.loc[costs["system"] == system, column], errors="coerce").dropna()
     return form.format(values.iloc[0]) if len(values) else None
 
 
 def _queries(review: Review) -> str:
-    before, after = (side.per_query["reranker"] for side in (review.base, review.head))
+    before, after = (run.per_query["reranker"] for run in (review.base, review.head))
     rows = [
         f"| {_code_span(query)} | {score(before[query])} | {score(after[query])} | {_text(review, query)} |"
         for query in [*review.gained, *review.lost]

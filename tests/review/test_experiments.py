@@ -1,30 +1,22 @@
 """Experiments judged: pure parts on literal runs, the command on a git and DVC repository with real experiments."""
 
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from reranker.common.errors import UserError
+from reranker.common.revisions import Lock, Revision
 from reranker.review.experiment_table import text_page
-from reranker.review.experiments import (
-    Run,
-    changes,
-    dotted,
-    incomparable,
-    judge,
-    ranked,
-    settings,
-    source_files,
-    stale_stages,
-    upstream,
-)
-from tools.experiments import UNFINISHED, Listed, Unusable, main, read_run
+from reranker.review.experiments import changes, incomparable, judge, ranked, settings
+from reranker.review.runs import Run, dotted
+from tools.experiments import UNFINISHED, Listed, main, usable_run
 
 QUERIES = [f"q{place:02}" for place in range(40)]
 
@@ -34,13 +26,16 @@ def run(
 ) -> Run:
     """A run whose queries are all `gain` better than 0.5; the cross-encoder's never change."""
     test = pd.DataFrame({"reranker": 0.5 + gain, "cross_encoder": 0.3}, index=QUERIES)
+    deps = [{"path": path, "md5": md5} for path, md5 in (files or {"stages/train.py": "a"}).items()]
     return Run(
         name=name,
+        commit=None,
         params={"lr": 1e-4, "seed": 12, **params},
-        files=files or {"stages/train.py": "a"},
-        dev={"reranker": dev, "cross_encoder": 0.2},
-        dev_queries=7,
-        test=test,
+        lock=Lock({"evaluate": {"deps": deps}}),
+        figures={"train": {"dev_ndcg@10": dev, "dev_ndcg@10_cross_encoder": 0.2}, "prepare": {"queries_dev": 7}},
+        per_query=test,
+        costs=pd.DataFrame(columns=["system"]),
+        raw={},
     )
 
 
@@ -61,7 +56,7 @@ def test_run_with_other_code_is_another_setting():
 
 def test_run_that_repeats_another_to_the_digit_counts_once():
     shuffled = run("again")
-    shuffled = Run(**{**vars(shuffled), "test": shuffled.test.iloc[::-1]})
+    shuffled = replace(shuffled, per_query=shuffled.per_query.iloc[::-1])
     assert names([run("a"), shuffled, run("c", seed=13), run("d", gain=0.01)]) == [["a = again", "c", "d"]]
 
 
@@ -84,45 +79,12 @@ def test_nested_keys_are_dotted():
     assert dotted({"a": 1, "b": {"c": {"d": [2]}, "e": {}}}) == {"a": 1, "b.c.d": [2], "b.e": {}}
 
 
-LOCK = {
-    "stages": {
-        "prepare": {"deps": [{"path": "data/raw", "md5": "r"}], "outs": [{"path": "data/prepared", "md5": "p"}]},
-        "train": {
-            "deps": [{"path": "stages/train.py", "md5": "t"}, {"path": "data/prepared", "md5": "p"}],
-            "params": {"params.yaml": {"lr": 1e-4}},
-            "outs": [{"path": "models/reranker", "md5": "m"}],
-        },
-        "evaluate": {
-            "deps": [{"path": "models/reranker/fusion.json", "md5": "f"}, {"path": "models/reranker", "md5": "m"}]
-        },
-        "report": {"deps": [{"path": "stages/report.py", "md5": "r"}]},
-    }
-}  # fmt: skip
-
-
-def test_stages_upstream_are_found_through_folders_too():
-    assert upstream(LOCK, "evaluate") == ["evaluate", "prepare", "train"]
-    assert upstream(LOCK, "prepare") == ["prepare"]
-
-
-def test_files_that_a_stage_writes_are_no_source_files():
-    assert source_files(LOCK, "evaluate") == {"data/raw": "r", "stages/train.py": "t"}
-
-
-def test_stage_that_did_not_run_after_its_input_or_with_the_parameters_is_stale():
-    assert stale_stages(LOCK, {"lr": 1e-4}, "evaluate") == []
-    assert stale_stages(LOCK, {"lr": 2e-5}, "evaluate") == ["train"]
-    trained = json.loads(json.dumps(LOCK))
-    trained["stages"]["train"]["outs"][0]["md5"] = "m2"
-    assert stale_stages(trained, {"lr": 1e-4}, "evaluate") == ["evaluate"]
-
-
 def test_other_queries_cannot_be_compared():
-    fewer = Run(**{**vars(run("a")), "test": run("a").test.iloc[3:].rename(index={QUERIES[5]: "new"})})
+    fewer = replace(run("a"), per_query=run("a").per_query.iloc[3:].rename(index={QUERIES[5]: "new"}))
     assert "(1 new, 4 gone)" in str(incomparable(fewer, run("b")))
-    dev = Run(**{**vars(run("a")), "dev_queries": 8})
+    dev, unknown = (replace(run("a"), figures={"prepare": figures}) for figures in ({"queries_dev": 8}, {}))
     assert "8 dev queries, the baseline has 7" in str(incomparable(dev, run("b")))
-    assert incomparable(Run(**{**vars(dev), "dev_queries": None}), run("b")) is None
+    assert incomparable(unknown, run("b")) is None
     assert incomparable(run("a", lr=1.0), run("b")) is None
 
 
@@ -158,7 +120,7 @@ def test_lines_are_ranked_by_dev_whatever_test_says_unless_asked():
 
 def test_page_says_what_is_beyond_noise_and_what_is_not():
     lines = judge([run("good", 0.1, lr=2e-5), run("same", 0.0, lr=3e-5)], run("main"), seed=1)
-    page = text_page(lines, {"bad": "failed"}, "dev_ndcg@10", markdown=False)
+    page = text_page(lines, ["bad: failed"], "dev_ndcg@10", markdown=False)
     assert re.search(r"0\.400 +0\.600 +\+0\.100 \[\+0\.100, \+0\.100\] +< 0\.001 +< 0\.001 +1  lr=2e-05 \(good\)", page)
     assert re.search(r"0\.400 +0\.500 +– +– +– +1  nothing: the baseline \(main\)", page)
     text = " ".join(page.split())
@@ -174,7 +136,7 @@ def test_page_says_what_is_beyond_noise_and_what_is_not():
 
 def test_one_comparison_has_no_corrected_column_and_several_runs_no_warning():
     runs = [run("x", 0.1, lr=2e-5), run("y", 0.1, lr=2e-5, seed=13), run("z", 0.01, seed=13)]
-    page = text_page(judge(runs, run("main"), seed=1), {}, "ndcg@10", markdown=False)
+    page = text_page(judge(runs, run("main"), seed=1), [], "ndcg@10", markdown=False)
     assert "Holm" not in page
     assert "A single run" not in page
     assert "Names joined" not in page
@@ -183,14 +145,14 @@ def test_one_comparison_has_no_corrected_column_and_several_runs_no_warning():
 
 def test_page_explains_names_of_one_run() -> None:
     lines = judge([run("x", 0.1, lr=2e-5), run("y", 0.1, lr=2e-5)], run("main"), seed=1)
-    page = text_page(lines, {}, "dev_ndcg@10", markdown=False)
+    page = text_page(lines, [], "dev_ndcg@10", markdown=False)
     assert " 1  lr=2e-05 (x = y)" in page
     assert "Names joined by = have the same parameters, seed and figures: one run." in page
 
 
 def test_markdown_has_the_same_cells_and_breaks_on_no_value():
     lines = judge([run("a|b", 0.1, lr=2e-5)], run("main"), seed=1)
-    page = text_page(lines, {}, "dev_ndcg@10", markdown=True)
+    page = text_page(lines, [], "dev_ndcg@10", markdown=True)
     rows = [line for line in page.splitlines() if line.startswith("|")]
     assert r"| lr=2e-05 (a\|b) | 0.400 | 0.600 | +0.100 [+0.100, +0.100] | < 0.001 | 1 |" in rows
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {7}
@@ -209,6 +171,7 @@ stages:
     deps: [model.json]
     params: [queries]
     metrics: [{metrics/per_query.csv: {cache: false}}, {metrics/prepare.json: {cache: false}}]
+    outs: [{metrics/evaluate.json: {cache: false}}]
 """
 TRAIN = """
 import json, os, re
@@ -227,6 +190,7 @@ gain = json.load(open("model.json"))
 rows = [f"q{n},{0.5 + gain},{0.3 + n / 1000}" for n in range(number)]
 open("metrics/per_query.csv", "w").write("\\n".join(["query_id,reranker,cross_encoder", *rows, ""]))
 json.dump({"queries_dev": 7}, open("metrics/prepare.json", "w"))
+json.dump({"ndcg@10": 0.5 + gain}, open("metrics/evaluate.json", "w"))
 """
 
 
@@ -249,7 +213,7 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("committed")
     for name, text in {"dvc.yaml": STAGES, "train.py": TRAIN, "evaluate.py": EVALUATE}.items():
         (folder / name).write_text(text)
-    (folder / "params.yaml").write_text("lr: 1e-4\nseed: 12\nqueries: 40\nstatistics_seed: 1\n")
+    (folder / "params.yaml").write_text("lr: 1e-4\nseed: 12\nqueries: 40\nevaluation: {seed: 1}\n")
     for command in (
         "git init -q -b main", "git config user.email a@example.org", "git config user.name a", "dvc init -q",
         "dvc config core.analytics false", "dvc repro -q", "git add -A", "git commit -qm run",
@@ -319,8 +283,8 @@ def test_experiment_that_has_not_succeeded_is_not_read(
 ) -> None:
     """DVC shows the figures of its commit for it."""
     monkeypatch.chdir(tried)
-    with pytest.raises(Unusable, match=f"{state.lower()}, without figures"):
-        read_run(Listed("bad", "HEAD", state))
+    with pytest.raises(UserError, match=f"^bad: {state.lower()}, without figures$"):
+        usable_run(Listed(Revision("bad", "HEAD"), state))
 
 
 @pytest.mark.parametrize(
@@ -329,7 +293,8 @@ def test_experiment_that_has_not_succeeded_is_not_read(
         ("metrics/train.json", "{}", r"its metrics lack dev_ndcg@10, dev_ndcg@10_cross_encoder"),
         ("metrics/train.json", "{", r"its metrics/train\.json cannot be read"),
         ("metrics/per_query.csv", "", r"its metrics/per_query\.csv cannot be read"),
-        ("metrics/per_query.csv", "query_id,reranker\nq1,\n", r"its metrics lack reranker, cross_encoder"),
+        ("metrics/per_query.csv", "query_id,reranker\nq1,\n", r"its metrics/per_query\.csv cannot be read"),
+        ("metrics/per_query.csv", "query_id,reranker\nq1,0.5\n", r"its metrics lack cross_encoder"),
         ("params.yaml", "<<<<<<< ours\nlr: [", r"its params\.yaml cannot be read"),
         ("dvc.lock", "stages: {}", r"the stage evaluate did not run"),
     ],
@@ -342,16 +307,16 @@ def test_commit_with_unreadable_figures_is_said(
     (folder / path).write_text(text)
     shell(folder, "git", "commit", "-qam", "damaged")
     monkeypatch.chdir(folder)
-    assert read_run(Listed("whole", "HEAD~1", None)).dev == {"reranker": 0.4, "cross_encoder": 0.3}
-    with pytest.raises(Unusable, match=reason):
-        read_run(Listed("damaged", "HEAD", None))
+    assert usable_run(Listed(Revision("whole", "HEAD~1"), None)).dev == {"reranker": 0.4, "cross_encoder": 0.3}
+    with pytest.raises(UserError, match=f"^damaged: {reason}"):
+        usable_run(Listed(Revision("damaged", "HEAD"), None))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--baseline", "nowhere"], r"error: the baseline nowhere: git has no params\.yaml in it"),
+        (["--baseline", "nowhere"], r"error: the baseline nowhere: git knows no such revision .*--baseline"),
         (["--baseline", "train-only"], r"error: the baseline train-only: only some stages ran .*--baseline"),
     ],
 )

@@ -14,9 +14,9 @@ from typing import ClassVar
 import pytest
 import yaml
 
+from reranker.common.revisions import find
 from reranker.review.__main__ import main
 from reranker.review.page import MARKER
-from reranker.review.revisions import commit
 from reranker.review.verdicts import EXIT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -198,17 +198,54 @@ def test_experiment_is_reviewed_by_its_name_and_counts_as_a_look(
 ) -> None:
     succeed(copy, "dvc exp run -q --name tried -S lr=2e-4", "dvc exp run -q --name again -S lr=2e-4")
     succeed(copy, "git checkout -q -f gain", "dvc checkout -q")
-    set_key(copy, "review_test_looks", "1")
+    set_key(copy, "review.test_looks", "1")
     assert main(["main", "--head", "tried"]) == EXIT["regression"]
     assert "`tried (" in capsys.readouterr().out
     assert main(["main", "--head", "gain"]) == EXIT["pass"]
     assert "test was looked at 2 times since the base" in capsys.readouterr().out  # tried and again are one figure
 
 
+@pytest.mark.slow
+def test_folders_of_code_data_and_results_are_looked_into(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("same.py", "edited.py", "renamed.py"):
+        (copy / "code").mkdir(exist_ok=True)
+        (copy / "code" / name).write_text(f"{name} = 1\n")
+    (copy / "data/teachers").mkdir()
+    (copy / "data/teachers/scores.csv").write_text("a")
+    stages = STAGES.replace("train.py, data/raw", "code, train.py, data/raw").replace(
+        "outs: [data/prepared/queries.parquet", "outs: [data/prepared"
+    )
+    (copy / "dvc.yaml").write_text(stages.replace("[data/prepared/queries.parquet, title", "[data/prepared, title"))
+    succeed(
+        copy, "git rm -q data/prepared/.gitignore", "dvc add -q data/teachers/scores.csv", "dvc repro -q",
+        "git add -A", "git commit -qm folders", "git tag folders",
+    )  # fmt: skip
+    (copy / "code/edited.py").write_text("edited = 2\n")
+    (copy / "code/renamed.py").rename(copy / "code/another.py")
+    (copy / "data/teachers/scores.csv").write_text("b")
+    set_key(copy, "lr", "0.00005")
+    succeed(copy, "dvc add -q data/teachers/scores.csv", "dvc repro -q")
+    changed = "- train: `code/another.py`, `code/edited.py`, `code/renamed.py`"
+
+    assert main(["folders"]) == EXIT["pass"]
+    page = capsys.readouterr().out
+    assert changed in page.splitlines()
+    assert "`data/teachers/scores.csv.dvc`" in page
+    assert "`data/prepared" not in page
+    succeed(copy, "git add -A", "git commit -qm edited")
+    (copy / "data/prepared/queries.parquet").unlink()
+    assert main(["folders", "--head", "HEAD"]) == EXIT["pass"]
+    page = capsys.readouterr().out
+    assert changed in page.splitlines()
+    assert re.search(r"\| `q\d\d` \| 0\.500 \| 0\.570 \| `question q\d\d` \|", page)
+    assert main(["folders~1", "--head", "HEAD"]) == EXIT["pass"]
+    assert "- train: `code/another.py`, `code/edited.py`, `code/same.py`" in capsys.readouterr().out.splitlines()
+
+
 def test_revision_that_nobody_knows_is_an_error(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "nowhere: git knows no such revision and DVC no such experiment" in message(capsys, "nowhere")
     assert "--x: git knows no such" in message(capsys, "main", "--head=--x")
-    assert commit("main") == commit("HEAD")
+    assert find("main").commit == find("HEAD").commit
 
 
 def test_commit_without_figures_is_an_error(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -231,12 +268,17 @@ def test_commit_without_figures_is_an_error(copy: Path, capsys: pytest.CaptureFi
         ("metrics/evaluate.json", '{"ndcg@10": "good"}'),
         ("metrics/evaluate.json", "<<<<<<< ours"),
         ("metrics/costs.csv", "megabytes\n1\n"),
-        ("dvc.lock", "stages: {}"),
+        ("dvc.lock", "stages: []"),
     ],
 )
 def test_broken_file_is_named(copy: Path, capsys: pytest.CaptureFixture[str], path: str, text: str) -> None:
     (copy / path).write_text(text)
     assert f"workspace: its {path} cannot be read" in message(capsys, "main")
+
+
+def test_run_without_evaluate_is_an_error(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (copy / "dvc.lock").write_text("stages: {}")
+    assert "workspace: the stage evaluate did not run" in message(capsys, "main")
 
 
 def test_runs_without_a_common_query_are_an_error(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,7 +297,7 @@ def test_folder_without_git_is_an_error(
 
 def test_review_needs_no_model_library() -> None:
     heavy = "torch", "transformers", "sentence_transformers", "sklearn", "scipy", "matplotlib", "openvino"
-    code = f"import sys, reranker.review; assert not {{*{heavy}}} & {{*sys.modules}}, {{*{heavy}}} & {{*sys.modules}}"
+    code = f"import sys, reranker.review.__main__; heavy = {{*{heavy}}} & {{*sys.modules}}; assert not heavy, heavy"
     done = shell(ROOT, sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr
 

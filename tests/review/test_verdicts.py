@@ -1,13 +1,17 @@
 """A change judged: verdicts of literal figures, what differs between two sides, and the page that says so."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from scipy import stats
 
-from reranker.review.changes import Change, Side, changed_code, changed_data, changed_values, doubts, reasons_against
+from reranker.common.revisions import Lock, cached
+from reranker.review.changes import Change, changed_code, changed_data, changed_values, doubts, reasons_against
 from reranker.review.page import CHARACTERS, MARKER, ROWS, Review, review_page
+from reranker.review.runs import Run
 from reranker.review.verdicts import (
     EXIT,
     WORDS,
@@ -22,18 +26,16 @@ from reranker.review.verdicts import (
 )
 
 RULES = Rules(min_gain=0.0, max_loss=0.005, alpha=0.05, test_looks=5)
-LOCK = {
-    "stages": {
-        "prepare": {
-            "deps": [{"path": "data/raw", "md5": "r"}, {"path": "stages/prepare.py", "md5": "p"}],
-            "outs": [{"path": "data/prepared/passages.parquet", "md5": "passages"}],
-        },
-        "evaluate": {
-            "deps": [{"path": "data/prepared/passages.parquet", "md5": "passages"}, {"path": "a.py", "md5": "a"}],
-            "outs": [{"path": "data/scored/test.qrels", "md5": "qrels"}],
-        },
-        "report": {"deps": [{"path": "report.py", "md5": "x"}]},
-    }
+STAGES = {
+    "prepare": {
+        "deps": [{"path": "data/raw", "md5": "r"}, {"path": "stages/prepare.py", "md5": "p"}],
+        "outs": [{"path": "data/prepared/passages.parquet", "md5": "passages"}],
+    },
+    "evaluate": {
+        "deps": [{"path": "data/prepared/passages.parquet", "md5": "passages"}, {"path": "a.py", "md5": "a"}],
+        "outs": [{"path": "data/scored/test.qrels", "md5": "qrels"}],
+    },
+    "report": {"deps": [{"path": "report.py", "md5": "x"}]},
 }
 
 
@@ -46,20 +48,20 @@ def result(difference: float = 0.01, p: float = 0.01, **other: object) -> Paired
     return Paired(**{"interval": (difference - 0.01, difference + 0.01), **made, **other})
 
 
-def side(name: str = "main", shift: float = 0.0, **other: object) -> Side:
+def side(name: str = "main", shift: float = 0.0, **other: object) -> Run:
     test = pd.DataFrame({"reranker": series(*[0.5 + shift] * 40), "cross_encoder": series(*[0.3] * 40)})
     figures = {"evaluate": {"ndcg@10": 0.5 + shift}, "prepare": {"rows": 9}, "train": {}, "mine": {}, "timing": {}}
-    made = {"params": {"lr": 1e-4}, "lock": LOCK, "figures": figures, "per_query": test, "costs": None, "raw": {}}
-    return Side(**{"name": name, **made, **other})
+    made = {"commit": None, "params": {"lr": 1e-4}, "lock": Lock(STAGES), "figures": figures, "per_query": test}
+    return Run(**{"name": name, **made, "costs": pd.DataFrame(columns=["system"]), "raw": {}, **other})
 
 
-def with_hash(path: str, md5: str) -> dict[str, object]:
+def with_hash(path: str, md5: str) -> Lock:
     """The lock with another hash of a file, wherever it stands."""
     stages = {
         name: {kind: [{**f, "md5": md5} if f["path"] == path else f for f in files] for kind, files in body.items()}
-        for name, body in LOCK["stages"].items()
+        for name, body in STAGES.items()
     }
-    return {"stages": stages}
+    return Lock(stages)
 
 
 def test_pairs_are_of_the_same_queries_whatever_their_order():
@@ -156,10 +158,30 @@ def test_data_that_is_other_is_named_with_its_rows_and_hashes():
     assert changed_data(base, base) == []
 
 
+def test_data_in_a_folder_is_named_by_its_tables_where_both_manifests_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    base, head = (
+        side(lock=Lock({**STAGES, "prepare": {"outs": [{"path": "data/prepared", "md5": f"{md5}.dir"}]}}))
+        for md5 in ("aaaaaaaa", "bbbbbbbb")
+    )
+    assert changed_data(base, head) == [Change("data/prepared", "aaaaaaa", "bbbbbbb")]
+    assert changed_data(side(), head) == [Change("data/prepared", "(absent)", "bbbbbbb")]
+    assert doubts(base, head, [], []) == []
+    for md5, passages in (("aaaaaaaa", "old"), ("bbbbbbbb", "new")):
+        path = cached(f"{md5}.dir")
+        path.parent.mkdir(parents=True)
+        files = {"passages.parquet": passages, "queries.parquet": "same", "leaks.parquet": md5}
+        path.write_text(json.dumps([{"md5": hash, "relpath": name} for name, hash in files.items()]))
+    assert changed_data(base, head) == [Change("data/prepared/passages.parquet", "old", "new")]
+    assert "passages are others" in doubts(base, head, [], [])[0]
+
+
 def test_changed_code_is_named_with_the_stages_that_use_it_and_only_upstream():
-    assert changed_code(LOCK, with_hash("a.py", "b")) == {("evaluate",): ["a.py"]}
-    assert changed_code(LOCK, with_hash("report.py", "b")) == {}
-    assert changed_code(LOCK, with_hash("data/raw", "b")) == {}
+    assert changed_code(side(), side(lock=with_hash("a.py", "b"))) == {("evaluate",): ["a.py"]}
+    assert changed_code(side(), side(lock=with_hash("report.py", "b"))) == {}
+    assert changed_code(side(), side(lock=with_hash("data/raw", "b"))) == {}
 
 
 def test_other_queries_judgments_or_stale_figures_cannot_be_compared():
@@ -183,7 +205,11 @@ def test_doubts_that_do_not_forbid_a_comparison_are_said():
     assert "passages are others" in doubts(side(), corpus, [], [])[0]
     assert "only a seed was changed" in doubts(side(params={"seed": 1}), side(params={"seed": 2}), [], [])[0]
     assert doubts(side(), side(params={"lr": 2e-5}), [], []) == []
-    assert "`review_*`" in doubts(side(), side(params={"lr": 1e-4, "review_max_loss": 0.1}), [], [])[0]
+    seeds = [side(params={"mining": {"seed": seed}}) for seed in (1, 2)]
+    assert "only a seed was changed" in doubts(*seeds, [], [])[0]
+    for thresholds, name in (({"review.alpha": 0.1}, "review.alpha"), ({"review": {"alpha": 0.1}}, "review.alpha")):
+        (said,) = doubts(side(), side(params={"lr": 1e-4, **thresholds}), [], [])
+        assert said == f"this change sets thresholds by which it is judged: {name}"
     assert doubts(side(), side(), ["train"], ["report"]) == [
         "main: its figures are older than its parameters: train did not run",
         "stages behind the figures are stale: report; `dvc repro`",
@@ -208,9 +234,9 @@ def test_first_line_is_what_a_person_merges_on():
     assert verdict() == "**pass: +0.010 NDCG@10, 95% [+0.000, +0.020], p = 0.010: real**"
     assert verdict(Finding.SAME) == "**pass: no change: each of 100 test queries has the NDCG@10 that it had**"
     assert "−0.010" in verdict(Finding.LOSS, result(-0.01))
-    assert verdict(Finding.LOSS).endswith("beyond the loss of 0.005 that review_max_loss allows**")
-    assert verdict(Finding.SMALL, result(-0.004)).endswith("not beyond the loss of 0.005 that review_max_loss allows**")
-    assert verdict(Finding.SMALL).endswith("below the gain of 0 that review_min_gain asks for**")
+    assert verdict(Finding.LOSS).endswith("beyond the loss of 0.005 that review.max_loss allows**")
+    assert verdict(Finding.SMALL, result(-0.004)).endswith("not beyond the loss of 0.005 that review.max_loss allows**")
+    assert verdict(Finding.SMALL).endswith("below the gain of 0 that review.min_gain asks for**")
     assert verdict(Finding.SELECTED, looks=9).endswith(
         "not real after 9 looks at test, corrected for which p = 0.090**"
     )

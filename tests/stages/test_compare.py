@@ -460,8 +460,8 @@ def test_revision_that_is_unknown_or_has_no_model_or_whose_model_is_nowhere_is_n
     with pytest.raises(UserError, match="3 of 3 systems failed"):
         compare.main([])
     lines = dict(line.removeprefix("error: systems.").split(": ", 1) for line in said(capsys))
-    assert lines["unknown"].startswith("experiment 'seed-99': git and DVC know no such revision")
-    assert lines["without"].startswith("experiment 'start': models/reranker is not in its dvc.lock")
+    assert lines["unknown"].startswith("seed-99: git knows no such revision and DVC no such experiment")
+    assert lines["without"].startswith("start: it has no dvc.lock; it takes a commit with the results of `dvc repro`")
     assert lines["nowhere"].startswith("experiment 'seed-14': models/reranker is in no cache and no remote")
     assert list(repository.comparison().index) == list(EVALUATED)
 

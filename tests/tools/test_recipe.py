@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 from reranker.common.errors import UserError
 from reranker.common.params import load_params
 from reranker.pairs.params import read_params
-from reranker.review.experiments import dotted
+from reranker.review.runs import dotted
 from tools import recipe
 
 ROOT = Path(__file__).resolve().parents[2]
