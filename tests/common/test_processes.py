@@ -16,7 +16,7 @@ from sentence_transformers import CrossEncoder
 
 from reranker.retrieval import bm25
 from settings import change
-from stages import score, students, train
+from stages import score, train
 from trainable import Trainable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,8 +153,8 @@ def test_an_error_ends_all_processes_with_one_line(scorable: Path, tmp_path: Pat
 def test_students_of_two_processes_are_those_of_one(tmp_path: Path, biencoder: str, monkeypatch: pytest.MonkeyPatch):
     one, two = (Trainable(tmp_path / name, biencoder, 16, student_layers=[1, 2]).path for name in ("one", "two"))
     monkeypatch.chdir(one)
-    students.main([])
-    done = start(two, "stages.students", *TORCHRUN)
+    train.main(["--students"])
+    done = start(two, "stages.train --students", *TORCHRUN)
     assert (done.returncode, done.stderr) == (0, "")
     (line,) = done.stdout.splitlines()
     assert line.startswith("students: NDCG@10 on 30 dev queries by layers: 1: ")

@@ -13,7 +13,7 @@ KEYS = ["query_id", "passage_id"]
 @pytest.fixture
 def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "data" / "raw").mkdir(parents=True)
+    (tmp_path / "data" / "runs").mkdir(parents=True)
     return Path("data/runs")
 
 

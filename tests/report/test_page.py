@@ -125,7 +125,7 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / f"{name}.json").write_text(json.dumps(values), encoding="utf-8")
     kept = {"prepared/dropped": DROPPED, "prepared/leaks": LEAKS, "prepared/passages": PASSAGES}
     kept |= {"prepared/queries": QUERIES, "prepared/judgments": JUDGMENTS, "mined/candidates": CANDIDATES}
-    kept |= {f"scored/{system}": table for system, table in SCORED.items()}
+    kept |= {f"evaluated/{system}": table for system, table in SCORED.items()}
     for name, table in kept.items():
         path = tmp_path / "data" / f"{name}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -360,7 +360,8 @@ def test_markdown_table_has_the_same_figures_and_cells_in_every_row() -> None:
 def test_stage_writes_the_page_and_its_pictures_and_ends_with_the_table(tmp_path: Path) -> None:
     summary = main([])
     names = {f"{name}.{kind}" for name in pictures() for kind in ("svg", "png")}
-    assert {path.name for path in (tmp_path / "report").iterdir()} == names | {"index.html"}
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"figures", "index.html"}
+    assert {path.name for path in (tmp_path / "report" / "figures").iterdir()} == names
     assert tables.text_table(SYSTEMS, 1234) in summary
     assert "report/index.html" in summary.splitlines()[-1]
 
@@ -421,7 +422,7 @@ def test_ids_that_look_like_numbers_stay_as_they_are(inputs: Path) -> None:
         ("costs.csv", "costs"),
         ("../data/prepared/passages.parquet", "prepare"),
         ("../data/mined/candidates.parquet", "mine"),
-        ("../data/scored/reranker.parquet", "evaluate"),
+        ("../data/evaluated/reranker.parquet", "evaluate"),
     ],
 )
 def test_missing_input_is_one_line_that_names_the_stage_to_run(inputs: Path, name: str, stage: str) -> None:
