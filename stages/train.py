@@ -83,7 +83,7 @@ def main(arguments: Sequence[str]) -> str:
     model = build_cross_encoder(start, params.max_length, params.frozen_layers, outputs, params.num_layers)
     use_attention(model, params.attention, precision)
     if params.lora:
-        cross_encoder.attach_lora(model, cross_encoder.Lora(**params.lora.model_dump()), params.frozen_layers)
+        cross_encoder.attach_lora(model, params.lora, params.frozen_layers)
     counted = bm25.statistics(tables.passages["text"])
     texts = partial(with_texts, texts=tables, tokenizer=model.tokenizer, max_length=params.max_length, counted=counted)
     dev, negatives = texts(dev), texts(negatives)

@@ -236,9 +236,8 @@ def _loss_rows(losses: Sequence[Query], passages: Mapping[str, Passage]) -> list
     return rows
 
 
-def _facts(values: Mapping[str, object], prefix: str = "") -> list[Fact]:
-    chosen = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
-    return [Fact(_words(key), _shown(value)) for key, value in chosen.items()]
+def _facts(values: Mapping[str, object]) -> list[Fact]:
+    return [Fact(_words(key), _shown(value)) for key, value in values.items()]
 
 
 def _drop_rows(prepare: Mapping[str, object], dropped: pd.DataFrame) -> list[DropRow]:
