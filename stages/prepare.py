@@ -26,7 +26,7 @@ from reranker.common.model_files import tokenizer_file
 from reranker.common.params import Params, load_params
 from reranker.common.progress import progress, run_stage
 from reranker.common.source_schema import Source
-from reranker.data import dataset, leakage, text_statistics
+from reranker.data import dataset, leakage
 from reranker.data.cleaning import GIVEN, Cleaner, Limits
 from reranker.data.sources import readers
 from reranker.data.text_statistics import histogram, percentiles, token_lengths
@@ -35,8 +35,6 @@ from reranker.data.text_store import Spool
 TEXTS = {"query": PATHS.queries, "passage": PATHS.passages}
 COUNTED = 30_000
 """Texts whose tokens are counted: those with the smallest ids, which are hashes."""
-GUESSED = 300
-"""Texts whose language is guessed, the same ones."""
 
 
 def main(arguments: Sequence[str]) -> str:
@@ -99,7 +97,6 @@ def main(arguments: Sequence[str]) -> str:
             "merged_queries": asked - len(plan.queries),
             "near_duplicates_looked_for": plan.compared,
             **tokens,
-            **_languages(),
         },
         PATHS.metrics / "prepare.json",
     )
@@ -164,15 +161,6 @@ def _token_counts(params: Params) -> tuple[dict[str, float], pd.DataFrame]:
         **percentiles(lengths["passage"], "passage_tokens"),
         **{f"passages_beyond_{key}": float((lengths["passage"] > limit).mean()) for key, limit in limits.items()},
     }, histogram(lengths)
-
-
-def _languages() -> dict[str, float]:
-    """Shares of the commonest languages of queries and passages."""
-    return {
-        f"{name}_language_{code}": share
-        for name, path in TEXTS.items()
-        for code, share in text_statistics.commonest(first_texts(path, GUESSED)).items()
-    }
 
 
 if __name__ == "__main__":

@@ -46,7 +46,6 @@ from reranker.retrieval import bm25
 from reranker.training.arguments import check_trainer, further
 from reranker.training.checkpoints import Checkpoints
 from reranker.training.cross_encoder import (
-    Lora,
     Plan,
     Tuned,
     attach_lora,
@@ -197,7 +196,7 @@ def _train_reranker(params: Params) -> str:
         raise UserError(f"params.yaml: on dev {error}; raise top_k or prepare.dev_share") from None
     model = _model(params, inputs, frozen=params.frozen_layers, layers=params.num_layers, key="num_layers")
     if params.lora:
-        attach_lora(model, Lora(**params.lora.model_dump()), params.frozen_layers)
+        attach_lora(model, params.lora, params.frozen_layers)
     inputs = _with_texts(params, inputs, model)
     tuned, checkpoints = _tuned(params, inputs, model, "train", "train")
     if not first_process():

@@ -1,20 +1,14 @@
-"""How long the texts are in tokens, and a guess at their languages: what a person looks at before training."""
+"""How long the texts are in tokens: what a person looks at before training."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from py3langid import classify
 from tokenizers import Tokenizer
 
 TOGETHER = 1_000
 """Texts that are encoded at a time: an encoding holds far more than its length."""
-READ = 1_000
-"""Characters of a text that are looked at."""
-SHOWN = 3
-"""Languages that are named."""
 
 
 def token_lengths(tokenizer: Tokenizer, texts: Sequence[str]) -> NDArray[np.int64]:
@@ -53,20 +47,3 @@ def histogram(lengths: Mapping[str, NDArray[np.int64]]) -> pd.DataFrame:
         bars = pd.DataFrame({"text": name, "from": edges[:-1], "to": edges[1:], "share": counts / len(values)})
         tables.append(bars[np.flatnonzero(counts)[0] : np.flatnonzero(counts)[-1] + 1])
     return pd.concat(tables, ignore_index=True).astype({"from": int, "to": int})
-
-
-def commonest(texts: Sequence[str]) -> dict[str, float]:
-    """The commonest languages of some texts.
-
-    Each text is put into one language by naive Bayes over its runs of bytes (Lui and Baldwin, langid.py, ACL 2012; the
-    model is py3langid's). A text of a few words, or of code, is often put into a wrong one.
-
-    Args:
-        texts: one at least.
-
-    Returns:
-        Share of the texts by ISO 639 code (zxx: no language), the `SHOWN` largest, largest first.
-    """
-    counts = Counter(classify(text[:READ])[0] for text in texts)
-    first = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:SHOWN]
-    return {code: count / len(texts) for code, count in first}

@@ -13,6 +13,8 @@ from scipy.optimize import minimize
 
 PENALTY = 0.01
 """Of the squared weights of standardised scores: enough to make the fit unique, too little to move it."""
+FOLDS = 5
+"""Parts of the queries in cross-validation."""
 
 
 def fit_weights(table: pd.DataFrame, judgments: pd.DataFrame, features: Sequence[str]) -> dict[str, float]:
@@ -54,16 +56,15 @@ def fit_weights(table: pd.DataFrame, judgments: pd.DataFrame, features: Sequence
     return {feature: float(weight) for feature, weight in zip(features, found.x / spread, strict=True)}
 
 
-def cross_validated(
-    table: pd.DataFrame, judgments: pd.DataFrame, features: Sequence[str], *, folds: int = 5
-) -> NDArray[np.float64]:
-    """Fused scores of each query by weights that are fitted on the other queries' folds.
+def cross_validated(table: pd.DataFrame, judgments: pd.DataFrame, features: Sequence[str]) -> NDArray[np.float64]:
+    """Fused scores of each query by weights that are fitted on the other queries' folds, of which there are `FOLDS`.
+
+    Where the other folds have no right candidate, all queries fit the weights.
 
     Args:
         table: see `fit_weights`.
         judgments: see `fit_weights`.
         features: see `fit_weights`.
-        folds: parts of the queries; where the other parts have no right candidate, all of them fit the weights.
 
     Returns:
         A score per row of the table.
@@ -72,9 +73,9 @@ def cross_validated(
         ValueError: no query has a right candidate.
     """
     everything = fit_weights(table, judgments, features)
-    fold = pd.factorize(table["query_id"], sort=True)[0] % folds
+    fold = pd.factorize(table["query_id"], sort=True)[0] % FOLDS
     scores = np.zeros(len(table))
-    for number in range(folds):
+    for number in range(FOLDS):
         held_out = fold == number
         try:
             weights = fit_weights(table[~held_out], judgments, features)

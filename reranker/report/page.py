@@ -141,13 +141,6 @@ class LossRow(NamedTuple):
     reason: str
 
 
-class LanguageRow(NamedTuple):
-    """The commonest languages of one kind of text."""
-
-    label: str
-    shares: str
-
-
 class TokenRow(NamedTuple):
     """Lengths of one kind of text."""
 
@@ -174,7 +167,7 @@ def page(numbers: Numbers, pictures: Mapping[str, Picture]) -> str:
         keep_trailing_newline=True,
     )
     scripts = [path.read_text(encoding="utf-8") for path in SCRIPTS]
-    shown_apart = re.compile("dropped_|refused_|(query|passage)_(tokens|language)_")
+    shown_apart = re.compile("dropped_|refused_|(query|passage)_tokens_")
     counts = {key: value for key, value in numbers.prepare.items() if not shown_apart.match(key)}
     mined = {key: value for key, value in numbers.mine.items() if not shown_apart.match(key)}
     return environment.get_template(TEMPLATE.name).render(
@@ -197,7 +190,6 @@ def page(numbers: Numbers, pictures: Mapping[str, Picture]) -> str:
         dropped=_drop_rows(numbers.prepare, numbers.dropped),
         leaks=_leak_rows(numbers.leaks),
         tokens=_token_rows(numbers.prepare),
-        languages=_language_rows(numbers.prepare),
         mined=_facts(mined),
         refused=_refused_rows(numbers.mine, numbers.audit),
         audit=_audit_rows(numbers.audit),
@@ -244,9 +236,8 @@ def _loss_rows(losses: Sequence[Query], passages: Mapping[str, Passage]) -> list
     return rows
 
 
-def _facts(values: Mapping[str, object], prefix: str = "") -> list[Fact]:
-    chosen = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
-    return [Fact(_words(key), _shown(value)) for key, value in chosen.items()]
+def _facts(values: Mapping[str, object]) -> list[Fact]:
+    return [Fact(_words(key), _shown(value)) for key, value in values.items()]
 
 
 def _drop_rows(prepare: Mapping[str, object], dropped: pd.DataFrame) -> list[DropRow]:
@@ -300,17 +291,6 @@ def _audit_rows(audit: pd.DataFrame) -> list[AuditRow]:
         )
         for row in audit.to_dict("records")
     ]
-
-
-def _language_rows(prepare: Mapping[str, object]) -> list[LanguageRow]:
-    found = []
-    for kind, name in (("query", "Queries"), ("passage", "Passages")):
-        prefix = f"{kind}_language_"
-        shares = {key.removeprefix(prefix): float(str(prepare[key])) for key in prepare if key.startswith(prefix)}
-        first = sorted(shares.items(), key=lambda item: (-item[1], item[0]))
-        if first:
-            found.append(LanguageRow(name, ", ".join(f"{code} {share:.1%}" for code, share in first)))
-    return found
 
 
 def _token_rows(prepare: Mapping[str, object]) -> list[TokenRow]:

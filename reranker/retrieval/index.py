@@ -77,7 +77,7 @@ class Index(Protocol):
         ...
 
 
-def build(name: str, passages: Vectors, *, queries: int, label: str = "index") -> Index:
+def build(name: str, passages: Vectors, *, queries: int) -> Index:
     """An index of the passages; the same passages give the same one.
 
     - `flat`: exact search.
@@ -96,7 +96,6 @@ def build(name: str, passages: Vectors, *, queries: int, label: str = "index") -
         name: see above.
         passages: shape (passages, dimensions); kept, not copied if they are contiguous and of float32.
         queries: how many will be searched.
-        label: what the progress is called.
 
     Raises:
         UserError: a value is not finite.
@@ -107,7 +106,7 @@ def build(name: str, passages: Vectors, *, queries: int, label: str = "index") -
         name = choose(*passages.shape, queries=queries)
     if name == "flat" or len(passages) < FEW:
         return _flat(passages)
-    return Graph(passages, label) if name == "hnsw" else Lists(passages, name, label)
+    return Graph(passages) if name == "hnsw" else Lists(passages, name)
 
 
 def choose(passages: int, dimensions: int, *, queries: int) -> str:
@@ -180,10 +179,9 @@ class Lists:
     Args:
         passages: shape (passages, dimensions), contiguous.
         name: `ivf_flat` or `ivf_pq`.
-        label: what the progress is called.
     """
 
-    def __init__(self, passages: Vectors, name: str, label: str) -> None:
+    def __init__(self, passages: Vectors, name: str) -> None:
         self.name = name
         number, dimensions = passages.shape
         lists = round(2 * number**0.5)
@@ -201,7 +199,7 @@ class Lists:
         self._index.cp.niter, self._index.cp.seed = ITERATIONS, SEED
         self._index.cp.max_points_per_centroid, self._index.cp.min_points_per_centroid = SAMPLE, 1
         self._index.train(passages[np.unique(np.linspace(0, number - 1, SAMPLE * lists).astype(np.int64))])
-        _add(self._index, passages, label)
+        _add(self._index, passages)
         self._gpu = _on_gpu(self._index) if name == "ivf_flat" else None  # faiss searches these codes on a CPU alone
 
     def search(self, queries: Vectors, depth: int) -> Ranking:
@@ -224,12 +222,11 @@ class Graph:
 
     Args:
         passages: shape (passages, dimensions), contiguous; kept beside a copy in bfloat16.
-        label: what the progress is called.
     """
 
     name = "hnsw"
 
-    def __init__(self, passages: Vectors, label: str) -> None:
+    def __init__(self, passages: Vectors) -> None:
         self.settings = {"M": LINKS, "efConstruction": EXPLORED}
         self._passages = passages
         self._index = faiss.IndexHNSWSQ(
@@ -240,7 +237,7 @@ class Graph:
         )
         self._index.hnsw.efConstruction = EXPLORED
         self._index.train(passages[:1])
-        _add(self._index, passages, label)
+        _add(self._index, passages)
 
     def search(self, queries: Vectors, depth: int) -> Ranking:
         """See `Index`."""
@@ -249,8 +246,8 @@ class Graph:
         return rescored(self._index.search(queries, depth)[1], queries, self._passages, depth)
 
 
-def _add(index: faiss.Index, passages: Vectors, label: str) -> None:
-    with progress(label, len(passages), "passages") as shown:
+def _add(index: faiss.Index, passages: Vectors) -> None:
+    with progress("index", len(passages), "passages") as shown:
         for start in range(0, len(passages), BLOCK):
             index.add(passages[start : start + BLOCK])
             shown.advance(len(passages[start : start + BLOCK]))

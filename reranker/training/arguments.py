@@ -1,8 +1,6 @@
 """The fields of CrossEncoderTrainingArguments that params.yaml may give under `trainer`, checked; and the callbacks."""
 
-import dataclasses
 import difflib
-import tempfile
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +18,9 @@ from transformers.integrations.integration_utils import (
 )
 
 from reranker.common.errors import UserError
+from reranker.common.params import CountOrZero
 from reranker.common.progress import Progress, first_process
+from reranker.common.source_schema import Count
 
 OWNED = {
     "learning_rate": "use lr",
@@ -56,8 +56,8 @@ OWNED = {
     "neftune_noise_alpha": "the trainer cannot reach the embeddings of a cross-encoder",
 }
 """Fields that have another place, and which, or none."""
-LEAST = {"gradient_accumulation_steps": 1, "dataloader_num_workers": 0}
-"""Smallest values that the trainer does not check."""
+RANGES = {"gradient_accumulation_steps": Count, "dataloader_num_workers": CountOrZero}
+"""Types of fields whose range the trainer does not check."""
 LOGGED = 40
 """Points of the loss curve."""
 
@@ -73,7 +73,7 @@ NOTHING = Further()
 
 
 def check_trainer(given: Mapping[str, Any]) -> None:
-    """Check what `trainer` says.
+    """Check what `trainer` says: the trainer itself checks no type and guesses no misspelt name.
 
     Args:
         given: fields of CrossEncoderTrainingArguments by their names.
@@ -82,29 +82,17 @@ def check_trainer(given: Mapping[str, Any]) -> None:
         UserError: a field is unknown, has another place in params.yaml or a value that is not allowed, or names a
             package that is not installed.
     """
-    hints = typing.get_type_hints(CrossEncoderTrainingArguments)
-    known = [field.name for field in dataclasses.fields(CrossEncoderTrainingArguments)]
+    hints = typing.get_type_hints(CrossEncoderTrainingArguments) | RANGES
     for key, value in given.items():
         if key in OWNED:
             raise UserError(f"params.yaml: trainer: {key}: is not given here; {OWNED[key]}")
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
             todo = f"did you mean '{near[0]}'?" if near else "see CrossEncoderTrainingArguments"
             raise UserError(f"params.yaml: trainer: unknown key '{key}'; {todo}")
-        _check_type(key, value, hints[key])
-        if key in LEAST and value < LEAST[key]:
-            raise UserError(
-                f"params.yaml: trainer: {key}: {value!r} is not allowed: it should be at least {LEAST[key]}"
-            )
-    with tempfile.TemporaryDirectory() as scratch:
-        needed = {
-            "output_dir": scratch,
-            "use_cpu": not torch.cuda.is_available(),
-            "eval_strategy": "steps",
-            "eval_steps": 1,
-        }
-        training_arguments(needed, given)
-    _reporter_types(given.get("report_to"))
+        checked(f"trainer: {key}", value, hints[key])
+    training_arguments({"use_cpu": not torch.cuda.is_available(), "eval_strategy": "steps", "eval_steps": 1}, given)
+    _reporters(given)
 
 
 def further(given: Mapping[str, Any], label: str) -> Further:
@@ -121,8 +109,7 @@ def further(given: Mapping[str, Any], label: str) -> Further:
     arguments = {key: value for key, value in given.items() if key != "report_to"}
     name = label.replace(" ", "-")
     callbacks: list[TrainerCallback] = []
-    for kind in _reporter_types(given.get("report_to")) if first_process() else []:
-        callback = kind()
+    for callback in _reporters(given) if first_process() else []:
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -153,10 +140,9 @@ def training_arguments(defaults: Mapping[str, Any], given: Mapping[str, Any]) ->
     Raises:
         UserError: a value, or two together, that the trainer refuses.
     """
-    try:
-        return CrossEncoderTrainingArguments(**{**defaults, **given})
-    except (TypeError, ValueError, ImportError, RuntimeError, AttributeError) as error:
-        raise UserError(f"params.yaml: trainer: {' '.join(str(error).split())}") from None
+    arguments = {**defaults, **given}
+    with refusals(arguments, (TypeError, ValueError, ImportError, RuntimeError, AttributeError)):
+        return CrossEncoderTrainingArguments(**arguments)
 
 
 @contextmanager
@@ -178,30 +164,30 @@ def refusals(given: Mapping[str, Any], kinds: tuple[type[Exception], ...]) -> It
         raise UserError(f"params.yaml: trainer: {' '.join(str(error).split())}") from None
 
 
-def _check_type(key: str, value: object, hint: Any) -> None:
+def checked(place: str, value: object, hint: Any) -> Any:
+    """A value of params.yaml that has the type it should have.
+
+    Args:
+        place: the keys that lead to it.
+        value: see above.
+        hint: its type, as pydantic reads it.
+
+    Raises:
+        UserError: it has another one.
+    """
+    settings = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
     try:
-        TypeAdapter(hint, config=ConfigDict(strict=True, arbitrary_types_allowed=True)).validate_python(value)
+        return TypeAdapter(hint, config=settings).validate_python(value)
     except ValidationError as error:
         # of a union, the plainest of its members is told last
         reason = error.errors()[-1]["msg"].removeprefix("Input ")
-        raise UserError(f"params.yaml: trainer: {key}: {value!r} is not allowed: it {reason}") from None
+        raise UserError(f"params.yaml: {place}: {value!r} is not allowed: it {reason}") from None
 
 
-def _reporter_types(report_to: str | list[str] | None) -> list[type[TrainerCallback]]:
-    try:
-        callbacks: list[type[TrainerCallback]] = get_reporting_integration_callbacks(report_to)  # type: ignore[no-untyped-call]
-    except ValueError as error:
-        raise UserError(f"params.yaml: trainer: report_to: {error}") from None
-    names = [report_to] if isinstance(report_to, str) else report_to or []
-    for name, callback in zip(names, callbacks, strict=False):  # `all` is those that are installed
-        try:
-            callback()
-        except (RuntimeError, ImportError, ValueError):
-            package = name.replace("_", "-")
-            raise UserError(
-                f"params.yaml: trainer: report_to: {name} is not installed; run `.venv/bin/pip install {package}`"
-            ) from None
-    return callbacks
+def _reporters(given: Mapping[str, Any]) -> list[TrainerCallback]:
+    with refusals(given, (ImportError, RuntimeError, ValueError)):
+        kinds: list[type[TrainerCallback]] = get_reporting_integration_callbacks(given.get("report_to"))  # type: ignore[no-untyped-call]
+        return [kind() for kind in kinds]
 
 
 class EvaluateAt(TrainerCallback):

@@ -23,6 +23,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel
 
 from reranker.common.errors import UserError
 from reranker.common.model_files import check_words, loading
+from reranker.common.params import LoraSection
 from reranker.common.processes import processes
 from reranker.inference.loading import check_lengths, keep_first, layers_of, one_output
 from reranker.training.arguments import NOTHING, EvaluateAt, Further, ShowProgress, refusals, training_arguments
@@ -320,22 +321,12 @@ def tune_cross_encoder(
     )
 
 
-class Lora(NamedTuple):
-    """The arguments of peft's LoraConfig."""
-
-    r: int
-    lora_alpha: float
-    lora_dropout: float
-    target_modules: Any
-    """Names of the layers, or a pattern; None: those that peft knows for the architecture."""
-
-
-def attach_lora(model: CrossEncoder, settings: Lora, frozen_layers: int) -> None:
+def attach_lora(model: CrossEncoder, settings: LoraSection, frozen_layers: int) -> None:
     """Put low-rank adapters into the body (Hu et al., ICLR 2022); they and the head alone are trained from now on.
 
     Args:
         model: see `build_cross_encoder`; changed in place.
-        settings: see `Lora`.
+        settings: the arguments of LoraConfig; without `target_modules`, peft takes those that it knows.
         frozen_layers: the adapters of the first so many layers stay nought.
 
     Raises:
@@ -345,7 +336,7 @@ def attach_lora(model: CrossEncoder, settings: Lora, frozen_layers: int) -> None
     from peft import LoraConfig
 
     try:
-        model.add_adapter(LoraConfig(**settings._asdict()))
+        model.add_adapter(LoraConfig(**settings.model_dump()))
     except (TypeError, ValueError) as error:
         raise UserError(f"params.yaml: lora: {' '.join(str(error).split())}") from None
     if frozen_layers:

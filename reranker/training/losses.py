@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.cross_encoder import losses
 from sentence_transformers.cross_encoder.losses import lambda_loss
@@ -15,6 +15,7 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
 from reranker.common.errors import UserError
+from reranker.training.arguments import checked
 
 SCHEMES = {
     name: scheme
@@ -283,7 +284,7 @@ def _tensor(key: str, value: object, *, classes: int) -> Tensor | str | None:
     if value is None or (key == "pos_weight" and value == "auto"):
         return value
     hint = Annotated[list[float], Field(min_length=classes, max_length=classes)] if classes > 1 else float
-    return torch.tensor(_checked(key, value, hint), dtype=torch.float32)
+    return torch.tensor(checked(f"loss_arguments: {key}", value, hint), dtype=torch.float32)
 
 
 def _value(key: str, value: object, hint: Any) -> object:
@@ -295,12 +296,4 @@ def _value(key: str, value: object, hint: Any) -> object:
         hint = Annotated[float, Field(ge=0, lt=1)]
     elif key == "mini_batch_size" and not _optional(hint):
         hint = Annotated[int, Field(ge=1)]
-    return _checked(key, value, hint)
-
-
-def _checked(key: str, value: object, hint: Any) -> Any:
-    try:
-        return TypeAdapter(hint, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"].removeprefix("Input ")
-        raise UserError(f"params.yaml: loss_arguments: {key}: {value!r} is not allowed: it {reason}") from None
+    return checked(f"loss_arguments: {key}", value, hint)

@@ -36,9 +36,6 @@ PREPARE = {
     "dropped_query_short": 17,
     "dropped_passage_empty": 0,
     **{f"{kind}_tokens_{key}": 9 for kind in ("query", "passage") for key in ("p50", "p90", "p99", "max")},
-    "passage_language_de": 0.0266,
-    "passage_language_en": 0.97,
-    "passage_language_zh": 0.0034,
 }
 MINE = {"ndcg@10": 0.5, "negatives": 100, "refused_near_duplicate": 23, "refused_similar": 0}
 TRAIN = {"steps": 600, "precision": "float32", "weight_bm25": 0.00004}

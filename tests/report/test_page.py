@@ -153,7 +153,6 @@ def test_page_shows_every_figure_of_prepare_mine_and_train(read: Reader) -> None
         ["Rows", "48,211"],
         ["Query short", "17", "sort", ", ".join(ORIGINS[:3])],
         ["Passage empty", "0", "", ""],
-        ["Passages", "en 97.0%, de 2.7%, zh 0.3%"],
         ["Queries", "9", "9", "9", "9"],
         ["NDCG@10", "0.500"],
         ["Near duplicate", "23", "how to sort", HOSTILE, f"{'Sorts. ' * 28}Sor…"],
@@ -221,9 +220,9 @@ def test_suspicious_candidates_are_shown_cut_and_as_text(read: Reader) -> None:
     assert len(right) == page.CUT_PASSAGE
 
 
-def test_page_without_leaks_and_languages_has_no_such_tables(html: str, drawn: dict[str, figures.Picture]) -> None:
+def test_page_without_leaks_and_counts_has_no_such_tables(html: str, drawn: dict[str, figures.Picture]) -> None:
     bare = page.page(NUMBERS._replace(leaks=LEAKS[:0], audit=AUDIT[:0], prepare={}), drawn)
-    assert bare.count("<table") == html.count("<table") - 5  # nor counts and lengths
+    assert bare.count("<table") == html.count("<table") - 4  # nor counts and lengths
     assert "leaks.parquet" not in bare
     assert "audit.csv" not in bare
 

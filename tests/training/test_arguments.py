@@ -36,7 +36,10 @@ def test_fields_of_the_trainer_go_through(given, tmp_path: Path):
         ({"max_steps": 5.5}, "max_steps: 5.5 is not allowed: it should be a valid integer"),
         ({"bf16": 1}, "bf16: 1 is not allowed: it should be a valid boolean"),
         ({"max_grad_norm": None}, "max_grad_norm: None is not allowed: it should be a valid number"),
-        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps: 0 is not allowed: it should be at least 1"),
+        (
+            {"gradient_accumulation_steps": 0},
+            "gradient_accumulation_steps: 0 is not allowed: it should be greater than or equal to 1",
+        ),
         ({"optim": "adamw_foo"}, "adamw_foo is not a valid OptimizerNames, please select one of ['adamw_torch', "),
         ({"lr_scheduler_type": "x"}, "x is not a valid SchedulerType, please select one of ['linear', 'cosine'"),
         ({"batch_sampler": "x"}, "x is not a valid BatchSamplers"),
@@ -49,7 +52,7 @@ def test_fields_of_the_trainer_go_through(given, tmp_path: Path):
         ({"output_dir": "x"}, "output_dir: is not given here; the model goes to models/reranker"),
         ({"eval_steps": 5}, "eval_steps: is not given here; use evaluations"),
         ({"save_strategy": "no"}, "save_strategy: is not given here; use evaluations, each of which is a checkpoint"),
-        ({"report_to": ["paper"]}, "report_to: paper is not supported, only azure_ml, "),
+        ({"report_to": ["paper"]}, "paper is not supported, only azure_ml, "),
     ],
 )
 def test_field_that_is_not_allowed_is_named_with_what_is(given, message):
@@ -71,14 +74,12 @@ def test_every_field_of_the_trainer_is_taken_or_has_another_place():
             check_trainer({field.name: plain})
 
 
-@pytest.mark.parametrize("name", ["comet_ml", "clearml", "swanlab"])
-def test_report_to_a_package_that_is_not_there_says_what_to_install(name):
-    with pytest.raises(UserError) as caught:
+@pytest.mark.parametrize(
+    ("name", "package"), [("azure_ml", "azureml-sdk"), ("clearml", "clearml"), ("flyte", "flytekit")]
+)
+def test_report_to_a_package_that_is_not_there_says_what_to_install(name, package):
+    with pytest.raises(UserError, match=rf"^params\.yaml: trainer: \w+ requires .* Run `pip install {package}`\.$"):
         check_trainer({"report_to": [name]})
-    package = name.replace("_", "-")
-    assert str(caught.value) == (
-        f"params.yaml: trainer: report_to: {name} is not installed; run `.venv/bin/pip install {package}`"
-    )
 
 
 def test_reports_are_callbacks_and_the_rest_are_arguments():

@@ -8,6 +8,7 @@ import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from reranker.common.errors import UserError
+from reranker.common.params import LoraSection
 from reranker.inference.loading import load_biencoder
 from reranker.inference.scoring import embed, score_pairs
 from reranker.training import cross_encoder
@@ -202,7 +203,7 @@ def test_kinds_of_layers_are_cut_off_with_them(tmp_path: Path, encoder: str):
     np.testing.assert_allclose(scores(CrossEncoder(str(tmp_path / "cut"))), scores(model), atol=1e-6)
 
 
-ADAPTERS = cross_encoder.Lora(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=["query", "value"])
+ADAPTERS = LoraSection(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=["query", "value"])
 
 
 @pytest.mark.slow
@@ -235,8 +236,9 @@ def test_best_checkpoint_of_adapters_is_kept(encoder: str, dev):
 
 
 def test_adapters_for_layers_that_the_model_does_not_have_are_refused(encoder: str):
+    unknown = ADAPTERS.model_copy(update={"target_modules": ["nowhere"]})
     with pytest.raises(UserError, match=r"params\.yaml: lora: .*nowhere"):
-        cross_encoder.attach_lora(build_cross_encoder(encoder, 32), ADAPTERS._replace(target_modules=["nowhere"]), 0)
+        cross_encoder.attach_lora(build_cross_encoder(encoder, 32), unknown, 0)
 
 
 def test_adapters_without_peft_say_what_to_install(monkeypatch):
