@@ -148,7 +148,7 @@ def _reader(params: Params, inputs: Inputs, model: CrossEncoder) -> Callable[[pd
         texts=inputs.tables,
         tokenizer=model.tokenizer,
         max_length=params.max_length,
-        counted=inputs.words,
+        statistics=inputs.words,
     )
 
 

@@ -24,7 +24,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel
 from reranker.common.errors import UserError
 from reranker.common.model_files import check_words, loading
 from reranker.common.processes import processes
-from reranker.inference.loading import check_lengths, keep_first, layers_of, one_output
+from reranker.inference.loading import check_lengths, keep_first_layers, layers_of, one_output
 from reranker.training.arguments import NOTHING, EvaluateAt, Further, ShowProgress, refusals, training_arguments
 from reranker.training.batching import SplitBatches, SplitSources, in_passes
 from reranker.training.checkpoints import Checkpoints
@@ -143,7 +143,7 @@ def build_cross_encoder(
         check_words(transformer)
     check_lengths(transformer, max_length=max_length)
     if num_layers is not None:
-        keep_first(transformer.model, num_layers, layers_key)
+        keep_first_layers(transformer.model, num_layers, layers_key)
     size = transformer.get_embedding_dimension()
     head = Dense(size, outputs, activation_function=nn.Identity(), module_output_name="scores")
     model: CrossEncoder = CrossEncoder(modules=[transformer, Pooling(size), head], activation_fn=nn.Identity())
