@@ -75,7 +75,7 @@ class Inputs(NamedTuple):
     dev: pd.DataFrame
     """Candidates of the dev queries."""
     negatives: pd.DataFrame
-    """Passages of the training queries, with their relevant ones."""
+    """Mined passages of the training queries: the relevant ones and the negatives."""
     statistics: bm25.Statistics
     plan: Plan
     compute: Compute
