@@ -1,4 +1,4 @@
-"""export: the cross-encoder for OpenVINO and ONNX Runtime, in float and in int8, measured on dev.
+"""export: write the cross-encoder for OpenVINO and ONNX Runtime, in float and in int8, and measure it on dev.
 
 dvc repro export/dvc.yaml, or python -m stages.export
 """
@@ -24,9 +24,9 @@ from reranker.common.model_files import fingerprint, loading
 from reranker.common.params import load_params
 from reranker.evaluation import metrics
 from reranker.inference.excerpts import with_texts
-from reranker.inference.export import FILES, Exported, export, precisions
+from reranker.inference.export import FILES, ExportedModel, export, precisions
 from reranker.inference.graphs import check_installed
-from reranker.inference.model_cards import Measured, export_card
+from reranker.inference.model_cards import Measurement, export_card
 from reranker.inference.scoring import score_pairs
 from reranker.retrieval import bm25
 
@@ -41,18 +41,18 @@ def main(arguments: Sequence[str]) -> str:
     require(PATHS.reranker)
     with loading(str(PATHS.reranker)):
         model = CrossEncoder(str(PATHS.reranker), device="cpu")
-    counted = bm25.load(PATHS.reranker / "words.json")
+    statistics = bm25.load(PATHS.reranker / "words.json")
     dev = candidates[(candidates["split"] == "dev") & (candidates["rank"] <= params.top_k)]
-    dev = with_texts(dev, tables, model.tokenizer, model.max_seq_length, counted)
+    dev = with_texts(dev, tables, model.tokenizer, model.max_seq_length, statistics)
     queries, texts = dev["query"].tolist(), dev["text"].tolist()
 
-    def measured(computed: str, scores: Callable[[list[str], list[str]], NDArray[np.float64]]) -> Measured:
+    def measure(backend: str, score: Callable[[list[str], list[str]], NDArray[np.float64]]) -> Measurement:
         scoring = time.monotonic()
-        found = scores(queries, texts)
+        scores = score(queries, texts)
         seconds = time.monotonic() - scoring
-        return Measured(computed, metrics.mean_ndcg(tables.judgments, dev, found), len(dev) / seconds)
+        return Measurement(backend, metrics.mean_ndcg(tables.judgments, dev, scores), len(dev) / seconds)
 
-    expected = measured("torch, float32", partial(score_pairs, model, label="export: torch"))
+    torch_row = measure("torch, float32", partial(score_pairs, model, label="export: torch"))
     figures = {
         "dev queries": dev["query_id"].nunique(),
         "pairs": len(dev),
@@ -60,24 +60,24 @@ def main(arguments: Sequence[str]) -> str:
         "cores": os.cpu_count(),
     }
     origin = fingerprint(str(PATHS.reranker))
-    told = []
+    differences = []
     with folder(PATHS.export) as part:
         for backend in FILES:
             out = part / backend
             out.mkdir()
             export(model, backend, out, origin)
             shutil.copy(PATHS.reranker / "words.json", out)
-            rows = [expected]
+            rows = [torch_row]
             for precision in precisions(backend):
-                exported = Exported(out, precision)
-                rows.append(measured(f"{backend}, {precision}", exported.scores))
-            told += [f"{row.computed} {row.ndcg - expected.ndcg:+.4f}" for row in rows[1:]]
+                exported = ExportedModel(out, precision)
+                rows.append(measure(f"{backend}, {precision}", exported.scores))
+            differences += [f"{row.backend} {row.ndcg - torch_row.ndcg:+.4f}" for row in rows[1:]]
             card = export_card(
                 backend, FILES[backend], model.tokenizer, exported.inputs, exported.max_length, rows, figures
             )
             write_text(card, out / "README.md")
     record_time("export", time.monotonic() - started)
-    return f"export: NDCG@10 {expected.ndcg:.4f} on dev; {'; '.join(told)} -> {PATHS.export}"
+    return f"export: NDCG@10 {torch_row.ndcg:.4f} on dev; {'; '.join(differences)} -> {PATHS.export}"
 
 
 if __name__ == "__main__":

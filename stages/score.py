@@ -1,4 +1,4 @@
-"""score: one system scores the candidates of the test queries, retrieved or added, in one pass.
+"""score: score the candidates of the test queries with one system, both the retrieved and the added candidates.
 
 python -m stages.score SYSTEM
 """
@@ -41,8 +41,8 @@ def main(arguments: Sequence[str]) -> str:
     test = in_words(candidates[candidates["split"] == "test"], tables)
     queries, passages = test["query"].tolist(), test["passage"].tolist()
 
-    computes = engine.start(params.execution.engine) if on_cluster or processes() == 1 else OnProcesses()
-    compute = choose_compute(**dict(params.compute), engine=computes)
+    runner = engine.start(params.execution.engine) if on_cluster or processes() == 1 else OnProcesses()
+    compute = choose_compute(**dict(params.compute), engine=runner)
     if system in BIENCODERS:
         folder = BIENCODERS[system]
         if folder:
@@ -53,9 +53,9 @@ def main(arguments: Sequence[str]) -> str:
     else:
         require(PATHS.reranker)
         model = load_cross_encoder(str(PATHS.reranker), compute=compute)
-        counted = bm25.load(PATHS.reranker / "words.json")
-        shown = excerpts(model.tokenizer, model.max_seq_length, counted, queries, passages)
-        scores = score_pairs(model, queries, shown, label=f"score {system}", compute=compute)
+        statistics = bm25.load(PATHS.reranker / "words.json")
+        texts = excerpts(model.tokenizer, model.max_seq_length, statistics, queries, passages)
+        scores = score_pairs(model, queries, texts, label=f"score {system}", compute=compute)
     if not first_process():
         return "score: the first process writes the result"
 

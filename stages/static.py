@@ -1,4 +1,4 @@
-"""static: tune a static embedding on the training queries, a signal of the whole passage for the fused score.
+"""static: tune a static embedding on the training queries; it adds a signal of the whole passage to the fused score.
 
 python -m stages.static
 """
@@ -22,8 +22,8 @@ def main(arguments: Sequence[str]) -> str:
     started = time.monotonic()
     params = load_params(PATHS.params)
     tables = read_tables()
-    wanted = training_order(tables.queries, params.sources, salt=params.biencoder.seed)[: params.static.queries]
-    rows = right_pairs(wanted, tables, seed=params.static.seed)
+    queries = training_order(tables.queries, params.sources, salt=params.biencoder.seed)[: params.static.queries]
+    rows = right_pairs(queries, tables, seed=params.static.seed)
 
     model = load_static(params.static.model)
     weigh_by_rarity(model, tables.passages["text"].tolist())

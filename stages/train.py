@@ -1,7 +1,8 @@
 """train: fine-tune a cross-encoder on the mined groups and fit the weights of its fusion on dev.
 
-With --students, the stage students: cross-encoders of fewer layers, one for each number of them, to see what size buys.
-They learn from the same rows, loss and teacher and at the same rates; all their layers are trained.
+With --students, this is the stage students: it trains a cross-encoder for each of some smaller numbers of layers, to
+show how quality depends on size. They learn from the same rows, loss and teacher at the same learning rates, and all
+their layers are trained.
 
     python -m stages.train [--students]
 """
@@ -47,7 +48,7 @@ from reranker.training.arguments import check_trainer, further
 from reranker.training.checkpoints import Checkpoints
 from reranker.training.cross_encoder import (
     Plan,
-    Tuned,
+    TrainingResult,
     attach_lora,
     build_cross_encoder,
     check_lora_installed,
@@ -58,7 +59,7 @@ from reranker.training.examples import SIGNALS, choose_losses, logits
 from reranker.training.trainer import Schedule, seed_everything
 
 FEATURES = SIGNALS["fused"]
-TOLD = (
+CARD_PARAMS = (
     "base_model", "start_from_biencoder", "num_layers", "frozen_layers", "lora", "max_length", "loss", "loss_arguments",
     "targets", "teacher", "distillation", "lr", "head_lr", "epochs", "batch_size", "warmup", "weight_decay", "trainer",
     "seed", "top_k",
@@ -67,13 +68,14 @@ TOLD = (
 
 
 class Inputs(NamedTuple):
-    """What a cross-encoder is trained with."""
+    """The inputs of the training of a cross-encoder."""
 
     tables: Tables
     dev: pd.DataFrame
     """Candidates of the dev queries."""
     negatives: pd.DataFrame
-    words: bm25.Statistics
+    """Mined passages of the training queries: the relevant ones and the negatives."""
+    statistics: bm25.Statistics
     plan: Plan
     compute: Compute
 
@@ -124,7 +126,7 @@ def _read(params: Params) -> Inputs:
 
 
 def _model(params: Params, inputs: Inputs, *, frozen: int, layers: int | None, key: str) -> CrossEncoder:
-    """The model before its training."""
+    """The model before training."""
     start = str(PATHS.biencoder) if params.start_from_biencoder else resolve(params.base_model)
     seed_everything(params.seed)
     model = build_cross_encoder(start, params.max_length, frozen, inputs.plan.outputs, layers, key)
@@ -133,35 +135,40 @@ def _model(params: Params, inputs: Inputs, *, frozen: int, layers: int | None, k
 
 
 def _with_texts(params: Params, inputs: Inputs, model: CrossEncoder) -> Inputs:
-    """The same with what the model reads of each pair, and with the teacher's scores where a loss takes them."""
-    texts = _reader(params, inputs, model)
-    dev, negatives = texts(inputs.dev), texts(inputs.negatives)
-    if inputs.plan.taught:
+    """The inputs with the texts that the model reads, and with the teacher's scores if a loss takes them."""
+    add_texts = _reader(params, inputs, model)
+    dev, negatives = add_texts(inputs.dev), add_texts(inputs.negatives)
+    if inputs.plan.needs_teacher:
         negatives["teacher"] = logits(params.teacher, negatives, dev, inputs.tables.judgments, inputs.compute)
     return inputs._replace(dev=dev, negatives=negatives)
 
 
 def _reader(params: Params, inputs: Inputs, model: CrossEncoder) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """A function that adds the texts that the model reads to a table of pairs."""
     return partial(
         with_texts,
         texts=inputs.tables,
         tokenizer=model.tokenizer,
         max_length=params.max_length,
-        counted=inputs.words,
+        statistics=inputs.statistics,
     )
 
 
-def _tuned(params: Params, inputs: Inputs, model: CrossEncoder, label: str, folder: str) -> tuple[Tuned, Checkpoints]:
-    """The model after its training on inputs with texts, and its checkpoints, which are of no use once it is saved."""
+def _fine_tune(
+    params: Params, inputs: Inputs, model: CrossEncoder, label: str, folder: str
+) -> tuple[TrainingResult, Checkpoints]:
+    """Fine-tune the model on inputs with texts; the caller removes the checkpoints when the model is saved."""
     some = inputs.dev["query_id"].drop_duplicates()[: params.dev.queries]
-    watched, judged = (table[table["query_id"].isin(some)] for table in (inputs.dev, inputs.tables.judgments))
-    texts = _reader(params, inputs, model)
-    evaluator = make_evaluator(params.dev.evaluators, watched, judged, texts, inputs.compute.training())
-    about = params.with_effect(), watched, inputs.tables.judgments
-    checkpoints = Checkpoints(PATHS.checkpoints / folder, params.execution.checkpoint_minutes, about)
+    dev, judgments = (table[table["query_id"].isin(some)] for table in (inputs.dev, inputs.tables.judgments))
+    add_texts = _reader(params, inputs, model)
+    evaluator = make_evaluator(params.dev.evaluators, dev, judgments, add_texts, inputs.compute.training())
+    identity = params.with_effect(), dev, inputs.tables.judgments
+    checkpoints = Checkpoints(PATHS.checkpoints / folder, params.execution.checkpoint_minutes, identity)
     options = further(params.trainer, label)
-    tuned = fine_tune(model, inputs.negatives, inputs.plan, evaluator, label=label, further=options, kept=checkpoints)
-    return tuned, checkpoints
+    result = fine_tune(
+        model, inputs.negatives, inputs.plan, evaluator, label=label, further=options, checkpoints=checkpoints
+    )
+    return result, checkpoints
 
 
 def _train_students(params: Params) -> str:
@@ -170,19 +177,19 @@ def _train_students(params: Params) -> str:
     figures = []
     for layers in params.evaluation.student_layers:
         model = _model(params, inputs, frozen=0, layers=layers, key="evaluation.student_layers")
-        if not students:  # all read the same, and are taught the same
+        if not students:  # all students have the same texts and the same teacher's scores
             inputs = _with_texts(params, inputs, model)
-        tuned, checkpoints = _tuned(params, inputs, model, f"student {layers}", f"student-{layers}")
-        students[layers] = tuned.model
+        result, checkpoints = _fine_tune(params, inputs, model, f"student {layers}", f"student-{layers}")
+        students[layers] = result.model
         if first_process():
-            figures.append(f"{layers}: {tuned.curve.dev['ndcg@10'].max():.3f}")
+            figures.append(f"{layers}: {result.curve.dev['ndcg@10'].max():.3f}")
             checkpoints.remove()
     if first_process():
         with folder(PATHS.students) as part:
             for layers, student in students.items():
                 student.save_pretrained(str(part / str(layers)), create_model_card=False)
-    shown = ", ".join(figures) or "none is asked for"
-    return f"students: NDCG@10 on {params.dev.queries} dev queries by layers: {shown} -> {PATHS.students}"
+    results = ", ".join(figures) or "none, as student_layers is empty"
+    return f"students: NDCG@10 on {params.dev.queries} dev queries by layers: {results} -> {PATHS.students}"
 
 
 def _train_reranker(params: Params) -> str:
@@ -198,53 +205,54 @@ def _train_reranker(params: Params) -> str:
     if params.lora:
         attach_lora(model, params.lora, params.frozen_layers)
     inputs = _with_texts(params, inputs, model)
-    tuned, checkpoints = _tuned(params, inputs, model, "train", "train")
+    result, checkpoints = _fine_tune(params, inputs, model, "train", "train")
     if not first_process():
         return ""
 
     dev, judgments = inputs.dev, inputs.tables.judgments
     dev["cross_encoder"] = score_pairs(
-        tuned.model,
+        result.model,
         dev["query"].tolist(),
         dev["text"].tolist(),
         label="train: fusion",
         compute=inputs.compute.training(),
     )
-    every = [*FEATURES, "cross_encoder"]
+    features = [*FEATURES, "cross_encoder"]
     weights = {
-        "reranker": fusion.fit_weights(dev, judgments, every),
+        "reranker": fusion.fit_weights(dev, judgments, features),
         "fusion_without_cross_encoder": without_cross_encoder,
     }
     figures = {
-        "pairs": tuned.pairs,
-        "groups": tuned.queries,
+        "pairs": result.pairs,
+        "groups": result.queries,
         "computed_in": inputs.compute.precision,
-        "learning_rate": tuned.curve.peak_lr,
-        "steps": tuned.curve.steps,
-        "final_loss": float(tuned.curve.loss["loss"].iloc[-1]),
-        "dev_ndcg@10": metrics.mean_ndcg(judgments, dev, fusion.cross_validated(dev, judgments, every)),
+        "learning_rate": result.curve.peak_lr,
+        "steps": result.curve.steps,
+        "final_loss": float(result.curve.loss["loss"].iloc[-1]),
+        "dev_ndcg@10": metrics.mean_ndcg(judgments, dev, fusion.cross_validated(dev, judgments, features)),
         "dev_ndcg@10_cross_encoder": metrics.mean_ndcg(judgments, dev, dev["cross_encoder"]),
         "dev_ndcg@10_fusion_without_cross_encoder": metrics.mean_ndcg(
             judgments, dev, fusion.cross_validated(dev, judgments, FEATURES)
         ),
         **{f"weight_{feature}": weight for feature, weight in weights["reranker"].items()},
     }
-    told = params.model_dump(include=set(TOLD)) | {"precision": params.compute.precision}
+    card_params = params.model_dump(include=set(CARD_PARAMS)) | {"precision": params.compute.precision}
     with folder(PATHS.reranker) as part:
-        tuned.model.save_pretrained(str(part), create_model_card=False)
+        result.model.save_pretrained(str(part), create_model_card=False)
         shutil.copytree(PATHS.biencoder, part / "biencoder")
         shutil.copytree(PATHS.static, part / "static")
-        (part / "words.json").write_text(bm25.dump(inputs.words), encoding="utf-8")
+        (part / "words.json").write_text(bm25.dump(inputs.statistics), encoding="utf-8")
         (part / "fusion.json").write_text(json.dumps(weights, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        (part / "README.md").write_text(model_card(params.base_model, told, figures), encoding="utf-8")
-    write_csv(tuned.curve.loss, PATHS.metrics / "curve_loss.csv")
-    write_csv(tuned.curve.dev, PATHS.metrics / "curve_dev.csv")
+        (part / "README.md").write_text(model_card(params.base_model, card_params, figures), encoding="utf-8")
+    write_csv(result.curve.loss, PATHS.metrics / "curve_loss.csv")
+    write_csv(result.curve.dev, PATHS.metrics / "curve_dev.csv")
     write_json(figures, PATHS.metrics / "train.json")
-    record_time("train_training", tuned.seconds)
+    record_time("train_training", result.seconds)
     checkpoints.remove()
     return (
-        f"train: {tuned.pairs:,} pairs in {tuned.seconds:,.0f} s; NDCG@10 on dev: fused {figures['dev_ndcg@10']:.3f}, "
-        f"cross-encoder alone {figures['dev_ndcg@10_cross_encoder']:.3f} -> {PATHS.reranker}"
+        f"train: {result.pairs:,} pairs in {result.seconds:,.0f} s; NDCG@10 on dev: "
+        f"fused {figures['dev_ndcg@10']:.3f}, cross-encoder alone {figures['dev_ndcg@10_cross_encoder']:.3f} "
+        f"-> {PATHS.reranker}"
     )
 
 

@@ -1,7 +1,7 @@
-"""warm: tune the base model as a bi-encoder. It teaches the cross-encoder and is fused with it.
+"""warm: tune the base model as a bi-encoder, which teaches the cross-encoder and is fused with it.
 
-With --continue, the stage control: the same bi-encoder goes on for the minutes that the static embedding and
-the cross-encoder take, on further queries. It is the system that the shipped reranker has to beat.
+With --continue, this is the stage control: it tunes the same bi-encoder on further queries, for the minutes that the
+static embedding and the cross-encoder take. It is the baseline that the shipped reranker has to beat.
 
     python -m stages.warm [--continue]
 """
@@ -31,25 +31,25 @@ from reranker.training.trainer import Schedule
 
 def main(arguments: Sequence[str]) -> str:
     started = time.monotonic()
-    go_on = list(arguments) == ["--continue"]
-    if arguments and not go_on:
+    control = list(arguments) == ["--continue"]
+    if arguments and not control:
         raise UserError(f"python -m stages.warm: '{' '.join(arguments)}': the only argument is --continue")
     params = load_params(PATHS.params)
     tables = read_tables()
-    wanted = training_order(tables.queries, params.sources, salt=params.biencoder.seed)
-    if go_on:
+    queries = training_order(tables.queries, params.sources, salt=params.biencoder.seed)
+    if control:
         require(PATHS.biencoder)
         label, base, target = "control", str(PATHS.biencoder), PATHS.control
-        # where the queries run out, it starts again: the control is to have its minutes on a small corpus too
+        # on a small corpus the queries are used again, so that the control takes as many minutes as it should
         places = params.biencoder.queries + np.arange(params.evaluation.control_queries)
-        wanted = wanted.iloc[places % len(wanted)]
+        queries = queries.iloc[places % len(queries)]
     else:
         label, base, target = "warm", resolve(params.base_model), PATHS.biencoder
-        wanted = wanted[: params.biencoder.queries]
-    rows = right_pairs(wanted, tables, seed=params.biencoder.seed)
+        queries = queries[: params.biencoder.queries]
+    rows = right_pairs(queries, tables, seed=params.biencoder.seed)
 
     static = load_retriever(params.static.model)
-    vectors = embed(static, rows["query"].tolist() + rows["passage"].tolist(), label=f"{label}: batches")
+    vectors = embed(static, rows["query"].tolist() + rows["passage"].tolist(), label=f"{label}: embed for batches")
     vectors = vectors[: len(rows)] + vectors[len(rows) :]
     rows = rows.iloc[similar_batches(vectors, params.biencoder.batch_size, seed=params.biencoder.seed)]
 
@@ -66,10 +66,10 @@ def main(arguments: Sequence[str]) -> str:
     lengths = {"train_max_length": params.biencoder.train_max_length, "max_length": params.biencoder.max_length}
     model = load_biencoder(base, params.biencoder.train_max_length, compute)
     check_lengths(model[0], **{f"biencoder.{key}": length for key, length in lengths.items()})
-    about = (params.with_effect(),)
-    kept = Checkpoints(PATHS.checkpoints / label, params.execution.checkpoint_minutes, about)
+    identity = (params.with_effect(),)
+    checkpoints = Checkpoints(PATHS.checkpoints / label, params.execution.checkpoint_minutes, identity)
     training = time.monotonic()
-    tune_biencoder(model, rows, schedule, scale=params.biencoder.scale, label=label, kept=kept)
+    tune_biencoder(model, rows, schedule, scale=params.biencoder.scale, label=label, checkpoints=checkpoints)
     training = time.monotonic() - training
 
     model.max_seq_length = params.biencoder.max_length
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str]) -> str:
         model.save_pretrained(str(part), create_model_card=False)
     record_time(f"{label}_training", training)
     record_time(label, time.monotonic() - started)
-    kept.remove()
+    checkpoints.remove()
     return f"{label}: bi-encoder tuned on {len(rows):,} queries in {training:,.0f} s -> {target}"
 
 

@@ -32,11 +32,11 @@ from reranker.common.system_schema import (
 from reranker.evaluation import experiment_models
 from reranker.inference.compute import Compute
 from reranker.inference.excerpts import excerpts
-from reranker.inference.export import Exported, graph_bytes, graph_file, read_about
+from reranker.inference.export import ExportedModel, graph_bytes, graph_file, read_about
 from reranker.inference.loading import (
     check_lengths,
     choose_prompt,
-    keep_first,
+    keep_first_layers,
     load_biencoder,
     load_cross_encoder,
     load_retriever,
@@ -188,7 +188,7 @@ def _cross_encoder(system: CrossEncoderSystem, settings: Settings, label: str) -
     model = load_cross_encoder(name)
     megabytes = _megabytes(name)
     if system.num_layers is not None:
-        keep_first(model[0].model, system.num_layers)
+        keep_first_layers(model[0].model, system.num_layers)
         megabytes = sum(part.numel() * part.element_size() for part in model.parameters()) / 1e6
     if system.max_length is not None:
         check_lengths(model[0], max_length=system.max_length)
@@ -212,7 +212,7 @@ def _exported(system: CrossEncoderSystem, settings: Settings) -> Loaded:
     for key in ("num_layers", "max_length"):
         if getattr(system, key) is not None:
             raise UserError(f"{folder}: an exported model has the {key} that it was exported with; leave {key} out")
-    model = Exported(folder, settings.compute.precision)
+    model = ExportedModel(folder, settings.compute.precision)
 
     def scores(pairs: pd.DataFrame) -> Scores:
         queries, passages = pairs["query"].tolist(), pairs["passage"].tolist()

@@ -1,4 +1,4 @@
-"""How models compute: in which precision, with which attention, by which library, and on which machines."""
+"""How models compute: the precision, the attention, the library and the machines."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from reranker.inference.backends import use_attention, use_backend
 
 
 class Compute(NamedTuple):
-    """How a model computes. The loaders apply attention and backend; precision and engine belong to each pass."""
+    """How a model computes. Loading applies attention and backend; each pass applies precision and engine."""
 
     precision: str = "float32"
     """float32 or bfloat16."""
@@ -20,7 +20,7 @@ class Compute(NamedTuple):
     backend: str = "torch"
     """See `use_backend`."""
     engine: Engine = LOCAL
-    """What runs the passes: this process, the processes of a launcher, or a cluster."""
+    """The engine that runs the passes: this process, the processes of a launcher, or a cluster."""
 
     def apply(self, model: SentenceTransformer | CrossEncoder) -> None:
         """Set a model's attention and backend; a static embedding stays as it is.
@@ -32,16 +32,16 @@ class Compute(NamedTuple):
         use_backend(model, self.backend, self.precision)
 
     def training(self) -> "Compute":
-        """The same by torch in this process, for torch alone has gradients."""
+        """The same settings with torch in this process, because only torch computes gradients."""
         return self._replace(backend="torch", engine=LOCAL)
 
     def static(self) -> "Compute":
-        """The same in float32, for a static embedding, whose vectors are sums."""
+        """The same settings in float32, for a static embedding, whose vectors are sums."""
         return self._replace(precision="float32")
 
 
 PLAIN = Compute()
-"""Float32 by torch in this process."""
+"""Float32 with torch in this process."""
 
 
 def choose_compute(
@@ -50,10 +50,10 @@ def choose_compute(
     """How models compute on this machine.
 
     Args:
-        precision: float32, bfloat16, or auto for what the hardware is fast at.
+        precision: float32, bfloat16, or auto for the one that is fast on the hardware.
         attention: see `use_attention`.
         backend: see `use_backend`.
-        engine: what runs the passes.
+        engine: runs the passes.
 
     Raises:
         UserError: see `choose_precision`.
@@ -61,18 +61,18 @@ def choose_compute(
     return Compute(choose_precision(precision), attention, backend, engine)
 
 
-def choose_precision(wish: str) -> str:
-    """`float32` or `bfloat16`: what was asked for, or for `auto` what the hardware is fast at.
+def choose_precision(precision: str) -> str:
+    """`float32` or `bfloat16`; for `auto` the one that is fast on the hardware.
 
     Raises:
-        UserError: bfloat16 is asked for and a GPU is there that does not have it.
+        UserError: the precision is bfloat16, and the GPU does not have it.
     """
     if torch.cuda.is_available():
         has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        if wish == "bfloat16" and not has_bfloat16:
+        if precision == "bfloat16" and not has_bfloat16:
             raise UserError("params.yaml: compute.precision: this GPU has no bfloat16; use auto or float32")
     else:
         has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    if wish == "auto":
+    if precision == "auto":
         return "bfloat16" if has_bfloat16 else "float32"
-    return wish
+    return precision

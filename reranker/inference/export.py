@@ -1,7 +1,7 @@
-"""A cross-encoder as files for OpenVINO or ONNX Runtime, and what reads them.
+"""Export a cross-encoder to files for OpenVINO or ONNX Runtime, and load such files.
 
-The files lie where `CrossEncoder(folder, backend="openvino" or "onnx")` looks for them, and the graph has a second
-output, `scores`: with it, a pair needs a tokenizer and the runtime alone.
+The files lie where `CrossEncoder(folder, backend="openvino" or "onnx")` looks for them. The graph has a second
+output, `scores`, so that scoring a pair takes only a tokenizer and the runtime.
 """
 
 import json
@@ -35,23 +35,24 @@ FILES = {
     "openvino-int8": "openvino/openvino_model_qint8_quantized.xml",
     "onnx-int8": "onnx/model_qint8.onnx",
 }
-"""The graph by its backend, with the names that Sentence Transformers gives."""
+"""File of the graph by backend, named as Sentence Transformers names it."""
 ABOUT = "export.json"
 SCORES = "scores"
-TRACED = [("sort a list", "of numbers"), ("a pair of more words", "than the first, so that one of them is padded")]
+TRACE_PAIRS = [("sort a list", "of numbers"), ("a pair of more words", "than the first, so that one of them is padded")]
+"""Pairs with which a model is traced into a graph."""
 
 
 class About(NamedTuple):
-    """What a graph does not tell of its model."""
+    """Facts about the original model that its exported graph does not contain."""
 
     parameters: int
-    """Of the model, before any was rounded."""
+    """Number of the model's parameters, before any was quantised."""
     origin: str
-    """Tells the model apart that was exported, see `reranker.common.model_files.fingerprint`."""
+    """Fingerprint of the original model, see `reranker.common.model_files.fingerprint`."""
 
 
-class _Whole(nn.Module):
-    """All modules of a cross-encoder and its activation, from tensors by position."""
+class _WholeModel(nn.Module):
+    """All modules of a cross-encoder and its activation, called with tensors by position."""
 
     def __init__(self, model: CrossEncoder, inputs: Sequence[str]) -> None:
         super().__init__()
@@ -59,32 +60,32 @@ class _Whole(nn.Module):
         self.activation = model.activation_fn or nn.Identity()
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        found = self.model(dict(zip(self.inputs, tensors, strict=True)))
-        scores: Tensor = self.activation(found["scores"])
-        return found[self.model[0].module_output_name], scores.reshape(-1)
+        outputs = self.model(dict(zip(self.inputs, tensors, strict=True)))
+        scores: Tensor = self.activation(outputs["scores"])
+        return outputs[self.model[0].module_output_name], scores.reshape(-1)
 
 
 def export(model: CrossEncoder, backend: str, folder: Path, origin: str) -> None:
-    """Write a cross-encoder of one output for a backend, with all that is beside its weights.
+    """Write a cross-encoder with one output for a backend, with its tokenizer and configuration.
 
     Args:
         model: loaded from a folder, on the CPU.
         backend: one of `FILES`.
-        folder: an empty one.
+        folder: an empty folder.
         origin: see `About`.
 
     Raises:
-        UserError: a package of the backend is missing, the model is no transformer, or it has several outputs.
+        UserError: a package of the backend is missing, the model is not a transformer, or it has several outputs.
     """
     check_installed(backend)
     transformer = model[0]
     if not isinstance(transformer, Transformer) or model.num_labels != 1:
         raise UserError("the model cannot be exported: it must be a transformer with one output")
-    inputs = _tensors(model, TRACED)
+    inputs = _tensors(model, TRACE_PAIRS)
     outputs = [str(transformer.modality_config["text"]["method_output_name"]), SCORES]
     path = folder / FILES[backend]
     path.parent.mkdir(parents=True)
-    whole = _Whole(model, list(inputs))
+    whole = _WholeModel(model, list(inputs))
     if backend == "onnx-int8":
         path.write_bytes(quantise_onnx(onnx_graph(whole, inputs, outputs)))
     else:
@@ -106,57 +107,57 @@ def _tensors(model: CrossEncoder, pairs: list[tuple[str, str]]) -> dict[str, Ten
 
 
 def graph_file(folder: Path) -> tuple[str, Path] | None:
-    """The backend and the graph of an exported model; None for a folder that holds no such thing."""
+    """The backend and the graph file of an exported model; None if the folder holds no exported model."""
     if (folder / "model.safetensors").exists():
         return None
     return next(((backend, folder / file) for backend, file in FILES.items() if (folder / file).is_file()), None)
 
 
 def precisions(backend: str) -> list[str]:
-    """The ways in which this machine can compute a graph's products that are not in int8, its own choice first."""
+    """The precisions that this machine can use for what is not in int8; the one that it chooses by itself is first."""
     if backend == "onnx-int8":
         return ["float32"]
     return list(dict.fromkeys([choose_precision("auto"), "float32"]))
 
 
 def graph_bytes(path: Path) -> int:
-    """The size of a graph on disk, with the file of weights that OpenVINO has beside it."""
+    """The size of a graph on disk, with the separate file of weights that OpenVINO writes."""
     return sum(file.stat().st_size for file in {path, path.with_suffix(".bin")} if file.exists())
 
 
 def read_about(folder: Path) -> About:
-    """What is noted of an exported model.
+    """The facts about the original of an exported model.
 
     Raises:
-        UserError: nothing is, or the file is damaged.
+        UserError: the file is missing or damaged.
     """
     try:
-        noted = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        return About(int(noted["parameters"]), str(noted["origin"]))
+        facts = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        return About(int(facts["parameters"]), str(facts["origin"]))
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{folder / ABOUT} is missing or damaged; run `python -m stages.export`") from None
 
 
-class Exported:
+class ExportedModel:
     """An exported cross-encoder.
 
     Args:
-        folder: what `export` wrote.
-        precision: `auto`, `float32` or `bfloat16`, of what OpenVINO does not compute in int8.
+        folder: a folder that `export` wrote.
+        precision: `auto`, `float32` or `bfloat16`, for what OpenVINO does not compute in int8.
 
     Raises:
-        UserError: the folder holds no exported model, or a damaged one, or a package is missing.
+        UserError: the folder holds no exported model or a damaged one, or a package is missing.
     """
 
     def __init__(self, folder: Path, precision: str = "auto") -> None:
-        found = graph_file(folder)
-        if found is None:
-            raise UserError(f"model '{folder}' is not an exported one; run `python -m stages.export`")
-        backend, self.graph = found
+        file = graph_file(folder)
+        if file is None:
+            raise UserError(f"model '{folder}' is not an exported model; run `python -m stages.export`")
+        backend, self.graph = file
         check_installed(backend)
-        for file in ("tokenizer.json", "tokenizer_config.json"):  # without them the library makes another tokenizer
-            if not (folder / file).is_file():
-                raise UserError(f"model '{folder}' is cut short: it has no {file}; run `python -m stages.export`")
+        for name in ("tokenizer.json", "tokenizer_config.json"):  # without them the library makes another tokenizer
+            if not (folder / name).is_file():
+                raise UserError(f"model '{folder}' is incomplete: it has no {name}; run `python -m stages.export`")
         try:
             self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder))
             self._compute: Forward = (
@@ -164,7 +165,7 @@ class Exported:
                 if backend == "onnx-int8"
                 else openvino_runtime(self.graph, SCORES, choose_precision(precision))
             )
-        except Exception as error:  # whatever a library raises for a file that is cut off
+        except Exception as error:  # libraries raise all kinds of errors for a truncated file
             raise UserError(
                 f"model '{folder}' could not be loaded ({first_line(error)[:100]}); run `python -m stages.export`"
             ) from None

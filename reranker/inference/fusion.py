@@ -1,7 +1,7 @@
-"""One score from several: a weighted sum whose weights are fitted on dev.
+"""Fuse several scores into one: a weighted sum whose weights are fitted on dev.
 
 The sum is over raw scores, not over ranks or per-query z-scores, so that a passage's score does not depend
-on the other candidates. No torch here.
+on the other candidates. This module does not import torch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,40 +12,41 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 PENALTY = 0.01
-"""Of the squared weights of standardised scores: enough to make the fit unique, too little to move it."""
+"""Factor of the squared weights of standardised scores: enough to make the fit unique, too little to move it."""
 FOLDS = 5
 """Parts of the queries in cross-validation."""
 
 
 def fit_weights(table: pd.DataFrame, judgments: pd.DataFrame, features: Sequence[str]) -> dict[str, float]:
-    """Weights, none below 0, that make the right candidates most likely under a softmax over each query's candidates.
+    """Non-negative weights that make the relevant candidates most likely in a softmax over each query's candidates.
 
-    This is the conditional logit model (McFadden 1974), convex with one optimum. Queries without a right
-    candidate say nothing and are left out.
+    This is the conditional logit model (McFadden 1974), which is convex and has one optimum. Queries without a
+    relevant candidate carry no information and are left out.
 
     Args:
         table: candidates; columns query_id, passage_id and the features, all of them numbers.
         judgments: columns query_id, passage_id, relevance.
-        features: names of columns, the larger the better.
+        features: names of columns whose larger values are better.
 
     Returns:
         Weight by feature, on the raw scale of the feature.
 
     Raises:
-        ValueError: no query has a right candidate.
+        ValueError: no query has a relevant candidate.
     """
-    right = judgments.loc[judgments["relevance"] > 0, ["query_id", "passage_id"]].assign(right=1.0)
-    rows = table.merge(right, on=["query_id", "passage_id"], how="left").fillna({"right": 0.0})
-    rows = rows[rows.groupby("query_id")["right"].transform("sum") > 0].sort_values(["query_id", "passage_id"])
+    relevant = judgments.loc[judgments["relevance"] > 0, ["query_id", "passage_id"]].assign(relevant=1.0)
+    rows = table.merge(relevant, on=["query_id", "passage_id"], how="left").fillna({"relevant": 0.0})
+    rows = rows[rows.groupby("query_id")["relevant"].transform("sum") > 0].sort_values(["query_id", "passage_id"])
     if rows.empty:
-        raise ValueError("no query has a right candidate")
+        raise ValueError("no query has a relevant candidate")
     values = rows[list(features)].to_numpy(float)
     spread = values.std(axis=0)
     spread[spread == 0] = 1.0
     starts = np.flatnonzero(~rows.duplicated("query_id").to_numpy())
     sizes = np.diff(np.append(starts, len(rows)))
-    target = rows["right"].to_numpy() / np.repeat(np.add.reduceat(rows["right"].to_numpy(), starts), sizes)
-    found = minimize(
+    relevance = rows["relevant"].to_numpy()
+    target = relevance / np.repeat(np.add.reduceat(relevance, starts), sizes)
+    optimum = minimize(
         _loss,
         np.ones(len(features)),
         args=(values / spread, target, starts, sizes),
@@ -53,13 +54,13 @@ def fit_weights(table: pd.DataFrame, judgments: pd.DataFrame, features: Sequence
         method="L-BFGS-B",
         bounds=[(0, None)] * len(features),
     )
-    return {feature: float(weight) for feature, weight in zip(features, found.x / spread, strict=True)}
+    return {feature: float(weight) for feature, weight in zip(features, optimum.x / spread, strict=True)}
 
 
 def cross_validated(table: pd.DataFrame, judgments: pd.DataFrame, features: Sequence[str]) -> NDArray[np.float64]:
-    """Fused scores of each query by weights that are fitted on the other queries' folds, of which there are `FOLDS`.
+    """Fused scores of each query, with weights that are fitted on the other `FOLDS` − 1 folds of the queries.
 
-    Where the other folds have no right candidate, all queries fit the weights.
+    Where the other folds have no relevant candidate, the weights are fitted on all queries.
 
     Args:
         table: see `fit_weights`.
@@ -70,9 +71,9 @@ def cross_validated(table: pd.DataFrame, judgments: pd.DataFrame, features: Sequ
         A score per row of the table.
 
     Raises:
-        ValueError: no query has a right candidate.
+        ValueError: no query has a relevant candidate.
     """
-    everything = fit_weights(table, judgments, features)
+    weights_of_all = fit_weights(table, judgments, features)
     fold = pd.factorize(table["query_id"], sort=True)[0] % FOLDS
     scores = np.zeros(len(table))
     for number in range(FOLDS):
@@ -80,7 +81,7 @@ def cross_validated(table: pd.DataFrame, judgments: pd.DataFrame, features: Sequ
         try:
             weights = fit_weights(table[~held_out], judgments, features)
         except ValueError:
-            weights = everything
+            weights = weights_of_all
         scores[held_out] = fuse(table[held_out], weights)
     return scores
 
@@ -97,16 +98,16 @@ def _loss(
     logits -= np.repeat(np.maximum.reduceat(logits, starts), sizes)
     likelihood = np.exp(logits)
     total = np.add.reduceat(likelihood, starts)
-    log_chance = logits - np.repeat(np.log(total), sizes)
-    chance = likelihood / np.repeat(total, sizes)
-    loss = -(target @ log_chance) / len(starts) + PENALTY * weights @ weights
-    return float(loss), (chance - target) @ values / len(starts) + 2 * PENALTY * weights
+    log_probability = logits - np.repeat(np.log(total), sizes)
+    probability = likelihood / np.repeat(total, sizes)
+    loss = -(target @ log_probability) / len(starts) + PENALTY * weights @ weights
+    return float(loss), (probability - target) @ values / len(starts) + 2 * PENALTY * weights
 
 
 def fuse(
     scores: Mapping[str, NDArray[np.float64] | pd.Series] | pd.DataFrame, weights: Mapping[str, float]
 ) -> NDArray[np.float64]:
-    """The weighted sum; features without a weight do not count.
+    """The weighted sum of the scores; features without a weight do not count.
 
     Args:
         scores: one array or column per feature, all of the same length.

@@ -1,7 +1,7 @@
-"""A torch module as a graph that OpenVINO or ONNX Runtime computes, in float or with weights rounded to int8.
+"""Convert a torch module to a graph for OpenVINO or ONNX Runtime, in float or with weights quantised to int8.
 
-Weights are rounded to 256 steps when a trained model is loaded or exported. Activations are rounded as they come, with
-a step for each run of a token's values, which needs no example texts.
+Weights are quantised to 256 steps when a trained model is loaded or exported. Activations are quantised dynamically:
+each group of `GROUP` values of a token gets its own step, so no example texts are needed.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
     from openvino import Model
 
 OPSET = 17
-"""Of ONNX: the newest that the exporter by tracing writes without converting."""
+"""The newest version of ONNX operators that the tracing exporter writes without a conversion."""
 PACKAGES = {"openvino-int8": ("nncf",), "onnx-int8": ("onnx", "onnx_ir", "onnxruntime")}
-"""What a backend needs beside the packages of the project."""
-RUN = 32
+"""Packages that a backend needs beside those of the project."""
+GROUP = 32
 """Values that share a step; with 128 the error of a score is a third larger, and OpenVINO saves no time."""
-IN_INT8 = 4
-"""ONNX Runtime's accuracy level for activations in int8, too."""
+INT8_ACTIVATIONS = 4
+"""ONNX Runtime's accuracy level at which activations are in int8, too."""
 
 
 @contextmanager
 def without_telemetry() -> Iterator[None]:
-    """Import OpenVINO or nncf inside: without their telemetry, which sends a message to their maker on import."""
+    """A context in which OpenVINO and nncf are imported without their telemetry, which sends a message on import."""
     name = "openvino_telemetry"
     earlier = sys.modules.pop(name, None)
-    sys.modules[name] = None  # type: ignore[assignment]  # it cannot be imported, and they do without it
+    sys.modules[name] = None  # type: ignore[assignment]  # makes its import fail, which the two packages tolerate
     try:
         yield
     finally:
@@ -48,21 +48,21 @@ def without_telemetry() -> Iterator[None]:
 
 
 def openvino_graph(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> Model:
-    """The graph of a module for OpenVINO, for batches and texts of any length.
+    """The OpenVINO graph of a module, for batches and texts of any length.
 
     Args:
-        module: takes tensors by position and gives one, or a tuple.
-        inputs: examples by the names that the graph's inputs get.
-        outputs: names that its outputs get.
+        module: takes tensors by position and returns a tensor or a tuple of tensors.
+        inputs: example tensors by the names of the graph's inputs.
+        outputs: names of the graph's outputs.
     """
     with without_telemetry():
         from openvino.frontend import FrontEndManager
         from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    # not openvino.convert_model, which reports to its maker that it was called
+    # openvino.convert_model is not used because it sends telemetry
     front_end = FrontEndManager().load_by_framework("pytorch")
     with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of tracing: that shapes become constants, which callers check
+        warnings.simplefilter("ignore")  # tracing warns that shapes become constants, which callers check
         decoder = TorchScriptPythonDecoder(module.eval(), example_input=tuple(inputs.values()))
         graph = front_end.convert(front_end.load(decoder))
     for ports, names in ((graph.inputs, inputs), (graph.outputs, outputs)):
@@ -72,47 +72,47 @@ def openvino_graph(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Seq
 
 
 def onnx_graph(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> bytes:
-    """The same as an ONNX file; the package onnx must be installed."""
+    """The content of an ONNX file for a module, see `openvino_graph`; the package onnx must be installed."""
     file = io.BytesIO()
     axes = {name: {0: "batch", 1: "tokens"} for name in inputs}
     with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of tracing, as above, and that there is another exporter
+        warnings.simplefilter("ignore")  # tracing warns as above, and that there is another exporter
         torch.onnx.export(
             module.eval(),
             tuple(inputs.values()),
-            file,  # type: ignore[arg-type]  # the exporter by tracing writes into a buffer too
+            file,  # type: ignore[arg-type]  # the tracing exporter also writes into a buffer
             input_names=list(inputs),
             output_names=list(outputs),
             dynamic_axes={**axes, **{name: {0: "batch"} for name in outputs}},
             opset_version=OPSET,
-            dynamo=False,  # the other exporter needs one more package, and takes minutes where this takes seconds
+            dynamo=False,  # the other exporter needs one more package, and takes minutes where this one takes seconds
         )
     return file.getvalue()
 
 
 def check_installed(backend: str) -> None:
-    """Check that the packages of a backend are there.
+    """Check that the packages of a backend are installed.
 
     Raises:
-        UserError: one is not.
+        UserError: a package is missing.
     """
-    gone = [name for name in PACKAGES.get(backend, ()) if find_spec(name) is None]
-    if gone:
+    missing = [name for name in PACKAGES.get(backend, ()) if find_spec(name) is None]
+    if missing:
         raise UserError(
-            f"backend {backend}: not installed: {', '.join(gone)}; run `.venv/bin/pip install {' '.join(gone)}`"
+            f"backend {backend}: not installed: {', '.join(missing)}; run `.venv/bin/pip install {' '.join(missing)}`"
         )
 
 
 def quantise_openvino(graph: Model) -> Model:
-    """A graph of OpenVINO whose products with weights are in int8; the one given is changed."""
+    """An OpenVINO graph whose products with weights are in int8; the argument is changed."""
     with without_telemetry():
         import nncf
 
     nncf.set_log_level(logging.ERROR)
-    with redirect_stdout(io.StringIO()):  # its bar
-        rounded = nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_SYM)
-    rounded.set_rt_info(str(RUN), ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
-    return rounded
+    with redirect_stdout(io.StringIO()):  # hides nncf's progress bar
+        quantised = nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_SYM)
+    quantised.set_rt_info(str(GROUP), ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
+    return quantised
 
 
 def quantise_onnx(graph: bytes) -> bytes:
@@ -123,13 +123,13 @@ def quantise_onnx(graph: bytes) -> bytes:
     level, handlers = root.level, [*root.handlers]
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-    # its import lets all loggers print, its own a line for each operation of the graph
+    # the import lets all loggers print, and its own logger would print a line for each operation of the graph
     root.setLevel(level)
     root.handlers[:] = handlers
 
-    rounding = MatMulNBitsQuantizer(
-        onnx.load_model_from_string(graph), bits=8, block_size=RUN, is_symmetric=True, accuracy_level=IN_INT8
+    quantiser = MatMulNBitsQuantizer(
+        onnx.load_model_from_string(graph), bits=8, block_size=GROUP, is_symmetric=True, accuracy_level=INT8_ACTIVATIONS
     )
-    rounding.process()
-    content: bytes = rounding.model.model.SerializeToString()
+    quantiser.process()
+    content: bytes = quantiser.model.model.SerializeToString()
     return content

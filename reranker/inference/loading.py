@@ -1,4 +1,4 @@
-"""From a name in params.yaml to a model: retrievers, bi-encoders, cross-encoders, and the first layers of one."""
+"""Load the models that params.yaml names: retrievers, bi-encoders, cross-encoders; and adapt their layers."""
 
 import json
 from pathlib import Path
@@ -31,11 +31,11 @@ def load_retriever(name: str, compute: Compute = PLAIN) -> SentenceTransformer:
     """The first-stage model by its name in params.yaml.
 
     Args:
-        name: of a bundled model, a Hub id, or a local folder: of Sentence Transformers, transformers or model2vec.
-        compute: how it computes.
+        name: a bundled model, a Hub id, or a local folder of Sentence Transformers, transformers or model2vec.
+        compute: how the model computes.
 
     Raises:
-        UserError: there is no usable model of that name.
+        UserError: there is no usable model with this name.
     """
     if name in BUNDLED and is_static(file := bundled_weights(name)):
         (weights,) = load_file(file).values()
@@ -50,9 +50,9 @@ def load_retriever(name: str, compute: Compute = PLAIN) -> SentenceTransformer:
 
 
 def _load_model2vec(folder: Path) -> SentenceTransformer | None:
-    """The static embedding of a model2vec folder, in float32 whatever it was saved in; None if it is none.
+    """The static embedding of a model2vec folder in float32, whatever its format; None for other folders.
 
-    Sentence Transformers wants a modules.json and floats, and gives NaN for a text of no known token in float16.
+    Sentence Transformers needs a modules.json and floats, and in float16 it gives NaN for a text without known tokens.
     """
     weights, modules = folder / "model.safetensors", folder / "modules.json"
     if not weights.is_file():
@@ -67,13 +67,13 @@ def _load_model2vec(folder: Path) -> SentenceTransformer | None:
         return None
     tensors = load_file(weights)
     matrix = tensors["embeddings"].float()
-    if "mapping" in tensors:  # tokens that share a row of a smaller matrix
+    if "mapping" in tensors:  # several tokens share a row of a smaller matrix
         matrix = matrix[tensors["mapping"].long()]
     if "weights" in tensors:
         matrix = matrix * tensors["weights"].float()[:, None]
     try:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # the library raises nothing narrower
+    except Exception as error:  # the library raises no narrower type
         raise ValueError(f"tokenizer.json: {error}") from None
     return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=matrix)])
 
@@ -82,7 +82,7 @@ def load_static(name: str) -> SentenceTransformer:
     """A static embedding by its name in params.yaml.
 
     Raises:
-        UserError: the model is there but is not static.
+        UserError: the model is not static, or there is no usable model with this name.
     """
     model = load_retriever(name)
     if not isinstance(model[0], StaticEmbedding):
@@ -91,15 +91,15 @@ def load_static(name: str) -> SentenceTransformer:
 
 
 def load_biencoder(name: str, max_length: int, compute: Compute = PLAIN) -> SentenceTransformer:
-    """A bi-encoder, whose weights are in float32.
+    """A bi-encoder with weights in float32.
 
     Args:
         name: a local folder or a Hub id.
         max_length: tokens per text.
-        compute: how it computes.
+        compute: how the model computes.
 
     Raises:
-        UserError: there is no usable model of that name.
+        UserError: there is no usable model with this name.
     """
     with loading(name):
         model = SentenceTransformer(name, model_kwargs={"dtype": torch.float32})
@@ -110,19 +110,19 @@ def load_biencoder(name: str, max_length: int, compute: Compute = PLAIN) -> Sent
 
 
 def load_cross_encoder(name: str, what: str = "model", compute: Compute = PLAIN) -> Any:
-    """A cross-encoder that ranks: of one output.
+    """A cross-encoder with one output, as ranking needs it.
 
     Args:
-        name: bundled, a local folder or a Hub id.
-        what: put before the name in an error.
-        compute: how it computes.
+        name: a bundled model, a local folder or a Hub id.
+        what: text before the name in an error.
+        compute: how the model computes.
 
     Returns:
-        A `CrossEncoder`, untyped as its constructor leaves it: parts that are optional to the library, such as
-        `max_seq_length`, every transformer has.
+        A `CrossEncoder`. Its type is Any because the library declares attributes as optional that every transformer
+        has, such as `max_seq_length`.
 
     Raises:
-        UserError: there is no usable model of that name, or it has several outputs.
+        UserError: there is no usable model with this name, or it has several outputs.
     """
     path = resolve(name)
     with loading(name):
@@ -134,10 +134,10 @@ def load_cross_encoder(name: str, what: str = "model", compute: Compute = PLAIN)
     return model
 
 
-def choose_prompt(given: str | None, model: SentenceTransformer, *names: str) -> str:
-    """What is put before a text: what was asked for, or the first of these prompts that the model brings, if any."""
-    if given is not None:
-        return given
+def choose_prompt(prompt: str | None, model: SentenceTransformer, *names: str) -> str:
+    """The prompt before a text: `prompt` if it is not None, else the first of `names` that the model has, else none."""
+    if prompt is not None:
+        return prompt
     return next((str(model.prompts[name]) for name in names if model.prompts.get(name)), "")
 
 
@@ -145,11 +145,11 @@ def check_lengths(transformer: nn.Module, **lengths: int) -> None:
     """Check that a model has a position for every token.
 
     Args:
-        transformer: the first module of the model; one that is no transformer reads any length.
-        lengths: tokens by their key in params.yaml.
+        transformer: the first module of the model; if it is not a transformer, it reads any length.
+        lengths: number of tokens by the key in params.yaml.
 
     Raises:
-        UserError: it has fewer.
+        UserError: the model has fewer positions.
     """
     if not isinstance(transformer, Transformer):
         return
@@ -159,25 +159,25 @@ def check_lengths(transformer: nn.Module, **lengths: int) -> None:
             raise UserError(f"params.yaml: {key}: {length} is more than the {limit} tokens that the model can read")
 
 
-def keep_first(body: PreTrainedModel, number: int, key: str = "num_layers") -> None:
-    """Cut off all layers but the first so many: a student that starts from its teacher's weights.
+def keep_first_layers(body: PreTrainedModel, number: int, key: str = "num_layers") -> None:
+    """Remove all layers but the first ones, for a student that starts from its teacher's weights.
 
     Sajjad et al. (2023) find that of the ways to drop layers, this one loses the least.
 
     Args:
-        body: changed in place.
-        number: of layers, from 1.
-        key: of params.yaml that says the number.
+        body: the transformer; changed in place.
+        number: number of layers to keep, from 1.
+        key: the key of params.yaml that gives the number.
 
     Raises:
-        UserError: it has fewer, or no list of layers.
+        UserError: the model has fewer layers, or no list of layers.
     """
     layers = layers_of(body, key, "null")
     if number > len(layers):
         raise UserError(f"params.yaml: {key}: {number}: the model has {len(layers)} layers")
-    kept = getattr(body.config, "layer_types", None)
-    if kept is not None:  # a list of the kind of each, which must be as long as they are many
-        body.config.layer_types = kept[:number]
+    types = getattr(body.config, "layer_types", None)
+    if types is not None:  # one type for each layer, so the list must have as many entries as there are layers
+        body.config.layer_types = types[:number]
     del layers[number:]
     body.config.num_hidden_layers = number
 
@@ -186,15 +186,15 @@ def layers_of(body: PreTrainedModel, key: str, neutral: str) -> nn.ModuleList:
     """The list of a transformer's layers.
 
     Args:
-        body: of the model.
-        key: of params.yaml that is about the layers.
-        neutral: the value of the key that needs no such list.
+        body: the transformer.
+        key: the key of params.yaml that needs the list, for the error.
+        neutral: the value of the key that needs no list, for the error.
 
     Raises:
-        UserError: it has none.
+        UserError: the model has no list of layers.
     """
-    wanted = body.config.num_hidden_layers
-    stacks = (part for part in body.modules() if isinstance(part, nn.ModuleList) and len(part) == wanted)
+    number = body.config.num_hidden_layers
+    stacks = (part for part in body.modules() if isinstance(part, nn.ModuleList) and len(part) == number)
     layers = next(stacks, None)
     if layers is None:
         raise UserError(
@@ -204,12 +204,12 @@ def layers_of(body: PreTrainedModel, key: str, neutral: str) -> nn.ModuleList:
 
 
 def one_output(model: CrossEncoder) -> CrossEncoder:
-    """The same model with one output, the second of its two less the first: the log-odds of the second class.
+    """The same model with one output: the second of its two outputs minus the first, the log-odds of the second class.
 
-    The order of passages is that of the chance of the second class, and its sigmoid is that chance.
+    The order of passages is that of the probability of the second class, and the sigmoid is that probability.
 
     Args:
-        model: ends in a linear layer of two outputs; the new one shares the modules before it.
+        model: ends in a linear layer with two outputs; the new model shares the modules before it.
     """
     *before, head = model
     if not isinstance(head, Dense):

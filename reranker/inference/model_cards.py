@@ -1,4 +1,4 @@
-"""The model cards: of the reranker, and of an exported cross-encoder, with a program that runs it by itself."""
+"""The model cards of the reranker and of an exported cross-encoder; the latter contains a program that runs it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
@@ -18,9 +18,8 @@ tags:
 # Reranker on {base}
 
 A cross-encoder fine-tuned on {queries:,} queries ({pairs:,} pairs) of the data set in `data/prepared`, with
-hard negatives from the first-stage retriever. What the data is stands in `params.yaml` and
-`metrics/prepare.json`, the metrics on the test queries in `metrics/evaluate.json`, all of the commit that made
-this model.
+hard negatives from the first-stage retriever. In the commit that made this model, `params.yaml` and
+`metrics/prepare.json` describe the data, and `metrics/evaluate.json` has the metrics on the test queries.
 
 ## Use
 
@@ -32,9 +31,9 @@ from sentence_transformers import CrossEncoder
 CrossEncoder("models/reranker").rank("your question", ["a passage", "another passage"])
 ```
 
-As shipped and evaluated, it reads the excerpt of a long passage that suits
-the query, and is fused with the bi-encoder in `biencoder/`, the static embedding in `static/` and BM25 by the
-weights in `fusion.json`:
+The reranker that was evaluated: the cross-encoder reads the excerpt of a long passage that suits the query, and its
+score is fused with the bi-encoder in `biencoder/`, the static embedding in `static/` and BM25 by the weights in
+`fusion.json`:
 
 ```python
 from reranker.inference.reranker import Reranker
@@ -42,7 +41,7 @@ from reranker.inference.reranker import Reranker
 Reranker("models/reranker").rank("your question", ["a passage", "another passage"])
 ```
 
-In both, compare scores between passages of one query only; those of the cross-encoder alone are logits.
+In both cases, compare scores only between passages of one query; the scores of the cross-encoder alone are logits.
 
 ## Training
 
@@ -62,12 +61,12 @@ tags:
 
 # Cross-encoder for {backend}
 
-The cross-encoder of `models/reranker`{rounded}. It reads pairs of up to {max_length} tokens. Compare scores between
-passages of one query only.
+The cross-encoder of `models/reranker`{rounded}. It reads pairs of up to {max_length} tokens. Compare scores only
+between passages of one query.
 
 ## Use
 
-With the tokenizer and the runtime alone:
+With only the tokenizer and the runtime:
 
 ```python
 import numpy as np
@@ -85,25 +84,26 @@ inputs = {{name: np.array([getattr(pair, column) for pair in pairs]) for name, c
 print(scores)
 ```
 
-{exact}From the folder of the project, which shows it excerpts of long passages:
+{exact}From the folder of the project; the model then reads excerpts of long passages:
 
 ```bash
 python -m stages.rerank --model models/export/{backend} --query "your question" passages.txt
 ```
 
-The files lie where Sentence Transformers looks for them, given a version of optimum that goes with its transformers:
+With a version of optimum that suits the installed transformers, Sentence Transformers loads the files, too:
 `CrossEncoder("models/export/{backend}", backend="{library}", model_kwargs={{"file_name": "{file}"}})`.
 
 ## Measured
 
-On the candidates of the dev queries, as excerpts, all on the same machine:
+Measured on excerpts of the candidates of the dev queries; all rows are from the same machine:
 
 {measured}
 
 {figures}
 """
-EXACT = """OpenVINO by itself computes {what} in bfloat16 where the processor has it. For {scores}, at the speed
-given below, let it compute in float32: `Core().compile_model(path, "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})`.
+EXACT = """OpenVINO computes {what} in bfloat16 by default where the processor has it. For {scores}, at the speed
+in the table below, let it compute in float32:
+`Core().compile_model(path, "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})`.
 
 """
 RUNTIMES = {
@@ -116,18 +116,18 @@ RUNTIMES = {
         'model = InferenceSession(f"{{folder}}/{file}")\n(scores,) = model.run(["scores"], inputs)',
     ),
 }
-"""What the program imports and how it computes, by library."""
+"""The import and the computation of the program in the card, by library."""
 COLUMNS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-"""A model's inputs as the tokenizers library calls them."""
+"""Names of a model's inputs in the tokenizers library."""
 
 
 def model_card(base: str, params: Mapping[str, object], figures: Mapping[str, object]) -> str:
-    """A filled-in model card in Markdown.
+    """The model card of the reranker in Markdown.
 
     Args:
         base: name of the base model.
-        params: what training was told.
-        figures: what training measured; has `groups` and `pairs`.
+        params: parameters of the training.
+        figures: measurements of the training; has `groups` and `pairs`.
     """
     return RERANKER_CARD.format(
         base=base,
@@ -139,7 +139,7 @@ def model_card(base: str, params: Mapping[str, object], figures: Mapping[str, ob
 
 
 def two_columns(head: str, values: Mapping[str, object]) -> str:
-    """Names and values as a table in Markdown, numbers with four digits."""
+    """Names and values as a table in Markdown; floats have four significant digits."""
 
     def show(value: object) -> str:
         return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -149,11 +149,11 @@ def two_columns(head: str, values: Mapping[str, object]) -> str:
     )
 
 
-class Measured(NamedTuple):
-    """One way to compute the scores."""
+class Measurement(NamedTuple):
+    """Quality and speed of one way to compute the scores."""
 
-    computed: str
-    """By what and in which format."""
+    backend: str
+    """The library and the number format."""
     ndcg: float
     """NDCG@10."""
     pairs_per_second: float
@@ -165,20 +165,20 @@ def export_card(
     tokenizer: PreTrainedTokenizerBase,
     inputs: Sequence[str],
     max_length: int,
-    measured: Sequence[Measured],
+    measurements: Sequence[Measurement],
     figures: Mapping[str, object],
 ) -> str:
-    """A filled-in model card in Markdown.
+    """The model card of an exported cross-encoder in Markdown.
 
     Args:
-        backend: see `exported.FILES`.
-        file: of the graph, in the folder of the card.
-        tokenizer: of the model.
+        backend: see `reranker.inference.export.FILES`.
+        file: the graph, relative to the folder of the card.
+        tokenizer: the model's tokenizer.
         inputs: names of the graph's inputs.
         max_length: tokens of a pair.
-        measured: torch in float32, then the graph as its library computes it by itself, then in float32 if that is
-            another way.
-        figures: what else is told of the measurement.
+        measurements: first torch in float32, then the graph in its library's default precision, then the graph in
+            float32 if the default is another.
+        figures: further facts about the measurement.
     """
     library, _, rounded = backend.partition("-")
     exact = EXACT.format(
@@ -198,22 +198,22 @@ def export_card(
         compute=compute.format(file=file),
         exact=exact if library == "openvino" else "",
         file=PurePosixPath(file).name,
-        measured=_table(measured),
-        figures=two_columns("of the measurement", figures),
+        measured=_table(measurements),
+        figures=two_columns("measurement", figures),
     )
 
 
-def _table(measured: Sequence[Measured]) -> str:
-    """A table in Markdown, each row beside the first."""
-    torch, *_ = measured
+def _table(measurements: Sequence[Measurement]) -> str:
+    """A table in Markdown that compares each row with the first."""
+    torch, *_ = measurements
     return "\n".join(
         [
             "| computed by | NDCG@10 | difference | pairs a second | times as fast |",
             "|---|---:|---:|---:|---:|",
             *(
-                f"| {each.computed} | {each.ndcg:.4f} | {each.ndcg - torch.ndcg:+.4f} "
+                f"| {each.backend} | {each.ndcg:.4f} | {each.ndcg - torch.ndcg:+.4f} "
                 f"| {each.pairs_per_second:.0f} | {each.pairs_per_second / torch.pairs_per_second:.2f} |"
-                for each in measured
+                for each in measurements
             ),
         ]
     )

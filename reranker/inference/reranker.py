@@ -1,4 +1,4 @@
-"""Rankers for a user's program: the shipped reranker, which fuses four scores, and whatever else lies in a folder."""
+"""Rankers for a user's program: the shipped reranker, which fuses four scores, and cross-encoders in a folder."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,23 +15,23 @@ from reranker.common.errors import UserError
 from reranker.common.model_files import check_words, loading
 from reranker.inference.compute import Compute, choose_compute
 from reranker.inference.excerpts import excerpts
-from reranker.inference.export import Exported, graph_file
+from reranker.inference.export import ExportedModel, graph_file
 from reranker.inference.fusion import fuse
 from reranker.inference.loading import load_cross_encoder
 from reranker.inference.scoring import pair_cosines, score_pairs
 from reranker.retrieval import bm25
 
 Scores = Callable[[Sequence[str], Sequence[str]], NDArray[np.float64]]
-"""Of each query with the passage at the same place."""
+"""Scores each query with the passage at the same place."""
 
 
-class Ranked(NamedTuple):
+class RankedPassage(NamedTuple):
     """A passage of a ranking."""
 
     position: int
-    """In the list that was given."""
+    """Position in the list of passages that was ranked."""
     score: float
-    """Higher is better; comparable between the passages of one query."""
+    """A higher score is better; only scores of one query are comparable."""
     passage: str
 
 
@@ -39,19 +39,19 @@ class Reranker:
     """Ranks passages by the fused score.
 
     Args:
-        path: the folder that the train stage writes; `CrossEncoder(path)` loads the cross-encoder alone.
-        compute: see `choose_compute`; None: as this machine computes fast.
+        path: the folder that the train stage writes; `CrossEncoder(path)` loads only the cross-encoder.
+        compute: see `choose_compute`; None chooses what is fast on this machine.
 
     Raises:
         UserError: the folder lacks the fusion's weights or word statistics, or a model in it cannot be loaded or
-            computed as asked.
+            does not support `compute`.
     """
 
     def __init__(self, path: str | Path, compute: Compute | None = None) -> None:
         path = Path(path)
         self._compute = compute or choose_compute()
         self.weights = read_weights(path / "fusion.json", "reranker")["reranker"]
-        self._words = bm25.load(path / "words.json")
+        self._statistics = bm25.load(path / "words.json")
         with loading(str(path)):
             self._cross_encoder = CrossEncoder(str(path))
             self._biencoder = SentenceTransformer(str(path / "biencoder"))
@@ -68,62 +68,62 @@ class Reranker:
 
     def scores(self, queries: Sequence[str], passages: Sequence[str]) -> NDArray[np.float64]:
         """Score of each query with the passage at the same place; shape (pairs,)."""
-        shown = excerpts(
-            self._cross_encoder.tokenizer, self._cross_encoder.max_seq_length, self._words, queries, passages
+        texts = excerpts(
+            self._cross_encoder.tokenizer, self._cross_encoder.max_seq_length, self._statistics, queries, passages
         )
         pairs, compute = (queries, passages), self._compute
         features = {
-            "bm25": bm25.bm25(self._words, *pairs),
+            "bm25": bm25.bm25(self._statistics, *pairs),
             "static_score": pair_cosines(self._static, *pairs, label="static embedding", compute=compute.static()),
             "teacher_score": pair_cosines(self._biencoder, *pairs, label="bi-encoder", compute=compute),
-            "cross_encoder": score_pairs(self._cross_encoder, queries, shown, label="cross-encoder", compute=compute),
+            "cross_encoder": score_pairs(self._cross_encoder, queries, texts, label="cross-encoder", compute=compute),
         }
         return fuse(features, self.weights)
 
-    def rank(self, query: str, passages: Sequence[str]) -> list[Ranked]:
-        """The passages, best first; equal scores stay in the order given."""
+    def rank(self, query: str, passages: Sequence[str]) -> list[RankedPassage]:
+        """The passages, best first; passages with equal scores keep their order."""
         return in_order(self.scores([query] * len(passages), passages), passages)
 
 
-def in_order(scores: NDArray[np.float64], passages: Sequence[str]) -> list[Ranked]:
-    """The passages by their scores, best first; equal scores stay in the order given."""
+def in_order(scores: NDArray[np.float64], passages: Sequence[str]) -> list[RankedPassage]:
+    """The passages by their scores, best first; passages with equal scores keep their order."""
     order = np.argsort(-scores, kind="stable")
-    return [Ranked(int(place), float(scores[place]), passages[place]) for place in order]
+    return [RankedPassage(int(place), float(scores[place]), passages[place]) for place in order]
 
 
 class Ranker(Protocol):
-    """What ranks passages."""
+    """An object that ranks passages."""
 
-    def rank(self, query: str, passages: Sequence[str]) -> list[Ranked]:
-        """The passages, best first; equal scores stay in the order given."""
+    def rank(self, query: str, passages: Sequence[str]) -> list[RankedPassage]:
+        """The passages, best first; passages with equal scores keep their order."""
 
 
 class CrossEncoderRanker:
-    """Ranks by the scores of a cross-encoder alone.
+    """Ranks only by the scores of a cross-encoder.
 
     Args:
-        scores: what the cross-encoder gives.
-        tokenizer: of the cross-encoder.
+        scores: scores pairs with the cross-encoder.
+        tokenizer: the cross-encoder's tokenizer.
         max_length: tokens of a pair.
-        words: word statistics; with them the model is shown excerpts of long passages, as in training.
+        statistics: word statistics; with them the model reads excerpts of long passages, as in training.
     """
 
     def __init__(
-        self, scores: Scores, tokenizer: PreTrainedTokenizerBase, max_length: int, words: bm25.Statistics | None
+        self, scores: Scores, tokenizer: PreTrainedTokenizerBase, max_length: int, statistics: bm25.Statistics | None
     ) -> None:
-        self._scores, self._tokenizer, self._max_length, self._words = scores, tokenizer, max_length, words
+        self._scores, self._tokenizer, self._max_length, self._statistics = scores, tokenizer, max_length, statistics
 
-    def rank(self, query: str, passages: Sequence[str]) -> list[Ranked]:
-        """The passages, best first; equal scores stay in the order given."""
+    def rank(self, query: str, passages: Sequence[str]) -> list[RankedPassage]:
+        """The passages, best first; passages with equal scores keep their order."""
         queries = [query] * len(passages)
-        shown = passages
-        if self._words:
-            shown = excerpts(self._tokenizer, self._max_length, self._words, queries, passages)
-        return in_order(self._scores(queries, shown), passages)
+        texts = passages
+        if self._statistics:
+            texts = excerpts(self._tokenizer, self._max_length, self._statistics, queries, passages)
+        return in_order(self._scores(queries, texts), passages)
 
 
 def load_ranker(folder: Path) -> Ranker:
-    """The ranker that lies in a folder.
+    """The ranker in a folder.
 
     Raises:
         UserError: there is no such folder, or it holds no usable model.
@@ -134,11 +134,11 @@ def load_ranker(folder: Path) -> Ranker:
         raise UserError(f"model '{folder}' does not exist; name a folder with a model in it")
     if (folder / "fusion.json").exists():
         return Reranker(folder)
-    words = bm25.load(folder / "words.json") if (folder / "words.json").exists() else None
+    statistics = bm25.load(folder / "words.json") if (folder / "words.json").exists() else None
     if graph_file(folder):
-        exported = Exported(folder)
-        return CrossEncoderRanker(exported.scores, exported.tokenizer, exported.max_length, words)
+        exported = ExportedModel(folder)
+        return CrossEncoderRanker(exported.scores, exported.tokenizer, exported.max_length, statistics)
     compute = choose_compute()
     model = load_cross_encoder(str(folder), compute=compute)
     scores = partial(score_pairs, model, label="cross-encoder", compute=compute)
-    return CrossEncoderRanker(scores, model.tokenizer, model.max_seq_length, words)
+    return CrossEncoderRanker(scores, model.tokenizer, model.max_seq_length, statistics)

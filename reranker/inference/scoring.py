@@ -1,4 +1,4 @@
-"""Scores of pairs and vectors of texts from a model: sorted by length, with progress."""
+"""Score pairs and embed texts with a model: the inputs are sorted by length, and progress is shown."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,21 +17,21 @@ from reranker.common.progress import progress
 from reranker.inference.compute import PLAIN, Compute
 
 BATCH, TOKENS = 32, 4096
-"""Texts or pairs per pass, and their tokens, at most: a CPU's caches hold no more, and equal lengths waste nothing."""
+"""Largest number of texts or pairs per pass, and of their tokens. More would not fit into the caches of a CPU."""
 GPU = 16
-"""Times as much for a GPU, which waits for its work otherwise."""
+"""Factor of both for a GPU, which would otherwise wait for work."""
 STATIC_BATCH = 1024
-"""Texts per pass of a static embedding: it pads nothing and multiplies nothing, so the passes are what it waits for."""
+"""Texts per pass of a static embedding, which neither pads nor multiplies: the overhead of passes decides its speed."""
 LENGTHS = 1024
-"""Texts or pairs whose tokens are counted together."""
+"""Texts or pairs whose tokens are counted in one call of the tokenizer."""
 TOGETHER = 32
-"""Passes that go to a machine of a cluster together: some seconds of work."""
+"""Passes that are sent to a machine of a cluster together: some seconds of work."""
 PAIRS = 65_536
-"""Pairs whose vectors are held at a time."""
+"""Pairs whose vectors are in memory at a time."""
 
 
 class Embedder(Protocol):
-    """What gives the vectors of texts as the function `embed` does; `reranker.mining.embedding_cache.Cache` is one."""
+    """An object that embeds texts as the function `embed` does, such as `reranker.mining.embedding_cache.Cache`."""
 
     def embed(
         self,
@@ -57,19 +57,19 @@ def embed(
 
     Args:
         model: a bi-encoder or a static embedding.
-        texts: any number.
-        label: what is being done, shown beside the progress.
-        prompt: put before each text; the model's own default prompt, if it has one, where it is empty.
+        texts: any number of texts.
+        label: name of the work, shown beside the progress.
+        prompt: text before each text; if it is empty, the model's own default prompt, if there is one.
         compute: see `Compute`.
 
     Raises:
         UserError: see `batches`.
     """
     vectors = np.zeros((0, model.get_embedding_dimension() or 0), dtype=np.float32)
-    for places, found in batches(model, texts, label=label, prompt=prompt, compute=compute):
+    for places, rows in batches(model, texts, label=label, prompt=prompt, compute=compute):
         if not len(vectors):
-            vectors = np.empty((len(texts), found.shape[1]), dtype=np.float32)
-        vectors[places] = found
+            vectors = np.empty((len(texts), rows.shape[1]), dtype=np.float32)
+        vectors[places] = rows
     return vectors
 
 
@@ -81,7 +81,7 @@ def batches(
     prompt: str = "",
     compute: Compute = PLAIN,
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """The vectors that `embed` gives, pass by pass as the model makes them.
+    """The vectors that `embed` returns, pass by pass as the model computes them.
 
     Yields:
         The places of some texts, and their vectors. The longest texts come first, unless the model is static.
@@ -90,16 +90,16 @@ def batches(
         UserError: a vector is not finite.
     """
     if isinstance(model[0], StaticEmbedding):
-        every = np.arange(len(texts))
-        passes = [every[start : start + STATIC_BATCH] for start in range(0, len(texts), STATIC_BATCH)]
+        order = np.arange(len(texts))
+        passes = [order[start : start + STATIC_BATCH] for start in range(0, len(texts), STATIC_BATCH)]
     else:
         passes = _longest_first(model, texts, prompt, compute.engine)
     parts = ([texts[place] for place in places] for places in passes)
     work = partial(_vectors, label=label, prompt=prompt, precision=compute.precision)
-    with progress(label, len(texts), "texts") as shown:
+    with progress(label, len(texts), "texts") as bar:
         for places, vectors in zip(passes, compute.engine.map(work, model, parts, together=TOGETHER), strict=True):
             yield places, vectors
-            shown.advance(len(places))
+            bar.advance(len(places))
 
 
 def _vectors(
@@ -107,10 +107,10 @@ def _vectors(
 ) -> Iterator[NDArray[np.float32]]:
     for part in parts:
         with _precision(precision):
-            found = model.encode(
+            vectors = model.encode(
                 part, prompt=prompt or None, batch_size=len(part), normalize_embeddings=True, show_progress_bar=False
             )
-        vectors = found.astype(np.float32, copy=False)
+        vectors = vectors.astype(np.float32, copy=False)
         for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1)):
             raise UserError(
                 f"{label}: the model gives a vector that is not finite for the text '{part[row][:60]}'; "
@@ -136,21 +136,21 @@ def pair_cosines(
         model: a bi-encoder or a static embedding.
         queries: as many as passages.
         passages: as many as queries.
-        label: what is being done, shown beside the progress.
-        query_prompt: put before each query; the model's own default prompt, if it has one, where it is empty.
-        passage_prompt: the same before each passage.
+        label: name of the work, shown beside the progress.
+        query_prompt: text before each query; if it is empty, the model's own default prompt, if there is one.
+        passage_prompt: the same for each passage.
         compute: see `Compute`.
-        cache: where the vectors come from; None: all are computed.
+        cache: gives the vectors; None: all of them are computed.
     """
     sides = [[(query_prompt, query) for query in queries], [(passage_prompt, passage) for passage in passages]]
     texts = list(dict.fromkeys([*sides[0], *sides[1]]))
     place = {text: number for number, text in enumerate(texts)}
-    embedded = cache.embed if cache else embed
+    embed_texts = cache.embed if cache else embed
     parts = [
-        embedded(model, [text for own, text in texts if own == prompt], label=label, prompt=prompt, compute=compute)
+        embed_texts(model, [text for own, text in texts if own == prompt], label=label, prompt=prompt, compute=compute)
         for prompt in dict.fromkeys([query_prompt, passage_prompt])
     ]
-    vectors = parts[0] if len(parts) == 1 else np.concatenate(parts)  # one that is a memory map stays one
+    vectors = parts[0] if len(parts) == 1 else np.concatenate(parts)  # a single memory map is not copied
     left, right = ([place[text] for text in side] for side in sides)
     cosines = np.zeros(len(left))
     for start in range(0, len(left), PAIRS):
@@ -178,11 +178,11 @@ def score_pairs(
     passes = _longest_first(model, pairs, engine=compute.engine)
     parts = ([pairs[place] for place in places] for places in passes)
     scores: list[NDArray[np.float32]] = []
-    with progress(label, len(pairs), "pairs") as shown:
+    with progress(label, len(pairs), "pairs") as bar:
         work = partial(_scores, label=label, precision=compute.precision)
-        for found in compute.engine.map(work, model, parts, together=TOGETHER):
-            scores.append(found)
-            shown.advance(len(found))
+        for some in compute.engine.map(work, model, parts, together=TOGETHER):
+            scores.append(some)
+            bar.advance(len(some))
     return np.concatenate(scores)[np.argsort(np.concatenate(passes))].astype(float)
 
 
@@ -191,15 +191,15 @@ def _scores(
 ) -> Iterator[NDArray[np.float32]]:
     with _precision(precision):
         for part in parts:
-            found: NDArray[np.float32] = model.predict(part, batch_size=len(part), show_progress_bar=False)
-            for place in np.flatnonzero(~np.isfinite(found).reshape(len(part), -1).all(axis=1)):
+            scores: NDArray[np.float32] = model.predict(part, batch_size=len(part), show_progress_bar=False)
+            for place in np.flatnonzero(~np.isfinite(scores).reshape(len(part), -1).all(axis=1)):
                 query, passage = part[place]
                 raise UserError(
-                    f"{label}: the model gives a score that is no finite number for '{query[:60]}' and "
+                    f"{label}: the model gives a score that is not finite for '{query[:60]}' and "
                     f"'{passage[:60]}'; its weights are damaged or too large: train or download it again, or choose "
                     "another model"
                 )
-            yield found
+            yield scores
 
 
 def _longest_first(
@@ -208,19 +208,19 @@ def _longest_first(
     prompt: str = "",
     engine: Engine = LOCAL,
 ) -> list[NDArray[np.int64]]:
-    """Places of the inputs, pass by pass, by their tokens as the model cuts them.
+    """Places of the inputs in each pass, sorted by the number of tokens after truncation.
 
-    Longest first: running out of memory shows at once, and the time left is not underestimated.
+    Because the longest inputs come first, a lack of memory shows at once and the time left is not underestimated.
     """
     parts = (list(inputs[start : start + LENGTHS]) for start in range(0, len(inputs), LENGTHS))
-    counted = engine.map(partial(_lengths, prompt=prompt), model, parts, together=TOGETHER)
-    lengths = [length for part in counted for length in part]
+    counts = engine.map(partial(_lengths, prompt=prompt), model, parts, together=TOGETHER)
+    lengths = [length for part in counts for length in part]
     order = np.argsort(-np.asarray(lengths), kind="stable")
-    times = 1 if model.device.type == "cpu" else GPU
+    factor = 1 if model.device.type == "cpu" else GPU
     passes: list[NDArray[np.int64]] = []
     start = 0
     while start < len(order):
-        size = min(BATCH, TOKENS // max(1, lengths[order[start]])) * times
+        size = min(BATCH, TOKENS // max(1, lengths[order[start]])) * factor
         passes.append(order[start : start + max(1, size)])
         start += len(passes[-1])
     return passes
@@ -231,7 +231,7 @@ def _lengths(
 ) -> Iterator[list[int]]:
     for part in parts:
         mask = model.preprocess(part, prompt=prompt or None).get("attention_mask")
-        # a model that pads nothing has no mask
+        # a model that does not pad has no mask
         yield [0] * len(part) if mask is None else mask.sum(dim=1).tolist()
 
 

@@ -1,6 +1,6 @@
-"""How a step is split: into passes of pairs of similar length, and among several processes.
+"""Split a training step: into passes of pairs of similar length, and among several processes.
 
-A launcher (torchrun, accelerate) starts the stage so many times and tells each process its number in the environment.
+A launcher (torchrun, accelerate) starts several processes of a stage and gives each its number in the environment.
 """
 
 from bisect import bisect_right
@@ -20,49 +20,49 @@ from reranker.common.errors import UserError
 from reranker.common.processes import processes
 
 PASS_TOKENS = 256
-"""Tokens that a further pass has to save: it costs time of its own, for one, to add up the gradient of all weights.
+"""Tokens that a further pass must save, because a pass has a fixed cost, such as adding up the gradients.
 
 On two cores 128 to 512 are equally fast. With 256 the short pairs of the committed params.yaml stay one pass.
 """
 
 
 def share(batch_size: int) -> int:
-    """Rows of a step that each process sees.
+    """Rows of a step for each process.
 
     Args:
         batch_size: rows of a step.
 
     Raises:
-        UserError: it cannot be split evenly.
+        UserError: the rows cannot be split evenly.
     """
     number = processes()
     if batch_size % number:
         raise UserError(
             f"params.yaml: batch_size: the {batch_size} rows of a step cannot be split evenly among the {number} "
-            "processes of launcher; change either"
+            "processes of the launcher; change either"
         )
     return batch_size // number
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:
-    """Steps that an epoch has; a rest with fewer rows than processes has none of its own, see `SplitBatches`."""
+    """Steps of an epoch; a remainder with fewer rows than processes has no step of its own, see `SplitBatches`."""
     whole, rest = divmod(rows, batch_size)
     return whole + (rest >= processes() or not whole)
 
 
 class SplitBatches(Sampler[list[int]]):
-    """Batches that are split among processes: of each run of `processes` batches, each process gets one.
+    """Batches that are split among processes: each process gets one of every `processes` consecutive batches.
 
-    The steps are those of one process with whole batches, every row once an epoch: the samplers of the libraries
-    drop the rows of the last step that do not fill it, or repeat others. Where the last step has fewer rows than there
-    are processes, the step before it takes them. The gradients of the processes count alike, though one has a row more
-    than the other in a last step that cannot be split evenly. The order is that of `accelerate` in one process.
+    The steps are the same as with one process and whole batches, and every row comes once an epoch; the samplers of
+    the libraries drop the rows of an incomplete last step, or repeat other rows. If the last step has fewer rows than
+    there are processes, the step before it takes them. If the last step cannot be split evenly, the gradients of the
+    processes have equal weights although one has a row more. The order is that of `accelerate` in one process.
 
     Args:
-        dataset: of the rows.
+        dataset: the rows.
         batch_size: rows of a pass of one process.
-        seed: of the order, which is another one each epoch.
-        passes: of each process in a step.
+        seed: seed of the order, which changes with each epoch.
+        passes: passes of each process in a step.
 
     Raises:
         UserError: there are fewer rows than processes.
@@ -78,15 +78,15 @@ class SplitBatches(Sampler[list[int]]):
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch comes."""
+        """Set the number of the next epoch."""
         self._epoch = epoch
 
     def _steps(self) -> list[tuple[int, int]]:
-        """The rows of each step, and into how many batches it is split."""
+        """The number of rows and the number of batches of each step."""
         size = self._batch_size * self._number * self._passes
         number = steps_per_epoch(self._rows, size)
         last = self._rows - (number - 1) * size
-        # no batch is empty: the last step has fewer passes where it has few rows
+        # the last step has fewer passes if it has few rows, so that no batch is empty
         passes = min(self._passes, -(-last // (self._batch_size * self._number)), last // self._number)
         return [(size, self._number * self._passes)] * (number - 1) + [(last, self._number * passes)]
 
@@ -106,14 +106,14 @@ class SplitBatches(Sampler[list[int]]):
 
 
 class SplitSources(Sampler[list[int]]):
-    """Batches of one process, each of rows of one source, that are split among processes: each gets a part of each.
+    """Batches of rows of one source, of which each process gets a part.
 
-    The steps are those of one process. Where the last batch of a source has fewer rows than there are processes, the
-    batch before it of that source takes them.
+    The steps are the same as with one process. If the last batch of a source has fewer rows than there are processes,
+    the previous batch of that source takes them.
 
     Args:
-        whole: the batches of one process.
-        names: of the sources, in the order of their data.
+        whole: the batches for one process.
+        names: names of the sources, in the order of their data.
 
     Raises:
         UserError: a source has fewer rows than there are processes.
@@ -131,13 +131,13 @@ class SplitSources(Sampler[list[int]]):
         self._length = self._number * len(self._batches())
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch comes."""
+        """Set the number of the next epoch."""
         self._whole.set_epoch(epoch)
 
     def _batches(self) -> list[list[int]]:
-        """The batches of the epoch, none with fewer rows than processes."""
+        """The batches of the epoch; none has fewer rows than there are processes."""
         batches: list[list[int]] = []
-        latest: dict[int, int] = {}
+        latest: dict[int, int] = {}  # number of the latest batch by source
         for batch in self._whole:
             source = bisect_right(self._ends, batch[0])
             if len(batch) < self._number:
@@ -148,7 +148,7 @@ class SplitSources(Sampler[list[int]]):
         return batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        """The batches of the epoch, as each process sees them."""
+        """The parts of the epoch's batches, one process after the other."""
         for batch in self._batches():
             for part in torch.tensor_split(torch.tensor(batch), self._number):
                 yield part.tolist()
@@ -160,14 +160,14 @@ class SplitSources(Sampler[list[int]]):
 
 @contextmanager
 def in_passes(model: nn.Module) -> Iterator[None]:
-    """While it lasts, the model in training mode reads a batch in passes of similar length where that is cheaper.
+    """A context in which a model in training mode reads a batch in passes of similar length where that is cheaper.
 
-    A loss that calls the model gets the scores of the whole batch, with a graph over all passes: its value and its
-    gradient are those of one padded pass, up to rounding. Dropout, where there is any, draws other numbers. On a GPU,
-    where a pass costs more than padding does, and for inputs that are not padded nothing changes.
+    A loss that calls the model gets the scores of the whole batch, with a graph over all passes. Its value and its
+    gradient equal those of one padded pass up to rounding, but dropout draws other random numbers. Nothing changes for
+    inputs without padding, and on a GPU, where a pass costs more than padding.
 
     Args:
-        model: a cross-encoder; it gives `scores` for tokens with an attention mask.
+        model: a cross-encoder that returns `scores` for tokens with an attention mask.
     """
     whole, before = model.forward, vars(model).get("forward")
 
@@ -184,18 +184,18 @@ def in_passes(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         del model.forward
-        if before is not None:  # what the trainer wraps the model's own in
+        if before is not None:  # the trainer had replaced the model's own method
             model.forward = before
 
 
 def split(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """The passes that together cost least: each as many tokens as its rows padded to its longest, and PASS_TOKENS.
+    """The cheapest split into passes; a pass costs its tokens after padding to its longest row, plus PASS_TOKENS.
 
     Args:
         lengths: tokens of each row.
 
     Returns:
-        Places of the rows of each pass, the shortest rows first; each place once.
+        Places of the rows of each pass, the shortest rows first; each place comes once.
     """
     order = np.argsort(lengths, kind="stable")
     ordered = lengths[order]

@@ -1,8 +1,8 @@
-"""A static embedding tuned on the training queries: learned word matching that reads the whole passage.
+"""Tune a bi-encoder, or a static embedding, on the training queries.
 
-Each text is the mean of its tokens' vectors, so a pass over all pairs takes seconds where a transformer takes
-minutes, and no text is too long. In the fused score it says what BM25 would if it had learned which words of
-this corpus stand for each other.
+A static embedding represents a text by the mean of its tokens' vectors, so an epoch takes seconds where a transformer
+takes minutes, and no text is too long. In the fused score it is a BM25 that has learned which words of the corpus are
+synonyms.
 """
 
 from collections.abc import Sequence
@@ -29,9 +29,9 @@ from reranker.training.arguments import ShowProgress
 from reranker.training.checkpoints import Checkpoints
 from reranker.training.losses import InBatchSoftmaxLoss, in_batch_softmax
 from reranker.training.trainer import (
-    Place,
+    Attempt,
+    RobustTrainer,
     Schedule,
-    Surviving,
     fast_on_cpu,
     schedule_arguments,
     train,
@@ -42,14 +42,14 @@ Ids = list[NDArray[np.int64]]
 
 
 def similar_batches(vectors: NDArray[np.float32], batch_size: int, *, seed: int) -> NDArray[np.int64]:
-    """An order of the rows in which each run of `batch_size` holds similar rows, the runs themselves shuffled.
+    """An order of the rows in which each batch of `batch_size` has similar rows, while the batches are shuffled.
 
-    In-batch negatives are then hard at no cost: the topic-aware sampling of Hofstätter et al. (SIGIR 2021).
+    In-batch negatives are then hard at no cost: this is the topic-aware sampling of Hofstätter et al. (SIGIR 2021).
 
     Args:
         vectors: one vector per row; shape (rows, dimensions).
         batch_size: rows per batch.
-        seed: of the clustering and of the order.
+        seed: seed of the clustering and of the order.
 
     Returns:
         Positions of the rows, each once.
@@ -60,11 +60,11 @@ def similar_batches(vectors: NDArray[np.float32], batch_size: int, *, seed: int)
     kmeans = faiss.Kmeans(vectors.shape[1], clusters, niter=8, seed=seed, min_points_per_centroid=1)
     kmeans.train(vectors)
     _, nearest = kmeans.index.search(vectors, 1)
-    # clusters that are near on a random line follow each other, so that a batch over two of them stays similar
+    # clusters are sorted along a random line, so that a batch with parts of two clusters has similar rows, too
     assert kmeans.centroids is not None  # noqa: S101 - it has been trained
-    along = np.argsort(np.argsort(kmeans.centroids @ generator.standard_normal(vectors.shape[1])))
-    order = np.lexsort((generator.random(len(vectors)), along[nearest[:, 0]]))
-    # the short batch stays last: before a full one it would shift the borders of all that follow
+    rank = np.argsort(np.argsort(kmeans.centroids @ generator.standard_normal(vectors.shape[1])))
+    order = np.lexsort((generator.random(len(vectors)), rank[nearest[:, 0]]))
+    # the incomplete batch stays last because it would shift the borders of all batches after it
     full = len(order) // batch_size * batch_size
     batches = order[:full].reshape(-1, batch_size)
     generator.shuffle(batches)
@@ -78,7 +78,7 @@ class _InOrder(DefaultBatchSampler):
         super().__init__(torch.utils.data.SequentialSampler(dataset), batch_size=batch_size, drop_last=drop_last)
 
 
-class _BiencoderTrainer(Surviving, SentenceTransformerTrainer):
+class _BiencoderTrainer(RobustTrainer, SentenceTransformerTrainer):
     """Trains a bi-encoder."""
 
 
@@ -89,57 +89,66 @@ def tune_biencoder(
     *,
     scale: float,
     label: str,
-    kept: Checkpoints | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> None:
-    """Tune a bi-encoder with in-batch negatives, batches being consecutive rows.
+    """Tune a bi-encoder with in-batch negatives; a batch has consecutive rows.
 
     Args:
         model: changed in place.
         rows: columns query, passage, group (rows of one group are not negatives of each other).
         schedule: see `Schedule`.
         scale: factor of the cosines in the loss.
-        label: shown before the progress.
-        kept: see `reranker.training.trainer.train`.
+        label: text before the progress.
+        checkpoints: see `reranker.training.trainer.train`.
 
     Raises:
         UserError: see `reranker.training.trainer.train`.
     """
-    model.model_card_data.widget = [{}]  # none: they would be computed, with a bar, for a card that is not written
+    model.model_card_data.widget = [{}]  # keeps the library from computing examples for a card that is not written
     without_dropout(model)
     data = Dataset.from_dict(
         {"query": list(rows["query"]), "passage": list(rows["passage"]), "label": list(rows["group"])}
     )
 
-    def build(place: Place) -> _BiencoderTrainer:
+    def build(attempt: Attempt) -> _BiencoderTrainer:
         return _BiencoderTrainer(
             model=model,
             args=SentenceTransformerTrainingArguments(
-                **schedule_arguments(schedule, place) | {"batch_sampler": _InOrder, "save_strategy": "no"}
+                **schedule_arguments(schedule, attempt) | {"batch_sampler": _InOrder, "save_strategy": "no"}
             ),
             train_dataset=data,
             loss=InBatchSoftmaxLoss(model, scale),
             callbacks=[ShowProgress(label)],
         )
 
-    # the other rows of a pass are the negatives: with smaller ones it would be another loss
+    # the other rows of a pass are the negatives, so smaller passes would change the loss
     with fast_on_cpu():
-        train(build, model, data, schedule.batch_size, settings=(schedule, scale), label=label, kept=kept, split=False)
+        train(
+            build,
+            model,
+            data,
+            schedule.batch_size,
+            settings=(schedule, scale),
+            label=label,
+            checkpoints=checkpoints,
+            split=False,
+        )
 
 
 class StaticSchedule(NamedTuple):
     """How a static embedding is tuned."""
 
     lr: float
-    """Learning rate of the first step; it falls to 0 along a line."""
+    """Learning rate of the first step; it falls linearly to 0."""
     epochs: int
     batch_size: int
-    """Pairs per step at least, and less than twice as many: the rows are spread evenly over the steps."""
+    """Smallest number of pairs per step; a step has less than twice as many, as the rows are spread evenly."""
     dropout: float
-    """Share of the tokens of a text that a step does not see."""
+    """Share of the tokens of a text that are left out in a step."""
     scale: float
     """Factor of the cosines in the softmax."""
     max_tokens: int
-    """Tokens of a text while tuning."""
+    """Tokens of a text during tuning."""
     seed: int
 
 
@@ -147,15 +156,15 @@ def weigh_by_rarity(model: SentenceTransformer, passages: Sequence[str]) -> None
     """Scale each token's vector by its inverse document frequency, so that common words start with little weight.
 
     Args:
-        model: one `StaticEmbedding` module; changed in place.
+        model: has one `StaticEmbedding` module; changed in place.
         passages: the corpus.
     """
     embedding = _embedding(model.to("cpu"))
-    seen = np.zeros(embedding.num_embeddings)
+    frequency = np.zeros(embedding.num_embeddings)
     for ids in _tokenise(embedding, passages):
-        seen[np.unique(ids)] += 1
-    rarity = torch.from_numpy(np.log((len(passages) + 1) / (seen + 1)))
-    rarity /= rarity.mean()  # the vectors keep their size, so that a learning rate means the same
+        frequency[np.unique(ids)] += 1
+    rarity = torch.from_numpy(np.log((len(passages) + 1) / (frequency + 1)))
+    rarity /= rarity.mean()  # keeps the scale of the vectors, so that a learning rate has the same effect
     with torch.no_grad():
         embedding.embedding.weight.mul_(rarity[:, None].to(embedding.embedding.weight.dtype))
 
@@ -163,15 +172,15 @@ def weigh_by_rarity(model: SentenceTransformer, passages: Sequence[str]) -> None
 def tune_static(model: SentenceTransformer, rows: pd.DataFrame, schedule: StaticSchedule, *, label: str) -> None:
     """Tune a static embedding with in-batch negatives.
 
-    Dropped tokens keep it from learning the training pairs by heart, so that it can go over them many times.
+    Token dropout keeps the model from overfitting, so that many epochs are possible.
 
     Args:
-        model: one `StaticEmbedding` module; changed in place.
+        model: has one `StaticEmbedding` module; changed in place.
         rows: columns query, passage, group (rows of one group are not negatives of each other).
         schedule: see `StaticSchedule`.
-        label: shown before the progress.
+        label: text before the progress.
     """
-    embedding = _embedding(model.to("cpu"))  # a mean of vectors is soon done: a GPU would wait for its rows
+    embedding = _embedding(model.to("cpu"))  # a GPU would wait for data, because a mean of vectors takes little time
     generator = np.random.default_rng(schedule.seed)
     texts = [
         [ids[: schedule.max_tokens] for ids in _tokenise(embedding, rows[side].tolist())]
@@ -182,7 +191,7 @@ def tune_static(model: SentenceTransformer, rows: pd.DataFrame, schedule: Static
     steps = schedule.epochs * steps_per_epoch
     optimiser = torch.optim.Adam(embedding.parameters(), lr=schedule.lr, fused=True)
     decay = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / steps)
-    with progress(label, steps, "steps") as shown:
+    with progress(label, steps, "steps") as bar:
         for _ in range(schedule.epochs):
             order = generator.permutation(len(rows))
             for batch in np.array_split(order, steps_per_epoch):
@@ -194,7 +203,7 @@ def tune_static(model: SentenceTransformer, rows: pd.DataFrame, schedule: Static
                 torch.autograd.backward(loss)
                 optimiser.step()
                 decay.step()
-                shown.advance(note=f"loss {loss.item():.3f}")
+                bar.advance(note=f"loss {loss.item():.3f}")
 
 
 def _embedding(model: SentenceTransformer) -> StaticEmbedding:
@@ -209,8 +218,8 @@ def _tokenise(embedding: StaticEmbedding, texts: Sequence[str]) -> Ids:
 
 
 def _embed(embedding: StaticEmbedding, texts: Ids, dropout: float, generator: np.random.Generator) -> Tensor:
-    kept = [ids[generator.random(len(ids)) >= dropout] for ids in texts]
-    offsets = np.cumsum([0, *(len(ids) for ids in kept[:-1])])
-    features = {"input_ids": torch.from_numpy(np.concatenate(kept)), "offsets": torch.from_numpy(offsets)}
+    texts = [ids[generator.random(len(ids)) >= dropout] for ids in texts]
+    offsets = np.cumsum([0, *(len(ids) for ids in texts[:-1])])
+    features = {"input_ids": torch.from_numpy(np.concatenate(texts)), "offsets": torch.from_numpy(offsets)}
     vectors: Tensor = F.normalize(embedding(features)["sentence_embedding"].float(), dim=-1)
     return vectors

@@ -1,11 +1,11 @@
-"""Checkpoints of a training on disk: what they belong to, which of them are whole, which are kept.
+"""Checkpoints of a training on disk: to which training they belong, whether they are complete, how many are kept.
 
 A checkpoint is the folder that the trainer of transformers writes: weights (safetensors), optimiser, learning rate
-schedule, random states and the trainer's own state. It counts from the moment that `MARKER` is in it, which is written
-last and names the bytes of every other file; what a process left half-written when it died has none.
+schedule, random states and the trainer's own state. It is valid once it contains `MARKER`, which is written last and
+holds a hash of every other file. A checkpoint that a process had not finished when it died has no marker.
 
 Nothing is unpickled: the trainer reads optimizer.pt, scheduler.pt and the random states with torch's `weights_only`,
-which knows tensors and numbers alone; its pickled arguments are not even written.
+which accepts only tensors and numbers, and its pickled arguments are not even written.
 """
 
 import hashlib
@@ -25,56 +25,59 @@ from torch import nn
 from reranker.common.errors import UserError
 
 MARKER = "whole.json"
-KEPT = 2
-"""Checkpoints that are kept, the newest ones; of each also the one that was best on dev by then."""
+NEWEST = 2
+"""Number of the newest checkpoints to keep; for each, the one that was best on dev at that time is kept, too."""
 ROWS = 1000
 """Rows of a table that are hashed at a time."""
 CHUNK = 1 << 20
 """Bytes of a file that are read at a time."""
 CODE = ("reranker", "stages", "pairs")
+"""Packages whose code is part of the key of a training."""
 STATE = "trainer_state.json"
 
 
 class Checkpoints(NamedTuple):
-    """Where the checkpoints of a stage's training lie, and when there is one."""
+    """Where the checkpoints of a stage's training are stored, and how often one is written."""
 
     folder: Path
-    """Of the stage; in it, each training has a folder with its key as the name."""
+    """Folder of the stage; in it, each training has a folder that is named by its key."""
     minutes: float | None
-    """Between two of them, beside those at evaluations; 0: after each step; None: at evaluations only."""
-    about: tuple[object, ...]
-    """What decides the result beside the rows, the weights to start from and the code: params and tables."""
+    """Minutes between two checkpoints, besides those at evaluations; 0: after each step; None: only at evaluations."""
+    identity: tuple[object, ...]
+    """Params and tables that decide the result, besides the rows, the initial weights and the code."""
 
     def remove(self) -> None:
-        """Remove them all: the training has ended well and its result is written."""
+        """Remove all checkpoints, when the training has ended and its result is written."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def place(self, key: str) -> Path:
-        """The folder of the training with this key; those of others, which nobody will go on with, are removed.
+    def folder_of(self, key: str) -> Path:
+        """The folder of the training with this key; the folders of other trainings, now useless, are removed.
 
         Raises:
-            UserError: the folder cannot be made.
+            UserError: the folder cannot be created.
         """
         path = self.folder / key
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{path}: could not be made ({error.strerror}); free space or set its rights") from None
+            raise UserError(
+                f"{path}: could not be created ({error.strerror}); free space or change the permissions"
+            ) from None
         for other in self.folder.iterdir():
             if other != path:
                 shutil.rmtree(other, ignore_errors=True)
         return path
 
 
-def key(*parts: object) -> str:
-    """A name for a training: another one if anything that decides its result is another.
+def training_key(*parts: object) -> str:
+    """A name for a training, which changes with everything that decides the result.
 
     Args:
-        parts: models (their weights count), data sets and tables (their rows), and what JSON can hold.
+        parts: models (hashed by their weights), data sets and tables (by their rows), and values that JSON can hold.
 
     Returns:
         Sixteen hexadecimal digits of a hash of the parts, the project's code that is loaded, and the names and
-        versions of all installed packages. What the computer is made of is not in it.
+        versions of all installed packages. The hardware is not part of the hash.
     """
     digest = hashlib.sha256()
     for part in (*parts, _code(), _packages()):
@@ -114,7 +117,7 @@ def _chunks(part: object) -> Iterator[bytes]:
 
 
 def _json(value: object) -> bytes:
-    # numbers and arrays of NumPy know how to become Python's
+    # `tolist` turns numbers and arrays of NumPy into Python's
     return json.dumps(value, sort_keys=True, default=lambda other: other.tolist()).encode()
 
 
@@ -134,10 +137,10 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def seal(folder: Path) -> None:
-    """Say that a checkpoint is whole, once all of it is on the disk.
+    """Mark a checkpoint as complete, once all of its files are on the disk.
 
     Raises:
-        OSError: the disk is full, or another reason not to write.
+        OSError: the marker cannot be written, for instance because the disk is full.
     """
     digests = {name: _digest(path, to_disk=True) for name, path in _files(folder).items()}
     part = folder.with_name(f".{folder.name}.part")
@@ -153,7 +156,7 @@ def seal(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str:
-    """What is wrong with a checkpoint: empty if it is whole."""
+    """The damage of a checkpoint in words; empty if the checkpoint is complete."""
     try:
         digests = json.loads((folder / MARKER).read_text(encoding="utf-8"))
         for name, digest in digests.items():
@@ -167,13 +170,13 @@ def damage(folder: Path) -> str:
     return ""
 
 
-def steps(checkpoint: Path) -> int:
-    """After how many steps it was written."""
+def step_of(checkpoint: Path) -> int:
+    """The number of steps after which a checkpoint was written."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.glob("checkpoint-*") if path.is_dir()), key=steps, reverse=True)
+    return sorted((path for path in folder.glob("checkpoint-*") if path.is_dir()), key=step_of, reverse=True)
 
 
 def _state(checkpoint: Path) -> dict[str, Any]:
@@ -181,29 +184,29 @@ def _state(checkpoint: Path) -> dict[str, Any]:
 
 
 def _best(checkpoint: Path) -> Iterable[Path]:
-    """The checkpoint that was best on dev by then, if there is one."""
+    """The checkpoint that was best on dev when this one was written, if there is one."""
     best = _state(checkpoint)["best_model_checkpoint"]
     return [checkpoint.parent / Path(best).name] if best else []
 
 
-def newest(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint from which a training can go on, the unusable ones after it removed.
+def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint from which a training can go on; unusable newer ones are removed.
 
-    Beside its own files, those of the best one before it must be whole: its weights may be the result. One at which
-    the training had stopped early is not gone on from, as the trainer would take a step more.
+    The best checkpoint by then must be complete, too, because its weights may be the result. A checkpoint at which
+    the training had stopped early is not used, because the trainer would take one more step from it.
 
     Args:
-        folder: of the training.
+        folder: folder of the training.
 
     Returns:
-        The checkpoint, None if there is none, and a line for each one that was removed.
+        The checkpoint, None if there is none, and a line for each checkpoint that was removed.
     """
     lines: list[str] = []
     for checkpoint in _newest_first(folder):
         problem = damage(checkpoint)
         if not problem:
             problems = ((best.name, damage(best)) for best in _best(checkpoint))
-            problem = "; ".join(f"{name}, the best one: {reason}" for name, reason in problems if reason)
+            problem = "; ".join(f"{name}, the best checkpoint: {reason}" for name, reason in problems if reason)
         if not problem:
             state = _state(checkpoint)
             stopped = state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"]
@@ -216,11 +219,11 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def prune(folder: Path) -> None:
-    """Remove all checkpoints but the newest ones and those that were best by then."""
+    """Remove all checkpoints but the `NEWEST` ones and those that were best on dev when these were written."""
     checkpoints = [path for path in _newest_first(folder) if (path / MARKER).exists()]
-    kept = checkpoints[:KEPT]
-    kept = [*kept, *(best for checkpoint in kept for best in _best(checkpoint))]
+    newest = checkpoints[:NEWEST]
+    best = [path for checkpoint in newest for path in _best(checkpoint)]
     for checkpoint in checkpoints:
-        if checkpoint not in kept:
-            (checkpoint / MARKER).unlink()  # first: a folder that is half removed is not whole
+        if checkpoint not in newest and checkpoint not in best:
+            (checkpoint / MARKER).unlink()  # comes first, so that a folder that is half removed is not valid
             shutil.rmtree(checkpoint, ignore_errors=True)

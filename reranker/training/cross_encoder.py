@@ -1,4 +1,4 @@
-"""The cross-encoder that is fine-tuned: the model to start from, frozen layers, low-rank adapters, and its training."""
+"""Build and fine-tune a cross-encoder, also with frozen layers or low-rank adapters."""
 
 import functools
 import itertools
@@ -25,17 +25,17 @@ from reranker.common.errors import UserError
 from reranker.common.model_files import check_words, loading
 from reranker.common.params import LoraSection
 from reranker.common.processes import processes
-from reranker.inference.loading import check_lengths, keep_first, layers_of, one_output
+from reranker.inference.loading import check_lengths, keep_first_layers, layers_of, one_output
 from reranker.training.arguments import NOTHING, EvaluateAt, Further, ShowProgress, refusals, training_arguments
 from reranker.training.batching import SplitBatches, SplitSources, in_passes
 from reranker.training.checkpoints import Checkpoints
-from reranker.training.evaluator import InSequence
-from reranker.training.examples import Chosen, make_lesson
+from reranker.training.evaluator import EvaluatorSequence
+from reranker.training.examples import LossChoice, make_training_data
 from reranker.training.losses import LOSSES, needs_teacher
 from reranker.training.trainer import (
-    Place,
+    Attempt,
+    RobustTrainer,
     Schedule,
-    Surviving,
     fast_on_cpu,
     schedule_arguments,
     train,
@@ -43,22 +43,26 @@ from reranker.training.trainer import (
 )
 
 IN_BATCH = (losses.MultipleNegativesRankingLoss, losses.CachedMultipleNegativesRankingLoss)
-"""Losses for which the other rows of a pass are negatives: with smaller passes they would be others."""
+"""Losses that take the other rows of a pass as negatives, so that smaller passes would change the loss."""
 NEVER = 2**31
-"""Steps that no training has: evaluations and checkpoints are not every so many steps."""
+"""More steps than any training has: the trainer's own interval of evaluations and checkpoints is switched off."""
 
 
 def freeze(body: PreTrainedModel, number: int) -> None:
-    """Let the first so many layers, and the embeddings before them, keep their weights.
+    """Freeze the first layers of a transformer, and the embeddings before them.
+
+    Args:
+        body: the transformer; changed in place.
+        number: number of layers to freeze.
 
     Raises:
-        UserError: no layer would be left, or it has no list of layers.
+        UserError: no layer would be left to train, or the model has no list of layers.
     """
     layers = layers_of(body, "frozen_layers", "0")
     if number >= len(layers):
         raise UserError(f"params.yaml: frozen_layers: {number}: of the model's {len(layers)} layers one must be left")
     trained = set(layers[number:].parameters())
-    # weights come in the order in which they are passed through
+    # `parameters` yields the weights in the order of the forward pass
     for weights in itertools.takewhile(lambda weights: weights not in trained, body.parameters()):
         weights.requires_grad_(False)
 
@@ -66,51 +70,51 @@ def freeze(body: PreTrainedModel, number: int) -> None:
 class Plan(NamedTuple):
     """How a cross-encoder is fine-tuned on mined rows."""
 
-    losses: Mapping[str, Chosen]
+    losses: Mapping[str, LossChoice]
     """See `choose_losses`."""
     targets: str
     """`relevance` or `teacher`."""
     distillation: float
-    """Share of the teacher in group_softmax."""
+    """Weight of the teacher in group_softmax."""
     schedule: Schedule
-    """Its batches count queries."""
+    """Its batch size counts queries."""
     head_lr: float
     evaluations: int | Sequence[int]
     patience: int
 
     @property
     def outputs(self) -> int:
-        """Of the model while it is trained: one, or one for each class."""
+        """Outputs of the model during training: one, or one for each class."""
         return max(LOSSES[loss.name].outputs for loss in self.losses.values())
 
     @property
-    def taught(self) -> bool:
+    def needs_teacher(self) -> bool:
         """Whether a loss takes the scores of a teacher."""
         return any(needs_teacher(loss.name, self.targets, self.distillation) for loss in self.losses.values())
 
 
 class Curve(NamedTuple):
-    """What was measured while training: one row a step in each table."""
+    """Measurements of a training; each table has a row for each step with a measurement."""
 
     loss: pd.DataFrame
-    """Columns step, loss: the mean since the row before."""
+    """Columns step, loss: the mean since the previous row."""
     dev: pd.DataFrame
-    """Columns step, the evaluator's metric and its other figures: on dev."""
+    """Columns step, the evaluator's metric and its other figures on dev."""
     peak_lr: float
-    """Learning rate that the optimiser was given for the body of the model."""
+    """Learning rate of the optimiser for the body of the model."""
     steps: int
-    """That training took; fewer than planned where it stopped early."""
+    """Steps of the training: fewer than planned if it stopped early."""
 
 
-class Tuned(NamedTuple):
+class TrainingResult(NamedTuple):
     """A cross-encoder after its training."""
 
     model: CrossEncoder
-    """Of one output, with adapters merged."""
+    """The model with one output and with the adapters merged."""
     curve: Curve
     queries: int
     pairs: int
-    """That it was trained on, with the repeated ones that fill up a group."""
+    """Training pairs, with the repeated ones that fill up a group."""
     seconds: float
 
 
@@ -122,29 +126,29 @@ def build_cross_encoder(
     num_layers: int | None = None,
     layers_key: str = "num_layers",
 ) -> CrossEncoder:
-    """A cross-encoder on a bi-encoder's or language model's weights: mean of the joint tokens, then a linear layer.
+    """A cross-encoder with the weights of a bi-encoder or language model, mean pooling and a linear layer.
 
-    Mean pooling is what the sentence-embedding checkpoints were trained through; a first-token head starts
-    cold on them.
+    The sentence-embedding checkpoints were trained with mean pooling over all tokens; a head on the first token
+    would have to learn from nothing.
 
     Args:
         name: a local folder or a Hub id.
         max_length: tokens per pair.
-        frozen_layers: so many of the first layers, and the embeddings before them, keep their weights; each
-            saves two thirds of its share of the training time.
-        outputs: of the linear layer, one for a score or one for each class.
-        num_layers: keep the first so many layers, and no others; None: all.
-        layers_key: the key of params.yaml that says so.
+        frozen_layers: number of the first layers to freeze, with the embeddings before them; each of them saves two
+            thirds of its share of the training time.
+        outputs: outputs of the linear layer: one for a score, or one for each class.
+        num_layers: number of the first layers to keep; None: all.
+        layers_key: the key of params.yaml that gives `num_layers`, for errors.
 
     Raises:
-        UserError: there is no usable model of that name, it has fewer layers or cannot read so many tokens.
+        UserError: there is no usable model with this name, it has fewer layers or reads fewer tokens.
     """
     with loading(name):
         transformer = Transformer(name, max_seq_length=max_length, model_kwargs={"dtype": torch.float32})
         check_words(transformer)
     check_lengths(transformer, max_length=max_length)
     if num_layers is not None:
-        keep_first(transformer.model, num_layers, layers_key)
+        keep_first_layers(transformer.model, num_layers, layers_key)
     size = transformer.get_embedding_dimension()
     head = Dense(size, outputs, activation_function=nn.Identity(), module_output_name="scores")
     model: CrossEncoder = CrossEncoder(modules=[transformer, Pooling(size), head], activation_fn=nn.Identity())
@@ -154,11 +158,11 @@ def build_cross_encoder(
     return model
 
 
-class _CrossEncoderTrainer(Surviving, CrossEncoderTrainer):
-    """Trains a cross-encoder; with less padding, see `in_passes`, where it is the only process."""
+class _CrossEncoderTrainer(RobustTrainer, CrossEncoderTrainer):
+    """Trains a cross-encoder; a single process reduces the padding, see `in_passes`."""
 
     def compute_loss(self, model: CrossEncoder, *arguments: Any, **named: Any) -> Any:  # type: ignore[override]
-        # several passes before one backward pass are more than the gradients' exchange among processes allows
+        # DistributedDataParallel does not allow several forward passes before one backward pass
         with in_passes(model) if processes() == 1 else nullcontext():
             return super().compute_loss(model, *arguments, **named)
 
@@ -166,8 +170,7 @@ class _CrossEncoderTrainer(Surviving, CrossEncoderTrainer):
         self, dataset: Dataset, batch_size: int, drop_last: bool, *arguments: Any, **named: Any
     ) -> Any:
         if processes() > 1 and isinstance(self.train_dataset, DatasetDict):
-            # the batches of a source are those of one process until they are split; with several processes the library
-            # would drop the last one
+            # SplitSources splits the batches of one process later; the library would drop the last batch of a source
             batch_size, drop_last = batch_size * processes(), False
         return super().get_batch_sampler(dataset, batch_size, drop_last, *arguments, **named)
 
@@ -181,34 +184,36 @@ def fine_tune(
     model: CrossEncoder,
     negatives: pd.DataFrame,
     plan: Plan,
-    evaluator: InSequence,
+    evaluator: EvaluatorSequence,
     *,
     label: str,
     further: Further,
-    kept: Checkpoints,
-) -> Tuned:
+    checkpoints: Checkpoints,
+) -> TrainingResult:
     """Fine-tune a cross-encoder on mined rows.
 
     Args:
         model: see `build_cross_encoder`, with adapters or without; changed in place.
-        negatives: see `make_lesson`.
+        negatives: see `make_training_data`.
         plan: see `Plan`.
         evaluator: see `make_evaluator`.
-        label: shown before the progress.
+        label: text before the progress.
         further: see `tune_cross_encoder`.
-        kept: see `reranker.training.trainer.train`.
+        checkpoints: see `reranker.training.trainer.train`.
 
     Raises:
         UserError: see `tune_cross_encoder`.
     """
     started = time.monotonic()
     seed = plan.schedule.seed
-    lesson = make_lesson(negatives, model, plan.losses, targets=plan.targets, distillation=plan.distillation, seed=seed)
+    training = make_training_data(
+        negatives, model, plan.losses, targets=plan.targets, distillation=plan.distillation, seed=seed
+    )
     curve = tune_cross_encoder(
         model,
-        lesson.data,
-        lesson.loss,
-        plan.schedule._replace(batch_size=plan.schedule.batch_size * lesson.rows_per_query),
+        training.data,
+        training.loss,
+        plan.schedule._replace(batch_size=plan.schedule.batch_size * training.rows_per_query),
         evaluator=evaluator,
         evaluations=plan.evaluations,
         patience=plan.patience,
@@ -216,13 +221,13 @@ def fine_tune(
         label=label,
         others=evaluator.others,
         further=further,
-        kept=kept,
+        checkpoints=checkpoints,
     )
     if _body(model)._hf_peft_config_loaded:
         merge_lora(model)
     if plan.outputs > 1:
         model = one_output(model)
-    return Tuned(model, curve, lesson.queries, lesson.pairs, time.monotonic() - started)
+    return TrainingResult(model, curve, training.queries, training.pairs, time.monotonic() - started)
 
 
 def tune_cross_encoder(
@@ -238,54 +243,54 @@ def tune_cross_encoder(
     label: str,
     others: Sequence[str] = (),
     further: Further = NOTHING,
-    kept: Checkpoints | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Curve:
     """Fine-tune a cross-encoder and keep the checkpoint that is best on dev.
 
     Args:
         model: changed in place; afterwards it has the weights of the best evaluation.
         data: rows in the shape of the loss, or such rows by a name.
-        loss: see `loss_table.make_loss`; by the same names where the data have some.
+        loss: see `reranker.training.losses.make_loss`; by the same names if the data have names.
         schedule: see `Schedule`.
-        evaluator: its primary metric on dev tells which checkpoint is best; higher is better.
-        evaluations: how many there are during training, evenly spread, or after which steps, from 1; the last
-            one is at the end in any case.
+        evaluator: its primary metric on dev decides which checkpoint is best; higher is better.
+        evaluations: number of evaluations, spread evenly over the training, or the steps after which they take place,
+            from 1; the last evaluation is always at the end.
         patience: evaluations without a gain after which training stops.
-        head_lr: learning rate of the head, which starts from nothing.
-        label: shown before the progress.
+        head_lr: learning rate of the head, whose initial weights are random.
+        label: text before the progress.
         others: further figures of the evaluator for the curve.
-        further: arguments of the trainer over those that follow from the above, and callbacks.
-        kept: see `reranker.training.trainer.train`.
+        further: callbacks, and arguments of the trainer that override those that follow from the above.
+        checkpoints: see `reranker.training.trainer.train`.
 
     Raises:
-        UserError: the trainer refuses an argument, there is no step after which to evaluate, or see
+        UserError: the trainer refuses an argument, a step of `evaluations` does not exist, or see
             `reranker.training.trainer.train`.
     """
     model.model_card_data.generate_widget_examples = False
     metric = str(evaluator.primary_metric)
-    watched = f"eval_{metric}"
+    best_metric = f"eval_{metric}"
     if processes() > 1 and "batch_sampler" in further.arguments:
         raise UserError(
             "params.yaml: trainer: batch_sampler: several processes split the batches themselves; leave it out"
         )
-    given = dict(further.arguments)
-    accumulated = int(given.pop("gradient_accumulation_steps", 1))
+    overrides = dict(further.arguments)
+    accumulated = int(overrides.pop("gradient_accumulation_steps", 1))
 
-    def build(place: Place) -> _CrossEncoderTrainer:
+    def build(attempt: Attempt) -> _CrossEncoderTrainer:
         defaults = {
             "eval_strategy": "steps",
             "eval_steps": NEVER,
             "save_strategy": "steps",
             "save_steps": NEVER,
             "load_best_model_at_end": True,
-            "metric_for_best_model": watched,
+            "metric_for_best_model": best_metric,
             "greater_is_better": True,
             "learning_rate_mapping": {r"\b2\.linear\.": head_lr},
-            **schedule_arguments(schedule, place._replace(passes=place.passes * accumulated)),
+            **schedule_arguments(schedule, attempt._replace(passes=attempt.passes * accumulated)),
         }
         if processes() > 1 and not isinstance(data, DatasetDict):
-            defaults["batch_sampler"] = functools.partial(SplitBatches, passes=place.passes * accumulated)
-        arguments = training_arguments(defaults, given)
+            defaults["batch_sampler"] = functools.partial(SplitBatches, passes=attempt.passes * accumulated)
+        arguments = training_arguments(defaults, overrides)
         with refusals(further.arguments, (ImportError, ValueError)):
             return _CrossEncoderTrainer(
                 model=model,
@@ -303,31 +308,38 @@ def tune_cross_encoder(
 
     settings = schedule, evaluations, patience, head_lr, dict(further.arguments)
     in_batch = any(isinstance(each, IN_BATCH) for each in (loss.values() if isinstance(loss, dict) else [loss]))
-    with fast_on_cpu(), refusals(further.arguments, (ImportError,)):  # a package that an optimiser needs
+    with fast_on_cpu(), refusals(further.arguments, (ImportError,)):  # an optimiser may need a package
         trainer = train(
-            build, model, data, schedule.batch_size, settings=settings, label=label, kept=kept, split=not in_batch
+            build,
+            model,
+            data,
+            schedule.batch_size,
+            settings=settings,
+            label=label,
+            checkpoints=checkpoints,
+            split=not in_batch,
         )
     scheduler: Any = trainer.lr_scheduler
     history = trainer.state.log_history
-    measured = [metric, *others]
-    dev = [(entry["step"], *(entry[f"eval_{name}"] for name in measured)) for entry in history if watched in entry]
+    figures = [metric, *others]
+    dev = [(entry["step"], *(entry[f"eval_{name}"] for name in figures)) for entry in history if best_metric in entry]
     return Curve(
         pd.DataFrame(
             [(entry["step"], entry["loss"]) for entry in history if "loss" in entry], columns=["step", "loss"]
         ),
-        pd.DataFrame(dev, columns=["step", *measured]),
-        float(getattr(scheduler, "base_lrs", [schedule.lr])[0]),  # reduce_lr_on_plateau does not keep it
+        pd.DataFrame(dev, columns=["step", *figures]),
+        float(getattr(scheduler, "base_lrs", [schedule.lr])[0]),  # reduce_lr_on_plateau has no `base_lrs`
         trainer.state.global_step,
     )
 
 
 def attach_lora(model: CrossEncoder, settings: LoraSection, frozen_layers: int) -> None:
-    """Put low-rank adapters into the body (Hu et al., ICLR 2022); they and the head alone are trained from now on.
+    """Add low-rank adapters to the body (Hu et al., ICLR 2022); from then on only they and the head are trained.
 
     Args:
         model: see `build_cross_encoder`; changed in place.
-        settings: the arguments of LoraConfig; without `target_modules`, peft takes those that it knows.
-        frozen_layers: the adapters of the first so many layers stay nought.
+        settings: the arguments of peft's LoraConfig; without `target_modules`, peft takes those that it knows.
+        frozen_layers: number of the first layers whose adapters stay zero.
 
     Raises:
         UserError: peft is not installed, or it refuses the settings.
@@ -351,10 +363,10 @@ def _body(model: CrossEncoder) -> PreTrainedModel:
 
 
 def check_lora_installed() -> None:
-    """Check that peft is there.
+    """Check that peft is installed.
 
     Raises:
-        UserError: it is not.
+        UserError: peft is not installed.
     """
     try:
         import peft  # noqa: F401
@@ -363,12 +375,12 @@ def check_lora_installed() -> None:
 
 
 def merge_lora(model: CrossEncoder) -> None:
-    """Add what the adapters have learned to the weights of the body and remove them."""
+    """Add the adapters to the weights of the body and remove them."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     body = _body(model)
-    adapted = [(name, part) for name, part in body.named_modules() if isinstance(part, BaseTunerLayer)]
-    for name, part in adapted:
+    adapters = [(name, part) for name, part in body.named_modules() if isinstance(part, BaseTunerLayer)]
+    for name, part in adapters:
         part.merge(safe_merge=True)
         parent, _, last = name.rpartition(".")
         base: nn.Module = part.get_base_layer()

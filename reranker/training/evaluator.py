@@ -1,4 +1,4 @@
-"""NDCG@10 of a cross-encoder on dev queries: the same figure before, during and after training."""
+"""NDCG@10 of a cross-encoder on dev queries: the same measure before, during and after training."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -21,12 +21,12 @@ METRIC = "ndcg@10"
 
 
 class DevRanking(BaseEvaluator):
-    """Reranks the candidates of some queries by the model and measures the order with trec_eval's definition.
+    """Reranks the candidates of some queries with the model and measures NDCG@10 as trec_eval defines it.
 
     Args:
-        candidates: columns query_id, passage_id, query and text, what the model reads of both.
-        judgments: columns query_id, passage_id, relevance, of the same queries.
-        compute: how the model computes while it is trained.
+        candidates: columns query_id, passage_id, query and text; the model reads the last two.
+        judgments: columns query_id, passage_id, relevance; of the same queries.
+        compute: how the model computes during training.
     """
 
     def __init__(self, candidates: pd.DataFrame, judgments: pd.DataFrame, compute: Compute = PLAIN) -> None:
@@ -37,7 +37,7 @@ class DevRanking(BaseEvaluator):
     def __call__(
         self, model: BaseModel, output_path: str | None = None, epoch: int = -1, steps: int = -1
     ) -> dict[str, float]:
-        """The figure, under the name that the trainer looks for."""
+        """The metric by the name that the trainer expects."""
         if not isinstance(model, CrossEncoder):
             raise TypeError(f"a cross-encoder is evaluated here, not a {type(model).__name__}")
         return {METRIC: self.ndcg(model)}
@@ -49,13 +49,13 @@ class DevRanking(BaseEvaluator):
         return metrics.mean_ndcg(self._judgments, self._candidates, scores)
 
 
-class InSequence(BaseEvaluator):
-    """Several evaluators one after the other; the first one's figure tells which checkpoint is the best.
+class EvaluatorSequence(BaseEvaluator):
+    """Several evaluators one after the other; the metric of the first decides which checkpoint is best.
 
-    A model that is trained with two outputs is measured with the one that it will have, see `one_output`.
+    A model that is trained with two outputs is measured with the single output that it will have, see `one_output`.
 
     Args:
-        evaluators: by name; each has a figure of which more is better, as its primary metric.
+        evaluators: evaluators by name; the primary metric of each is better if it is higher.
     """
 
     def __init__(self, evaluators: Mapping[str, BaseEvaluator]) -> None:
@@ -65,39 +65,39 @@ class InSequence(BaseEvaluator):
 
     @property
     def others(self) -> list[str]:
-        """What the figures of all but the first are called."""
+        """The names of the metrics of all evaluators but the first."""
         return [f"{METRIC}_{name}" for name in list(self._evaluators)[1:]]
 
     def __call__(
         self, model: BaseModel, output_path: str | None = None, epoch: int = -1, steps: int = -1
     ) -> dict[str, float]:
-        """The first one's figure as `ndcg@10`, those of the others as `ndcg@10_NAME`."""
+        """The metric of the first evaluator as `ndcg@10`, and those of the others as `ndcg@10_NAME`."""
         if isinstance(model, CrossEncoder) and model.num_labels > 1:
             model = one_output(model)
-        found = []
+        values = []
         for evaluator in self._evaluators.values():
             figures = evaluator(model, output_path, epoch, steps)
-            found.append(figures[str(evaluator.primary_metric)] if isinstance(figures, dict) else figures)
-        return dict(zip([METRIC, *self.others], found, strict=True))
+            values.append(figures[str(evaluator.primary_metric)] if isinstance(figures, dict) else figures)
+        return dict(zip([METRIC, *self.others], values, strict=True))
 
 
 def check_evaluators(names: Sequence[str]) -> None:
-    """Check the names.
+    """Check the names of evaluators.
 
     Raises:
-        UserError: one is unknown or there twice, or is a data set of the Hub, which is switched off.
+        UserError: a name is unknown or occurs twice, or is a data set of the Hub while the Hub is switched off.
     """
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"params.yaml: dev.evaluators: '{name}' is there twice")
+            raise UserError(f"params.yaml: dev.evaluators: '{name}' is there twice; name it once")
         if name in (RETRIEVED, ALL_POSITIVES):
             continue
         if _nano(name) not in DATASET_NAME_TO_HUMAN_READABLE:
-            known = ", ".join(f"Nano{human}" for human in DATASET_NAME_TO_HUMAN_READABLE.values())
+            nano = ", ".join(f"Nano{human}" for human in DATASET_NAME_TO_HUMAN_READABLE.values())
             raise UserError(
-                f"params.yaml: dev.evaluators: there is no '{name}'; use {RETRIEVED}, {ALL_POSITIVES} or one of {known}"
+                f"params.yaml: dev.evaluators: there is no '{name}'; use {RETRIEVED}, {ALL_POSITIVES} or one of {nano}"
             )
-        # the values that huggingface_hub takes for true
+        # these are the values that huggingface_hub takes for true
         if os.environ.get("HF_HUB_OFFLINE", "1").upper() in ("1", "ON", "YES", "TRUE"):
             raise UserError(
                 f"params.yaml: dev.evaluators: '{name}' is a data set of the Hub, which is switched off; "
@@ -111,15 +111,15 @@ def make_evaluator(
     judgments: pd.DataFrame,
     with_texts: Callable[[pd.DataFrame], pd.DataFrame],
     compute: Compute,
-) -> InSequence:
-    """The evaluators of these names.
+) -> EvaluatorSequence:
+    """The evaluators with these names.
 
     Args:
         names: see `check_evaluators`.
         candidates: see `DevRanking`.
         judgments: see `DevRanking`.
-        with_texts: adds what the model reads to a table of query_id and passage_id.
-        compute: how the model computes while it is trained.
+        with_texts: adds the texts that the model reads to a table of query_id and passage_id.
+        compute: how the model computes during training.
 
     Raises:
         UserError: see `nano_beir`.
@@ -132,14 +132,14 @@ def make_evaluator(
             return DevRanking(with_texts(with_all_positives(candidates, judgments)), judgments, compute)
         return nano_beir(name)
 
-    return InSequence({name: one(name) for name in names})
+    return EvaluatorSequence({name: one(name) for name in names})
 
 
 def nano_beir(name: str) -> BaseEvaluator:
-    """NDCG@10 over the first hundred passages that BM25 finds for the queries of a NanoBEIR data set.
+    """NDCG@10 over the first hundred passages that BM25 retrieves for the queries of a NanoBEIR data set.
 
     Raises:
-        UserError: it cannot be downloaded.
+        UserError: the data set cannot be downloaded.
     """
     try:
         return CrossEncoderNanoBEIREvaluator([_nano(name)], write_csv=False)
@@ -154,7 +154,7 @@ def _nano(name: str) -> str:
 
 
 def with_all_positives(candidates: pd.DataFrame, judgments: pd.DataFrame) -> pd.DataFrame:
-    """The candidates and, behind them, the right passages that the retriever missed.
+    """The candidates, followed by the relevant passages that the first-stage retriever missed.
 
     Args:
         candidates: columns query_id, passage_id.
@@ -164,5 +164,5 @@ def with_all_positives(candidates: pd.DataFrame, judgments: pd.DataFrame) -> pd.
         Columns query_id, passage_id.
     """
     keys = ["query_id", "passage_id"]
-    right = judgments.loc[judgments["relevance"] > 0, keys].sort_values(keys)
-    return pd.concat([candidates[keys], right]).drop_duplicates(ignore_index=True)
+    relevant = judgments.loc[judgments["relevance"] > 0, keys].sort_values(keys)
+    return pd.concat([candidates[keys], relevant]).drop_duplicates(ignore_index=True)

@@ -1,4 +1,4 @@
-"""From the mined passages to the rows that a loss of the cross-encoder wants, with a teacher's scores."""
+"""Turn the mined passages into the rows of a loss of the cross-encoder, with the scores of a teacher."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,23 +27,24 @@ SIGNALS = {
     "static": ("static_score",),
     "bm25": ("bm25",),
 }
-"""Teachers that mining has asked already: their columns."""
+"""Teachers whose scores mining has already computed, and the columns of these scores."""
 FILES = (".parquet", ".csv")
+"""Endings of files with a teacher's scores."""
 
 
 def training_groups(negatives: pd.DataFrame, *, graded: bool) -> pd.DataFrame:
-    """Each query with its passages, the right one first.
+    """Each query with its passages, the relevant one first.
 
-    A list-wise loss wants groups of one size: queries with fewer passages than the largest group are
-    filled up by repeating their last one, which in a softmax only weighs that passage more.
+    A list-wise loss needs groups of one size. Queries with fewer passages than the largest group are
+    filled up by repeating their last passage, which in a softmax only gives that passage more weight.
 
     Args:
-        negatives: columns query_id, query, text (of the passage), kind (one `positive` per query, `graded` ones that
-            are right but less so, the others negatives), relevance, and teacher (a logit) where one is needed.
-        graded: keep the less relevant ones, for a loss that takes more than right and wrong.
+        negatives: columns query_id, query, text (of the passage), kind (one `positive` per query; `graded` passages
+            are relevant to a lower degree; all others are negatives), relevance, and teacher (a logit) where needed.
+        graded: keep the graded passages, for a loss that takes more than two degrees of relevance.
 
     Returns:
-        Columns query, passages, relevance, and teacher if given; sorted by query_id.
+        Columns query, passages, relevance, and teacher if the argument has it; sorted by query_id.
     """
     numbers = [column for column in ("relevance", "teacher") if column in negatives]
     table = negatives if graded else negatives[negatives["kind"] != "graded"]
@@ -56,21 +57,21 @@ def training_groups(negatives: pd.DataFrame, *, graded: bool) -> pd.DataFrame:
     return groups.reset_index(drop=True)
 
 
-class Lesson(NamedTuple):
-    """What the trainer is given."""
+class TrainingData(NamedTuple):
+    """The rows and the losses that the trainer takes."""
 
     data: Dataset | DatasetDict
     """One set of rows, or one for each source that has a loss of its own."""
     loss: nn.Module | dict[str, nn.Module]
     rows_per_query: int
-    """Rows of the data that stand for a query, by which a batch counts; 1 where the losses differ in it."""
+    """Rows of the data for each query, by which the batch size is multiplied; 1 where the losses differ in it."""
     queries: int
     pairs: int
-    """Their passages, with the repeated ones that fill up a group."""
+    """Passages of all queries, with the repeated ones that fill up a group."""
 
 
-class Chosen(NamedTuple):
-    """A loss and its keyword arguments."""
+class LossChoice(NamedTuple):
+    """The name of a loss and its keyword arguments."""
 
     name: str
     arguments: Mapping[str, Any]
@@ -78,17 +79,17 @@ class Chosen(NamedTuple):
 
 def choose_losses(
     loss: str | Mapping[str, str], arguments: Mapping[str, Any], sources: Sequence[str]
-) -> dict[str, Chosen]:
-    """The loss of each source; where there is one for all, that one under an empty name.
+) -> dict[str, LossChoice]:
+    """The loss of each source; one loss for all sources has an empty name.
 
     Args:
-        loss: a name, or a name by source.
-        arguments: of the loss, or by source those of its loss.
-        sources: that have mined queries.
+        loss: the name of a loss, or such names by source.
+        arguments: keyword arguments of the loss, or such arguments by source.
+        sources: the sources that have mined queries.
 
     Raises:
-        UserError: names do not fit the sources, losses that want different models are mixed, or the arguments are not
-            those of the loss.
+        UserError: the names do not fit the sources, losses for different models are mixed, or the loss does not have
+            an argument.
     """
     if isinstance(loss, str):
         loss, arguments = {"": loss}, {"": arguments}
@@ -101,59 +102,59 @@ def choose_losses(
             raise UserError(f"params.yaml: loss_arguments: '{source}' is no source of loss; give them by source, too")
         if len({LOSSES[name].outputs for name in loss.values()}) > 1:
             raise UserError("params.yaml: loss: cross_entropy trains two outputs, the others one: all or none")
-    for source, own in arguments.items():
-        if not isinstance(own, Mapping):
+    for source, values in arguments.items():
+        if not isinstance(values, Mapping):
             raise UserError(f"params.yaml: loss_arguments: {source}: must be `argument: value` lines of its loss")
-        loss_arguments(loss[source], own)
-    return {source: Chosen(name, arguments.get(source, {})) for source, name in loss.items()}
+        loss_arguments(loss[source], values)
+    return {source: LossChoice(name, arguments.get(source, {})) for source, name in loss.items()}
 
 
-def make_lesson(
+def make_training_data(
     negatives: pd.DataFrame,
     model: CrossEncoder,
-    losses: Mapping[str, Chosen],
+    losses: Mapping[str, LossChoice],
     *,
     targets: str,
     distillation: float,
     seed: int,
-) -> Lesson:
-    """Rows and losses.
+) -> TrainingData:
+    """The rows and the losses for mined passages.
 
     Args:
-        negatives: see `training_groups`; column source too where losses differ by it.
-        model: to be trained.
+        negatives: see `training_groups`; also the column source where sources have losses of their own.
+        model: the model to train.
         losses: see `choose_losses`.
         targets: `relevance` or `teacher`.
-        distillation: share of the teacher in group_softmax.
-        seed: of the order of the queries.
+        distillation: weight of the teacher in group_softmax.
+        seed: seed of the order of the queries.
     """
-    data, made, per_query = {}, {}, set()
+    data, modules, per_query = {}, {}, set()
     queries = pairs = 0
     for source, (name, arguments) in losses.items():
         rows = negatives if source == "" else negatives[negatives["source"] == source]
-        groups = training_groups(rows, graded=LOSSES[name].fed == "relevance")
+        groups = training_groups(rows, graded=LOSSES[name].labels == "relevance")
         groups = groups.sample(frac=1, random_state=seed)
         size = len(groups["passages"].iloc[0])
-        made[source] = make_loss(name, model, arguments, distillation=distillation, group_size=size)
-        taught = needs_teacher(name, targets, distillation)
-        data[source] = group_rows(groups, name, targets="teacher" if taught else "relevance")
+        modules[source] = make_loss(name, model, arguments, distillation=distillation, group_size=size)
+        with_teacher = needs_teacher(name, targets, distillation)
+        data[source] = group_rows(groups, name, targets="teacher" if with_teacher else "relevance")
         per_query.add(rows_per_query(name, size))
         queries += len(groups)
         pairs += len(groups) * size
     of_query = per_query.pop() if len(per_query) == 1 else 1
     if "" in data:
-        return Lesson(data[""], made[""], of_query, queries, pairs)
-    return Lesson(DatasetDict(data), made, of_query, queries, pairs)
+        return TrainingData(data[""], modules[""], of_query, queries, pairs)
+    return TrainingData(DatasetDict(data), modules, of_query, queries, pairs)
 
 
 def group_rows(groups: pd.DataFrame, loss: str, targets: str = "relevance") -> Dataset:
-    """Training data in the shape that a loss wants.
+    """Training data in the shape that a loss needs.
 
     Args:
-        groups: columns query, passages (a list, the right one first), relevance and, where it is needed, teacher (a
-            number, and a logit, per passage).
+        groups: columns query, passages (a list, the relevant one first), relevance (a number per passage) and, where
+            needed, teacher (a logit per passage).
         loss: a name of params.yaml.
-        targets: `relevance`, or `teacher` for what the teacher says, where the loss takes either.
+        targets: `relevance` or `teacher`; the source of the labels, where the loss takes either.
 
     Returns:
         Columns query and passage, and a label per row; or query, positive, negative_1, … and perhaps labels; or query,
@@ -172,9 +173,9 @@ def group_rows(groups: pd.DataFrame, loss: str, targets: str = "relevance") -> D
         positive, *negatives = zip(*groups["passages"], strict=True)
         columns = {"query": list(groups["query"]), "positive": list(positive)}
         columns |= {f"negative_{number}": list(texts) for number, texts in enumerate(negatives, start=1)}
-        return Dataset.from_dict(columns if kind.fed == "nothing" else columns | {"label": labels})
+        return Dataset.from_dict(columns if kind.labels == "none" else columns | {"label": labels})
     passages = [list(of_query) for of_query in groups["passages"]]
-    if kind.fed == "relevance":  # list_mle and plist_mle take the order given for the right one
+    if kind.labels == "relevance":  # list_mle and plist_mle take the order of the passages as the true ranking
         order = [np.argsort(-np.asarray(of_query), kind="stable") for of_query in labels]
         passages = [[of_query[at] for at in places] for of_query, places in zip(passages, order, strict=True)]
         labels = [[of_query[at] for at in places] for of_query, places in zip(labels, order, strict=True)]
@@ -182,25 +183,25 @@ def group_rows(groups: pd.DataFrame, loss: str, targets: str = "relevance") -> D
 
 
 def _labels(groups: pd.DataFrame, loss: str, targets: str) -> list[list[float]]:
-    """A number for each passage of each query."""
+    """A label for each passage of each query."""
     kind = LOSSES[loss]
-    if kind.fed == "class":
+    if kind.labels == "class":
         return [[int(place == 0) for place in range(len(of_query))] for of_query in groups["passages"]]
     if targets == "teacher":
-        taught = chances(groups["teacher"]) if kind.taught == "chances" else groups["teacher"]
-        return [[float(number) for number in of_group] for of_group in taught]
-    if kind.fed == "right":
+        scores = probabilities(groups["teacher"]) if kind.teacher_labels == "probabilities" else groups["teacher"]
+        return [[float(number) for number in of_group] for of_group in scores]
+    if kind.labels == "binary":
         return [[float(place == 0) for place in range(len(of_query))] for of_query in groups["passages"]]
-    # list_net takes a softmax of the labels: 10 and 0 make the right passage's target nearly 1
+    # list_net takes a softmax of the labels: 10 and 0 make the relevant passage's target nearly 1
     factor = 10.0 if loss == "list_net" else 1.0
     return [[factor * float(number) for number in of_group] for of_group in groups["relevance"]]
 
 
-def chances(teacher: pd.Series) -> list[NDArray[np.float64]]:
-    """The chance of each passage to be right: a sigmoid of the teacher's logits less an offset.
+def probabilities(teacher: pd.Series) -> list[NDArray[np.float64]]:
+    """The probability that each passage is relevant: the sigmoid of the teacher's logits minus an offset.
 
-    Logits of a query mean something by their differences alone. The offset is the one with which as many passages are
-    right as there are queries, each of which has one; the slope stays 1, as in the softmax over the query.
+    Only differences between the logits of a query are meaningful. With the chosen offset, the expected number of
+    relevant passages is the number of queries, each of which has one. The slope is 1, as in the softmax over the query.
 
     Args:
         teacher: logits of the passages of each query.
@@ -211,14 +212,14 @@ def chances(teacher: pd.Series) -> list[NDArray[np.float64]]:
     def surplus(offset: float) -> float:
         return float(expit(logits - offset).mean() - share)
 
-    if len(logits) == len(teacher):  # no passage is wrong
+    if len(logits) == len(teacher):  # there are no negatives
         return [np.ones(len(of_query)) for of_query in teacher]
     offset = brentq(surplus, logits.min() - 50, logits.max() + 50)
     return [expit(np.asarray(of_query, dtype=float) - offset) for of_query in teacher]
 
 
 def rows_per_query(loss: str, group_size: int) -> int:
-    """Rows of `group_rows` that a query has: its pairs for losses of pairs, else one."""
+    """The number of rows of `group_rows` for a query: one for each pair in losses of pairs, else one."""
     return group_size if LOSSES[loss].shape == "pairs" else 1
 
 
@@ -238,13 +239,13 @@ def logits(
 
     Args:
         teacher: one of `SIGNALS`, a cross-encoder, or a file of scores.
-        negatives: the signals' columns, query and passage (whole texts).
+        negatives: columns of the signals, query and passage (whole texts).
         dev: see `fusion.fit_weights`.
         judgments: see `fusion.fit_weights`.
         compute: see `from_cross_encoder`.
 
     Raises:
-        UserError: see `from_cross_encoder` and `records.read_scores`.
+        UserError: see `from_cross_encoder` and `reranker.common.artifacts.read_scores`.
         ValueError: see `fusion.fit_weights`.
     """
     if is_file(teacher):
@@ -258,11 +259,11 @@ def logits(
 def from_signals(
     teacher: str, negatives: pd.DataFrame, dev: pd.DataFrame, judgments: pd.DataFrame
 ) -> NDArray[np.float64]:
-    """Logits of signals: a weighted sum, with the weights that suit dev best.
+    """Logits from signals: their weighted sum, with weights that are fitted on dev.
 
     Args:
         teacher: one of `SIGNALS`.
-        negatives: the pairs to be scored; the signals' columns.
+        negatives: the pairs to score; columns of the signals.
         dev: see `fusion.fit_weights`.
         judgments: see `fusion.fit_weights`.
 
@@ -280,13 +281,14 @@ def from_cross_encoder(
     Args:
         teacher: a folder or a Hub id.
         queries: as many as passages.
-        passages: whole texts, which the teacher cuts as it is used to.
-        compute: how it computes; by OpenVINO in float32 alone, where that is asked for or `auto`, else by torch.
+        passages: whole texts, which the teacher truncates to its own length.
+        compute: how the teacher computes. OpenVINO is used only in float32, where the backend is openvino or auto;
+            otherwise torch computes.
 
     Raises:
-        UserError: there is no usable model of that name, it has several outputs, or it cannot be computed as asked.
+        UserError: there is no usable model with this name, it has several outputs, or it does not support `compute`.
     """
-    # in float32 OpenVINO gives torch's scores to 1e-5; rounded to fewer digits, each library has its own
+    # in float32 OpenVINO's scores differ from torch's by at most 1e-5; with fewer digits each library has its own
     if compute.precision != "float32" or compute.backend not in ("auto", "openvino"):
         compute = compute.training()
     model = load_cross_encoder(teacher, "params.yaml: teacher:", compute)

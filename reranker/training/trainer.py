@@ -1,4 +1,4 @@
-"""Trainings that survive: they go on from a whole checkpoint, stop when they diverge, get by with less memory."""
+"""Robust training: it resumes from a complete checkpoint, stops when it diverges, and adapts to less memory."""
 
 import contextlib
 import gc
@@ -24,37 +24,36 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from reranker.common.errors import UserError, printable
 from reranker.common.processes import processes
 from reranker.common.progress import first_process
-from reranker.training import checkpoints
 from reranker.training.batching import share
-from reranker.training.checkpoints import Checkpoints
+from reranker.training.checkpoints import Checkpoints, newest_checkpoint, prune, seal, step_of, training_key
 from reranker.training.cpu_kernels import Float32Attention, OneDnnLinears
 
 TORCH_FILE = "inline_container"
-"""In the message of the RuntimeError that torch raises when it cannot write a file."""
-SHOWN = 60
+"""Part of the message of the RuntimeError that torch raises when it cannot write a file."""
+QUERY_CHARACTERS = 60
 """Characters of a query in a message."""
 Value = TypeVar("Value")
 
 
-class Place(NamedTuple):
-    """Where a training writes, and how a step is split."""
+class Attempt(NamedTuple):
+    """Where an attempt at a training writes, and how it splits a step."""
 
     folder: Path
     rows: int
-    """Of a pass of one process."""
+    """Rows of a pass of one process."""
     passes: int
-    """Of each process in a step; their gradients are added up."""
+    """Passes of each process in a step; their gradients are added up."""
 
 
 class Schedule(NamedTuple):
-    """How a model is optimised; `schedule_arguments` says which arguments of the trainer these are."""
+    """How a model is optimised; `schedule_arguments` turns it into arguments of the trainer."""
 
     lr: float
     epochs: int
     batch_size: int
     """Rows per step."""
     warmup: float
-    """Share of the steps."""
+    """Share of the steps in which the learning rate rises."""
     weight_decay: float
     precision: str
     """`float32` or `bfloat16`."""
@@ -65,24 +64,24 @@ class _PassTooLarge(Exception):
     """A pass did not fit into memory."""
 
 
-class Surviving(Trainer):
-    """What the trainers of Sentence Transformers lack: whole checkpoints, and errors that say what to do.
+class RobustTrainer(Trainer):
+    """Adds to the trainers of Sentence Transformers complete checkpoints, and errors that name a remedy.
 
-    To go on with the same bytes, a checkpoint has to hold the losses that the trainer has added up for the next point
-    of the loss curve too: they are in curve-N.json, N being the number of the process.
+    To resume with the same result to the byte, a checkpoint must also hold the losses that the trainer has added up
+    for the next point of the loss curve: they are in curve-N.json, where N is the number of the process.
     """
 
     label = ""
-    """Shown before messages."""
+    """Text before messages."""
     minutes: float | None = None
-    """Between checkpoints, see `Checkpoints`."""
+    """Minutes between checkpoints, see `Checkpoints`."""
     _before_step = torch.tensor(0.0)
     model: Any
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor | Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """A pass and its gradients.
+        """Compute the loss of a pass and add up its gradients.
 
         Raises:
             UserError: the loss is not finite.
@@ -95,47 +94,47 @@ class Surviving(Trainer):
             self._diverged(f"the loss is {float(loss)} at step {self.state.global_step + 1}{self._first_query(inputs)}")
         return loss
 
-    def _diverged(self, what: str) -> None:
+    def _diverged(self, reason: str) -> None:
         exact = "" if self.args.bf16 is False else ", or set precision: float32"
-        raise UserError(f"{self.label}: {what}; take a lower learning rate{exact}")
+        raise UserError(f"{self.label}: {reason}; take a lower learning rate{exact}")
 
     def _first_query(self, inputs: dict[str, Any]) -> str:
         texts = [column[0] for column in inputs.values() if isinstance(column, list) and isinstance(column[0], str)]
         for name, column in inputs.items():
             if name.endswith("input_ids"):
                 texts.append(self.model.tokenizer.decode(column[0], skip_special_tokens=True))
-        return f", in the batch of '{texts[0][:SHOWN]}'" if texts else ""
+        return f", in the batch of '{texts[0][:QUERY_CHARACTERS]}'" if texts else ""
 
     def check_weights(self) -> None:
-        """Check that no weight is infinite or no number.
+        """Check that all weights are finite.
 
         Raises:
-            UserError: one is.
+            UserError: a weight is infinite or not a number.
         """
         for name, weight in self.model.named_parameters():
             if not torch.isfinite(weight).all():
                 self._diverged(f"the weights of {name} are not finite after step {self.state.global_step}")
 
     def start_step(self) -> None:
-        """Note what a step begins with, should it not end."""
+        """Remember the sum of the losses before a step, in case the step fails."""
         self._before_step = self._tr_loss.clone()
 
     def save_step(self) -> None:
-        """Write a checkpoint of the last step that ended."""
+        """Write a checkpoint of the last complete step."""
         self._tr_loss = self._before_step
         self._save_checkpoint(self.model, None)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """The batches, with the epoch's number passed on to what orders the rows."""
+        """The batches; the sampler that orders the rows gets the number of the epoch."""
         loader = super().get_train_dataloader()
         if processes() > 1:
-            # accelerate's shard does not pass it on, and transformers passes by the shard only where no step is skipped
+            # accelerate's shard does not pass the epoch on, and transformers bypasses it only if no step is skipped
             shard: Any = loader.batch_sampler
             shard.set_epoch = shard.batch_sampler.set_epoch
         return loader
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        # Sentence Transformers lets all processes write the same files, beside them a card and its pickled arguments
+        # Sentence Transformers would write the same files in all processes, and also a card and pickled arguments
         if self.args.should_save:
             self.model.save_pretrained(output_dir, create_model_card=False)
 
@@ -148,8 +147,8 @@ class Surviving(Trainer):
             (folder / self._losses).write_text(json.dumps(losses), encoding="utf-8")
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                checkpoints.seal(folder)
-                checkpoints.prune(folder.parent)
+                seal(folder)
+                prune(folder.parent)
         except (OSError, SafetensorError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and TORCH_FILE not in str(error):
                 raise
@@ -157,7 +156,7 @@ class Surviving(Trainer):
             reason = getattr(error, "strerror", None) or ("a file ended early" if TORCH_FILE in str(error) else error)
             raise UserError(
                 f"{folder}: could not be written ({reason}); free space and start again: "
-                "the training goes on from the checkpoint before it"
+                "the training goes on from the previous checkpoint"
             ) from None
         self.accelerator.wait_for_everyone()
 
@@ -166,16 +165,16 @@ class Surviving(Trainer):
         return f"curve-{self.args.process_index}.json"
 
     def restore_losses(self, checkpoint: Path) -> None:
-        """Take over the losses since the last point of the curve."""
+        """Restore the losses since the last point of the loss curve."""
         losses = json.loads((checkpoint / self._losses).read_text(encoding="utf-8"))
         self._tr_loss += losses["sum"]
         self._globalstep_last_logged = losses["since"]
 
 
-class _Keeper(TrainerCallback):
-    """Restores what the trainer does not, and asks for a checkpoint when it is time for one."""
+class _CheckpointCallback(TrainerCallback):
+    """Restores the losses that the trainer does not restore, and asks for a checkpoint when one is due."""
 
-    def __init__(self, trainer: Surviving, start: Path | None) -> None:
+    def __init__(self, trainer: RobustTrainer, start: Path | None) -> None:
         self._trainer, self._start = trainer, start
         self._last = time.monotonic()
 
@@ -189,52 +188,53 @@ class _Keeper(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         minutes = self._trainer.minutes
-        # all processes write it together, so the clock of the first decides
-        if minutes is not None and _agreed(time.monotonic() - self._last >= 60 * minutes):
+        # all processes write the checkpoint together, so the clock of the first process decides
+        if minutes is not None and _of_first_process(time.monotonic() - self._last >= 60 * minutes):
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._last = time.monotonic()
 
 
-def _agreed(value: Value) -> Value:
-    """The first process's value, in all of them."""
+def _of_first_process(value: Value) -> Value:
+    """The value of the first process, in all processes."""
     return value if processes() == 1 else broadcast_object_list([value])[0]
 
 
-def _tell(line: str) -> None:
+def _print(line: str) -> None:
     if first_process():
         print(printable(line), file=sys.stderr, flush=True)
 
 
-TrainerType = TypeVar("TrainerType", bound=Surviving)
+TrainerType = TypeVar("TrainerType", bound=RobustTrainer)
 
 
 def train(
-    build: Callable[[Place], TrainerType],
+    build: Callable[[Attempt], TrainerType],
     model: nn.Module,
     data: Dataset,
     batch_size: int,
     *,
     settings: tuple[object, ...],
     label: str,
-    kept: Checkpoints | None,
+    checkpoints: Checkpoints | None,
     split: bool = True,
 ) -> TrainerType:
-    """Train, from the last checkpoint if there is one, with as many passes a step as the memory asks for.
+    """Train, from the last checkpoint if there is one, with as many passes per step as the memory requires.
 
-    A pass that does not fit is halved and the passes are doubled, from the last step that ended: a step has the same
-    rows as before. How often that was done is kept beside the checkpoints.
+    If a pass does not fit into memory, training resumes from the last complete step with passes of half the size and
+    twice the number, so that a step has the same rows as before. The number of passes is stored with the checkpoints.
 
     Args:
         build: makes the trainer, each time with the same model.
-        model: to be trained; changed in place.
+        model: the model to train; changed in place.
         data: the rows.
         batch_size: rows per step.
-        settings: what decides the result beside model, data and what `kept` is about; JSON can hold it.
-        label: shown before messages.
-        kept: where checkpoints are kept; None: nowhere, a death is the end.
-        split: whether a step in several passes means the same.
+        settings: values that decide the result, besides the model, the data and `checkpoints.identity`; JSON can hold
+            them.
+        label: text before messages.
+        checkpoints: where checkpoints are stored; None: nowhere, so that a training that dies starts again.
+        split: whether the loss of a step stays the same in several passes.
 
     Returns:
         The trainer, after training.
@@ -244,14 +244,15 @@ def train(
             of a step cannot be split among the processes.
     """
     rows = share(batch_size)
-    with _folder(kept, lambda: (settings, batch_size, processes(), data, model)) as folder, _plain_outputs(model):
+    parts = (settings, batch_size, processes(), data, model)
+    with _folder(checkpoints, parts) as folder, _plain_outputs(model):
         while True:
             passes = _passes(folder)
-            trainer = build(Place(folder, rows // passes, passes))
-            trainer.label, trainer.minutes = label, kept.minutes if kept else None
+            trainer = build(Attempt(folder, rows // passes, passes))
+            trainer.label, trainer.minutes = label, checkpoints.minutes if checkpoints else None
             trainer.remove_callback(PrinterCallback)
             start = _start(folder, label)
-            trainer.add_callback(_Keeper(trainer, start))
+            trainer.add_callback(_CheckpointCallback(trainer, start))
             try:
                 trainer.train(resume_from_checkpoint=str(start) if start else None)
                 trainer.check_weights()
@@ -260,13 +261,13 @@ def train(
                 raise UserError(f"{label}: out of memory; take a smaller base_model, or bfloat16") from None
             except _PassTooLarge:
                 more = _more_passes(rows, passes) if split else None
-            # outside of the clause: the error holds the tensors that did not fit
+            # this is outside of the except clause because the error refers to the tensors that did not fit
             if more is None:
                 raise UserError(
-                    f"{label}: a pass of {rows // passes} does not fit into memory; lower the batch size, the length "
-                    "in tokens or the passages of a query, freeze layers, or take bfloat16"
+                    f"{label}: a pass does not fit into memory (rows: {rows // passes}); lower the batch size, the "
+                    "length in tokens or the passages of a query, freeze layers, or take bfloat16"
                 )
-            _go_on(trainer, start, Place(folder, rows // more, more))
+            _prepare(trainer, start, Attempt(folder, rows // more, more))
             del trainer
             gc.collect()
             torch.cuda.empty_cache()
@@ -274,7 +275,7 @@ def train(
 
 @contextlib.contextmanager
 def _plain_outputs(model: nn.Module) -> Iterator[None]:
-    """Let the model give dicts: in what the tokenizer makes, torch does not find the weights that processes share."""
+    """Let the model return dicts: DistributedDataParallel finds no tensors in the BatchEncoding that it returns."""
     hook = model.register_forward_hook(lambda _, inputs, output: dict(output)) if processes() > 1 else None
     try:
         yield
@@ -284,9 +285,10 @@ def _plain_outputs(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _folder(kept: Checkpoints | None, about: Callable[[], tuple[object, ...]]) -> Iterator[Path]:
-    if kept:
-        yield kept.place(checkpoints.key(*kept.about, *about()))
+def _folder(checkpoints: Checkpoints | None, parts: tuple[object, ...]) -> Iterator[Path]:
+    """The folder of a training: that of its key among the checkpoints, or a temporary one."""
+    if checkpoints:
+        yield checkpoints.folder_of(training_key(*checkpoints.identity, *parts))
     else:
         with tempfile.TemporaryDirectory() as scratch:
             yield Path(scratch)
@@ -298,51 +300,51 @@ def _passes(folder: Path) -> int:
 
 
 def _more_passes(rows: int, passes: int) -> int | None:
-    """Twice as many, or where the rows cannot be split so, the next number that splits them; None if there is none."""
+    """The next number of passes, at least twice as many, that splits the rows evenly; None if there is none."""
     return next((more for more in range(2 * passes, rows + 1) if rows % more == 0), None)
 
 
-def _go_on(trainer: Surviving, start: Path | None, place: Place) -> None:
+def _prepare(trainer: RobustTrainer, start: Path | None, attempt: Attempt) -> None:
     """Prepare the next attempt, which has more passes."""
-    line = f"{trainer.label}: out of memory: now {place.rows} rows a pass, {place.passes} passes a step"
-    written = place.folder / "passes.part"
-    written.write_text(str(place.passes), encoding="utf-8")
-    written.replace(place.folder / "passes")
+    line = f"{trainer.label}: out of memory: now {attempt.rows} rows a pass, {attempt.passes} passes a step"
+    part = attempt.folder / "passes.part"
+    part.write_text(str(attempt.passes), encoding="utf-8")
+    part.replace(attempt.folder / "passes")
     if processes() > 1:
-        # the others wait for this one in the middle of a step: the launcher has to start all of them again
+        # the other processes wait for this one in the middle of a step, so the launcher must start all of them again
         raise UserError(f"{line}, when it is started again")
     print(printable(line), file=sys.stderr, flush=True)
     trainer.model.zero_grad(set_to_none=True)
-    if trainer.state.global_step > (checkpoints.steps(start) if start else 0):
+    if trainer.state.global_step > (step_of(start) if start else 0):
         trainer.save_step()
 
 
 def _start(folder: Path, label: str) -> Path | None:
-    """The checkpoint to go on from."""
-    found, lines = checkpoints.newest(folder) if first_process() else (None, [])
+    """The checkpoint to resume from."""
+    checkpoint, lines = newest_checkpoint(folder) if first_process() else (None, [])
     for line in lines:
-        _tell(f"{label}: {line}")
-    found = _agreed(found)
-    if found:
-        _tell(f"{label}: goes on from step {checkpoints.steps(found):,}")
-    return found
+        _print(f"{label}: {line}")
+    checkpoint = _of_first_process(checkpoint)
+    if checkpoint:
+        _print(f"{label}: goes on from step {step_of(checkpoint):,}")
+    return checkpoint
 
 
-def schedule_arguments(schedule: Schedule, place: Place) -> dict[str, Any]:
+def schedule_arguments(schedule: Schedule, attempt: Attempt) -> dict[str, Any]:
     """The arguments of the trainer that follow from a schedule."""
     arguments = {
-        "output_dir": str(place.folder),
+        "output_dir": str(attempt.folder),
         "learning_rate": schedule.lr,
         "num_train_epochs": schedule.epochs,
-        "per_device_train_batch_size": place.rows,
-        "gradient_accumulation_steps": place.passes,
+        "per_device_train_batch_size": attempt.rows,
+        "gradient_accumulation_steps": attempt.passes,
         "warmup_steps": schedule.warmup,
         "weight_decay": schedule.weight_decay,
-        "use_cpu": not torch.cuda.is_available(),  # else bfloat16 is refused on a CPU
+        "use_cpu": not torch.cuda.is_available(),  # without it the trainer refuses bfloat16 on a CPU
         "bf16": schedule.precision == "bfloat16",
         "seed": schedule.seed,
         "data_seed": schedule.seed,
-        "restore_callback_states_from_checkpoint": True,  # the patience that is left
+        "restore_callback_states_from_checkpoint": True,  # restores the patience that is left
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
@@ -355,7 +357,7 @@ def schedule_arguments(schedule: Schedule, place: Place) -> dict[str, Any]:
 
 @contextmanager
 def fast_on_cpu() -> Iterator[None]:
-    """What makes a step cheaper on a CPU at the same mathematics."""
+    """A context in which a step is faster on a CPU, with the same mathematics."""
     with OneDnnLinears(), Float32Attention():
         yield
 
@@ -363,7 +365,7 @@ def fast_on_cpu() -> Iterator[None]:
 def without_dropout(model: nn.Module) -> None:
     """Switch dropout off.
 
-    A run of minutes does not overfit enough to need it, and on a CPU it costs a third of the time.
+    A training of some minutes does not overfit enough to need it, and on a CPU it costs a third of the time.
     """
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -371,6 +373,6 @@ def without_dropout(model: nn.Module) -> None:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed torch and NumPy; call it before a model is built, for its head is initialised at random."""
+    """Seed torch and NumPy; call it before a model is built, because its head is initialised at random."""
     torch.manual_seed(seed)
     np.random.seed(seed)

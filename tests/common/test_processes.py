@@ -132,7 +132,7 @@ def needs_ray(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("break_it", "line"),
     [
-        (damage, "error: score cross_encoder: the model gives a score that is no finite number for '"),
+        (damage, "error: score cross_encoder: the model gives a score that is not finite for '"),
         (needs_ray, "error: params.yaml: execution.engine: RAY_ADDRESS is ''; "),
     ],
     ids=["one_process_meets_it_and_tells_the_others", "the_first_meets_it_and_the_other_has_ended"],

@@ -26,9 +26,9 @@ def attend(dtype: torch.dtype, mask: torch.Tensor | None, dropout: float = 0.0) 
     taken = [torch.randn(2, 3, 9, 8).bfloat16().to(dtype).requires_grad_() for _ in range(3)]
     mask = mask.to(dtype) if mask is not None and mask.dtype != torch.bool else mask
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        found = F.scaled_dot_product_attention(*taken, attn_mask=mask, dropout_p=dropout)
-    found.sum().backward()
-    return [found.detach(), *(tensor.grad for tensor in taken if tensor.grad is not None)]
+        actual = F.scaled_dot_product_attention(*taken, attn_mask=mask, dropout_p=dropout)
+    actual.sum().backward()
+    return [actual.detach(), *(tensor.grad for tensor in taken if tensor.grad is not None)]
 
 
 @pytest.fixture(autouse=True)
@@ -40,9 +40,9 @@ def without_amx(monkeypatch: pytest.MonkeyPatch):
 def test_result_and_gradients_are_those_of_float32_rounded_once(mask: str):
     exact = [tensor.bfloat16() for tensor in attend(torch.float32, MASKS[mask])]
     with Float32Attention():
-        found = attend(torch.bfloat16, MASKS[mask])
-    assert [tensor.dtype for tensor in found] == [torch.bfloat16] * 4
-    torch.testing.assert_close(found, exact, rtol=0, atol=0)
+        actual = attend(torch.bfloat16, MASKS[mask])
+    assert [tensor.dtype for tensor in actual] == [torch.bfloat16] * 4
+    torch.testing.assert_close(actual, exact, rtol=0, atol=0)
     assert not all(map(torch.equal, attend(torch.bfloat16, MASKS[mask]), exact))
 
 
@@ -66,8 +66,8 @@ def test_attention_that_is_asked_for_computes_and_is_not_saved(cross_encoder: st
     with pytest.MonkeyPatch.context() as patch:
         patch.delattr(F, "scaled_dot_product_attention")
         use_attention(model, "eager", "float32")
-        found = score_pairs(model, *PAIRS, label="")
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+        actual = score_pairs(model, *PAIRS, label="")
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
     model.save_pretrained(str(tmp_path), create_model_card=False)
     assert CrossEncoder(str(tmp_path))[0].model.config._attn_implementation == "sdpa"
     use_attention(model, "sdpa", "float32")
@@ -116,5 +116,5 @@ def test_flash_attention_scores_are_near_those_of_sdpa(cross_encoder: str):
     model = CrossEncoder(cross_encoder)
     use_attention(model, "auto", "bfloat16")
     assert model[0].model.config._attn_implementation == "flash_attention_2"
-    found = score_pairs(model, *PAIRS, label="", compute=Compute("bfloat16"))
-    np.testing.assert_allclose(found, expected, atol=0.05 * np.ptp(expected))
+    actual = score_pairs(model, *PAIRS, label="", compute=Compute("bfloat16"))
+    np.testing.assert_allclose(actual, expected, atol=0.05 * np.ptp(expected))

@@ -38,9 +38,9 @@ def test_scores_and_vectors_are_those_of_torch(cross_encoder: str, biencoder: st
         expected = score_pairs(model, *PAIRS, label="")
         use_backend(model, "openvino", "float32")
         assert isinstance(model[0].model, CompiledTransformer)
-        found = score_pairs(model, *PAIRS, label="")
-        np.testing.assert_allclose(found, expected, atol=1e-5)
-        np.testing.assert_array_equal(score_pairs(model, *PAIRS, label=""), found)
+        actual = score_pairs(model, *PAIRS, label="")
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
+        np.testing.assert_array_equal(score_pairs(model, *PAIRS, label=""), actual)
         assert np.ptp(expected) > 0.1
     model = SentenceTransformer(biencoder)
     vectors = embed(model, TEXTS, label="", prompt="find ")
@@ -54,14 +54,14 @@ def test_bfloat16_is_near_torch(cross_encoder: str):
     model = CrossEncoder(cross_encoder)
     exact = score_pairs(model, *PAIRS, label="")
     use_backend(model, "openvino", "bfloat16")
-    found = score_pairs(model, *PAIRS, label="", compute=Compute("bfloat16"))
-    assert 0 < np.abs(found - exact).max() < 0.05 * np.ptp(exact)
+    actual = score_pairs(model, *PAIRS, label="", compute=Compute("bfloat16"))
+    assert 0 < np.abs(actual - exact).max() < 0.05 * np.ptp(exact)
 
 
 def test_rounding_for_onnx_leaves_logging_as_it_was():
     code = (
         "import logging, torch; from reranker.inference.graphs import onnx_graph, quantise_onnx; "
-        "quantise_onnx(onnx_graph(torch.nn.Linear(32, 32), {'given': torch.zeros(1, 32)}, ['found'])); "
+        "quantise_onnx(onnx_graph(torch.nn.Linear(32, 32), {'input': torch.zeros(1, 32)}, ['output'])); "
         "print(logging.getLogger().level, logging.getLogger().handlers)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -73,9 +73,9 @@ def test_int8_rounds_scores_and_vectors_a_little(backend: str, cross_encoder: st
     model = CrossEncoder(cross_encoder)
     exact = score_pairs(model, *PAIRS, label="")
     use_backend(model, backend, "float32")
-    found = score_pairs(model, *PAIRS, label="")
-    assert 0 < np.abs(found - exact).mean() < 0.1 * np.ptp(exact)
-    assert np.corrcoef(found, exact)[0, 1] > 0.98
+    actual = score_pairs(model, *PAIRS, label="")
+    assert 0 < np.abs(actual - exact).mean() < 0.1 * np.ptp(exact)
+    assert np.corrcoef(actual, exact)[0, 1] > 0.98
 
     model = SentenceTransformer(biencoder)
     vectors = embed(model, TEXTS, label="")
@@ -95,9 +95,12 @@ def test_int8_without_its_packages_is_refused(cross_encoder: str, monkeypatch: p
 
 
 def test_torch_stays_where_it_is_asked_for_and_for_a_static_embedding(biencoder: str):
-    for model, wish in ((SentenceTransformer(biencoder), "torch"), (load_retriever("bundled/static-256"), "openvino")):
+    for model, backend in (
+        (SentenceTransformer(biencoder), "torch"),
+        (load_retriever("bundled/static-256"), "openvino"),
+    ):
         body = list(model.modules())
-        use_backend(model, wish, "float32")
+        use_backend(model, backend, "float32")
         assert list(model.modules()) == body
 
 
@@ -109,9 +112,9 @@ def shaped(model: CrossEncoder) -> None:
     plain = model[0].model.forward
 
     def forward(**inputs: Tensor) -> dict[str, Tensor]:
-        found = plain(**inputs)
-        # to tracing the length is a constant
-        return {"last_hidden_state": found.last_hidden_state * float(int(inputs["input_ids"].shape[1]))}
+        actual = plain(**inputs)
+        # tracing turns the length into a constant
+        return {"last_hidden_state": actual.last_hidden_state * float(int(inputs["input_ids"].shape[1]))}
 
     model[0].model.forward = forward
 
@@ -135,7 +138,7 @@ def test_openvino_and_nncf_cannot_report_that_they_are_used_and_another_import_s
     code = (
         "import sys, torch\n"
         "from reranker.inference.graphs import openvino_graph, quantise_openvino\n"
-        "quantise_openvino(openvino_graph(torch.nn.Linear(32, 32), {'given': torch.zeros(1, 32)}, ['found']))\n"
+        "quantise_openvino(openvino_graph(torch.nn.Linear(32, 32), {'input': torch.zeros(1, 32)}, ['output']))\n"
         "from nncf.telemetry import telemetry\n"
         "from openvino.tools.ovc import telemetry as of_openvino\n"
         "assert not [name for name in sys.modules if name.startswith('openvino_telemetry')]\n"

@@ -15,8 +15,8 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(resolve("bundled/all-MiniLM-L6-v2"))
 
 
-def one(tokenizer, query: str, passage: str, max_length: int = 32, counted: Statistics | None = None) -> str:
-    (text,) = excerpts(tokenizer, max_length, counted or statistics([passage, FILLER]), [query], [passage])
+def one(tokenizer, query: str, passage: str, max_length: int = 32, corpus: Statistics | None = None) -> str:
+    (text,) = excerpts(tokenizer, max_length, corpus or statistics([passage, FILLER]), [query], [passage])
     return text
 
 
@@ -34,8 +34,8 @@ def test_long_passage_is_shown_from_its_beginning_and_where_the_words_of_the_que
 
 def test_rare_word_counts_for_more_than_a_common_one(tokenizer):
     passage = f"Opening. {FILLER} the common word {FILLER} the rare word {FILLER}"
-    counted = Statistics(1000, 100.0, {"common": 900, "rare": 2})
-    text = one(tokenizer, "common rare", passage, counted=counted)
+    corpus = Statistics(1000, 100.0, {"common": 900, "rare": 2})
+    text = one(tokenizer, "common rare", passage, corpus=corpus)
     assert "rare" in text
     assert "common" not in text
 
@@ -66,10 +66,10 @@ def test_pair_fits_and_the_window_survives_the_tokenizer(tokenizer, max_length):
 def test_query_that_fills_the_length_alone_leaves_half_of_the_room_to_the_passage(tokenizer):
     query, passage = "matrix " * 200, f"Opening. {FILLER}"
     text = one(tokenizer, query, passage, 35)
-    kept = tokenizer(query, text, truncation=True, max_length=35)
+    encoded = tokenizer(query, text, truncation=True, max_length=35)
     assert len(tokenizer(text, add_special_tokens=False)["input_ids"]) == 16
-    assert kept.token_to_sequence(1) == 0
-    assert sum(kept.token_to_sequence(place) == 1 for place in range(35)) == 16
+    assert encoded.token_to_sequence(1) == 0
+    assert sum(encoded.token_to_sequence(place) == 1 for place in range(35)) == 16
 
 
 def test_same_passage_is_cut_apart_for_each_query(tokenizer):

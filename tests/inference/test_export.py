@@ -1,4 +1,4 @@
-"""A cross-encoder as files for other runtimes gives the scores of torch, read by us or by a program of a few lines."""
+"""An exported cross-encoder gives the scores of torch, in the project and in the program of its card."""
 
 import re
 import shutil
@@ -13,8 +13,8 @@ from sentence_transformers import CrossEncoder
 from reranker.common.errors import UserError
 from reranker.common.model_files import fingerprint
 from reranker.inference.compute import choose_precision
-from reranker.inference.export import FILES, Exported, export, graph_bytes, graph_file, precisions, read_about
-from reranker.inference.model_cards import Measured, export_card
+from reranker.inference.export import FILES, ExportedModel, export, graph_bytes, graph_file, precisions, read_about
+from reranker.inference.model_cards import Measurement, export_card
 from reranker.inference.scoring import score_pairs
 
 QUERIES = ["sort a list", "read", "shortest path", "write a csv file", "red apples"] * 8
@@ -46,16 +46,16 @@ def expected(cross_encoder: str) -> np.ndarray:
 
 
 def test_float_has_the_scores_of_torch(folders, expected):
-    found = Exported(folders["openvino"], precision="float32").scores(QUERIES, PASSAGES)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    actual = ExportedModel(folders["openvino"], precision="float32").scores(QUERIES, PASSAGES)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
     assert np.ptp(expected) > 0.1
 
 
 @pytest.mark.parametrize("backend", ["openvino-int8", "onnx-int8"])
 def test_int8_is_near_torch_and_smaller(backend: str, folders, expected):
-    found = Exported(folders[backend], precision="float32").scores(QUERIES, PASSAGES)
-    assert 0 < np.abs(found - expected).mean() < 0.1 * np.ptp(expected)
-    assert np.corrcoef(found, expected)[0, 1] > 0.98
+    actual = ExportedModel(folders[backend], precision="float32").scores(QUERIES, PASSAGES)
+    assert 0 < np.abs(actual - expected).mean() < 0.1 * np.ptp(expected)
+    assert np.corrcoef(actual, expected)[0, 1] > 0.98
 
 
 def test_folder_holds_a_graph_and_what_sentence_transformers_wants_beside_it(folders):
@@ -67,8 +67,8 @@ def test_folder_holds_a_graph_and_what_sentence_transformers_wants_beside_it(fol
         assert "model.safetensors" not in names
 
 
-def card_of(exported: Exported, backend: str) -> str:
-    rows = [Measured("torch", 0.5, 100), Measured("graph", 0.4979, 353)]
+def card_of(exported: ExportedModel, backend: str) -> str:
+    rows = [Measurement("torch", 0.5, 100), Measurement("graph", 0.4979, 353)]
     return export_card(backend, FILES[backend], exported.tokenizer, exported.inputs, exported.max_length, rows, {})
 
 
@@ -83,20 +83,20 @@ def printed(program: str, top: Path) -> list[float]:
 def test_program_of_the_card_runs_alone_and_prints_the_scores_exact_ones_with_the_hint(backend: str, folders):
     top = folders[backend].parent.parent.parent
     pairs = ["your question"] * 2, ["a passage", "another passage"]
-    card = card_of(Exported(folders[backend]), backend)
+    card = card_of(ExportedModel(folders[backend]), backend)
     (program,) = re.findall(r"^```python\n(.*?)^```$", card, flags=re.MULTILINE | re.DOTALL)
-    wanted = Exported(folders[backend]).scores(*pairs)
-    np.testing.assert_allclose(printed(program, top), wanted, rtol=1e-3, atol=1e-5)
+    expected = ExportedModel(folders[backend]).scores(*pairs)
+    np.testing.assert_allclose(printed(program, top), expected, rtol=1e-3, atol=1e-5)
     hints = re.findall(r'"CPU", (\{.*?\})', card)
     assert len(hints) == (backend != "onnx-int8")
     for hint in hints:
-        exact = Exported(folders[backend], "float32").scores(*pairs)
-        found = printed(program.replace('"CPU"', f'"CPU", {hint}'), top)
-        np.testing.assert_allclose(found, exact, atol=1e-6)
+        exact = ExportedModel(folders[backend], "float32").scores(*pairs)
+        actual = printed(program.replace('"CPU"', f'"CPU", {hint}'), top)
+        np.testing.assert_allclose(actual, exact, atol=1e-6)
 
 
 def test_card_has_each_way_to_compute_beside_the_first(folders):
-    card = card_of(Exported(folders["openvino"]), "openvino")
+    card = card_of(ExportedModel(folders["openvino"]), "openvino")
     assert "\n| torch | 0.5000 | +0.0000 | 100 | 1.00 |\n| graph | 0.4979 | -0.0021 | 353 | 3.53 |\n" in card
 
 
@@ -124,7 +124,7 @@ def test_note_that_is_missing_or_cut_off_is_an_error_of_one_line(folders, tmp_pa
 
 
 def test_no_pairs_have_no_scores(folders):
-    assert Exported(folders["openvino"]).scores([], []).shape == (0,)
+    assert ExportedModel(folders["openvino"]).scores([], []).shape == (0,)
 
 
 @pytest.mark.parametrize("backend", FILES)
@@ -133,7 +133,7 @@ def test_graph_that_is_cut_off_is_an_error_of_one_line(backend: str, folders, tm
     graph = broken / FILES[backend]
     graph.write_bytes(graph.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"broken' could not be loaded \(.*run `python -m stages.export`") as caught:
-        Exported(broken)
+        ExportedModel(broken)
     assert "\n" not in str(caught.value)
 
 
@@ -141,10 +141,10 @@ def test_graph_that_is_cut_off_is_an_error_of_one_line(backend: str, folders, tm
 def test_folder_with_half_a_tokenizer_is_refused(file: str, folders, tmp_path: Path):
     broken = Path(shutil.copytree(folders["onnx-int8"], tmp_path / "broken"))
     (broken / file).unlink()
-    with pytest.raises(UserError, match=rf"is cut short: it has no {file}; run `python -m stages.export`$"):
-        Exported(broken)
+    with pytest.raises(UserError, match=rf"is incomplete: it has no {file}; run `python -m stages.export`$"):
+        ExportedModel(broken)
 
 
 def test_folder_without_a_graph_is_refused(cross_encoder: str):
-    with pytest.raises(UserError, match=r"is not an exported one; run `python -m stages.export`"):
-        Exported(Path(cross_encoder))
+    with pytest.raises(UserError, match=r"is not an exported model; run `python -m stages.export`"):
+        ExportedModel(Path(cross_encoder))

@@ -9,7 +9,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from reranker.common.errors import UserError
 from reranker.inference.compute import Compute
 from reranker.inference.loading import load_static
-from reranker.inference.reranker import Ranked, Reranker
+from reranker.inference.reranker import RankedPassage, Reranker
 from reranker.inference.scoring import pair_cosines, score_pairs
 from reranker.retrieval import bm25
 from reranker.training.cross_encoder import build_cross_encoder
@@ -73,7 +73,7 @@ def test_ranking_has_every_passage_best_first_and_equal_ones_in_the_order_given(
 def test_score_of_a_passage_does_not_depend_on_the_others(reranker):
     together = {item.passage: item.score for item in reranker.rank("sort a list", PASSAGES)}
     (alone,) = reranker.rank("sort a list", ["sort the table"])
-    assert alone == Ranked(0, pytest.approx(together["sort the table"], abs=1e-5), "sort the table")
+    assert alone == RankedPassage(0, pytest.approx(together["sort the table"], abs=1e-5), "sort the table")
 
 
 def test_no_passages_give_an_empty_ranking(reranker):

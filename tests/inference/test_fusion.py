@@ -8,7 +8,7 @@ from reranker.inference.fusion import cross_validated, fit_weights, fuse
 
 
 def planted(weights: dict[str, float], queries: int = 3000, size: int = 8, seed: int = 7) -> tuple[pd.DataFrame, ...]:
-    """Candidates whose right one is drawn by the model that is fitted, and their judgments."""
+    """Candidates whose relevant passage is drawn from the model that is fitted, and their judgments."""
     generator = np.random.default_rng(seed)
     table = pd.DataFrame(
         {
@@ -18,27 +18,27 @@ def planted(weights: dict[str, float], queries: int = 3000, size: int = 8, seed:
         }
     )
     utility = (fuse(table, weights) + generator.gumbel(size=len(table))).reshape(queries, size)
-    right = table.iloc[np.arange(queries) * size + utility.argmax(axis=1)]
-    return table, right[["query_id", "passage_id"]].assign(relevance=1)
+    relevant = table.iloc[np.arange(queries) * size + utility.argmax(axis=1)]
+    return table, relevant[["query_id", "passage_id"]].assign(relevance=1)
 
 
 def test_planted_weights_are_found_whatever_the_order_of_the_rows():
     table, judgments = planted({"bm25": 0.5, "cosine": 1.5, "cross": 1.0}, queries=30_000)
-    found = fit_weights(table, judgments, ["bm25", "cosine", "cross"])
+    result = fit_weights(table, judgments, ["bm25", "cosine", "cross"])
     # the penalty takes 7% of each, hence the comparison of their ratios too, which decide the ranking
-    assert found == pytest.approx({"bm25": 0.5, "cosine": 1.5, "cross": 1.0}, rel=0.1)
-    assert found["cosine"] / found["cross"] == pytest.approx(1.5, rel=0.04)
-    assert found["cross"] / found["bm25"] == pytest.approx(2.0, rel=0.04)
+    assert result == pytest.approx({"bm25": 0.5, "cosine": 1.5, "cross": 1.0}, rel=0.1)
+    assert result["cosine"] / result["cross"] == pytest.approx(1.5, rel=0.04)
+    assert result["cross"] / result["bm25"] == pytest.approx(2.0, rel=0.04)
     shuffled = fit_weights(table.sample(frac=1, random_state=1), judgments[::-1], ["bm25", "cosine", "cross"])
-    assert shuffled == pytest.approx(found, rel=1e-9)
+    assert shuffled == pytest.approx(result, rel=1e-9)
 
 
 def test_feature_that_says_nothing_gets_almost_no_weight_and_one_that_misleads_gets_none():
     table, judgments = planted({"good": 1.5, "noise": 0.0, "wrong": -1.0})
-    found = fit_weights(table, judgments, ["good", "noise", "wrong"])
-    assert found["noise"] < 0.05
-    assert found["wrong"] == 0.0
-    assert found["good"] > 1.0
+    result = fit_weights(table, judgments, ["good", "noise", "wrong"])
+    assert result["noise"] < 0.05
+    assert result["wrong"] == 0.0
+    assert result["good"] > 1.0
 
 
 def test_unit_of_a_feature_changes_its_weight_and_not_the_ranking():
@@ -49,12 +49,12 @@ def test_unit_of_a_feature_changes_its_weight_and_not_the_ranking():
     np.testing.assert_array_equal(np.argsort(fuse(table, first)), np.argsort(fuse(scaled, second)))
 
 
-def test_query_without_a_right_candidate_changes_nothing():
+def test_query_without_a_relevant_candidate_changes_nothing():
     table, judgments = planted({"bm25": 0.5, "cosine": 1.5}, queries=50)
-    found = fit_weights(table, judgments, ["bm25", "cosine"])
+    result = fit_weights(table, judgments, ["bm25", "cosine"])
     more = pd.concat([table, table.head(8).assign(query_id="q1x", bm25=99.0)])
     unseen = pd.DataFrame({"query_id": ["q1x", "q1x"], "passage_id": ["gone", "p3"], "relevance": [1, 0]})
-    assert fit_weights(more, pd.concat([judgments, unseen]), ["bm25", "cosine"]) == found
+    assert fit_weights(more, pd.concat([judgments, unseen]), ["bm25", "cosine"]) == result
 
 
 def test_cross_validated_score_of_a_query_does_not_depend_on_its_own_judgments():
@@ -74,28 +74,28 @@ def test_cross_validation_of_a_single_query_falls_back_on_its_own_weights():
     np.testing.assert_array_equal(cross_validated(table, judgments, ["bm25", "cosine"]), expected)
 
 
-def test_no_right_candidate_at_all_is_an_error():
+def test_no_relevant_candidate_at_all_is_an_error():
     table, judgments = planted({"bm25": 1.0}, queries=5)
-    with pytest.raises(ValueError, match="no query has a right candidate"):
+    with pytest.raises(ValueError, match="no query has a relevant candidate"):
         fit_weights(table, judgments.assign(relevance=0), ["bm25"])
-    with pytest.raises(ValueError, match="no query has a right candidate"):
+    with pytest.raises(ValueError, match="no query has a relevant candidate"):
         fit_weights(table.head(0), judgments, ["bm25"])
 
 
 def test_constant_feature_keeps_the_fit_finite():
     table, judgments = planted({"cosine": 1.5}, queries=50)
     alone = fit_weights(table, judgments, ["cosine"])
-    found = fit_weights(table.assign(same=3.0), judgments, ["cosine", "same"])
-    assert found["cosine"] == pytest.approx(alone["cosine"], rel=1e-3)
-    assert np.isfinite(found["same"])
+    result = fit_weights(table.assign(same=3.0), judgments, ["cosine", "same"])
+    assert result["cosine"] == pytest.approx(alone["cosine"], rel=1e-3)
+    assert np.isfinite(result["same"])
 
 
-def test_several_right_candidates_share_the_target():
+def test_several_relevant_candidates_share_the_target():
     table = pd.DataFrame({"query_id": "q", "passage_id": list("abc"), "one": [1.0, 0.0, 0.0], "two": [0.0, 1.0, 0.0]})
     judgments = pd.DataFrame({"query_id": "q", "passage_id": ["a", "b"], "relevance": [2, 1]})
-    found = fit_weights(table, judgments, ["one", "two"])
-    assert found["one"] == pytest.approx(found["two"], rel=1e-4)
-    assert found["one"] > 0
+    result = fit_weights(table, judgments, ["one", "two"])
+    assert result["one"] == pytest.approx(result["two"], rel=1e-4)
+    assert result["one"] > 0
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Ranking by hand and behind a retriever, by whatever model lies in a folder."""
+"""Ranking with each kind of model folder, by the command and in the program of the README."""
 
 import json
 import os
@@ -26,7 +26,7 @@ QUERY = "sort a list"
 
 @pytest.fixture(scope="module")
 def project(cross_encoder: str, biencoder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with models as the pipeline writes them, tiny ones."""
+    """A folder with tiny models in the layout that the pipeline writes."""
     top = tmp_path_factory.mktemp("project")
     folder = Path(shutil.copytree(cross_encoder, top / "models" / "reranker"))
     (folder / "words.json").write_text(bm25.dump(bm25.statistics(PASSAGES)), encoding="utf-8")
@@ -45,9 +45,9 @@ def project(cross_encoder: str, biencoder: str, tmp_path_factory: pytest.TempPat
     return top
 
 
-def start(project: Path, *arguments: str, given: str | bytes = "") -> subprocess.CompletedProcess[bytes]:
+def start(project: Path, *arguments: str, stdin: str | bytes = "") -> subprocess.CompletedProcess[bytes]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    content = given.encode() if isinstance(given, str) else given
+    content = stdin.encode() if isinstance(stdin, str) else stdin
     command = [sys.executable, "-m", "stages.rerank", *arguments]
     return subprocess.run(
         command, cwd=project, env=environment, input=content, capture_output=True, check=False, timeout=120
@@ -66,12 +66,13 @@ def test_each_kind_of_folder_ranks_by_its_scores(project: Path, cross_encoder: s
     assert len(shipped.rank(QUERY, PASSAGES)) == 5
 
 
-def test_cross_encoder_alone_is_shown_excerpts_where_word_statistics_lie_beside_it(project: Path, tmp_path: Path):
+def test_cross_encoder_alone_reads_excerpts_where_word_statistics_lie_beside_it(project: Path, tmp_path: Path):
     without = Path(shutil.copytree(project / "alone", tmp_path / "without"))
     (without / "words.json").unlink()
     passages = ["a list of numbers " + "green " * 40 + "sort sort sort"]
-    (shown,), (cut,) = (load_ranker(folder).rank("sort", passages) for folder in (project / "alone", without))
-    assert abs(shown.score - cut.score) > 1e-3
+    folders = project / "alone", without
+    (excerpt,), (truncated,) = (load_ranker(folder).rank("sort", passages) for folder in folders)
+    assert abs(excerpt.score - truncated.score) > 1e-3
 
 
 def test_folder_without_a_model_is_an_error_of_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -86,7 +87,7 @@ def test_folder_without_a_model_is_an_error_of_one_line(tmp_path: Path, monkeypa
 
 @pytest.mark.slow
 def test_command_prints_ranks_scores_and_passages_of_lines(project: Path):
-    done = start(project, "--query", QUERY, "--top", "2", given="\n".join(["", *PASSAGES, "  ", "a\tb"]) + "\r\n")
+    done = start(project, "--query", QUERY, "--top", "2", stdin="\n".join(["", *PASSAGES, "  ", "a\tb"]) + "\r\n")
     assert done.returncode == 0, done.stderr
     ranked = load_ranker(project / "models" / "reranker").rank(QUERY, [*(text.strip() for text in PASSAGES), "a\tb"])
     lines = done.stdout.decode().splitlines()
@@ -101,18 +102,18 @@ def test_command_gives_json_with_the_lines_of_a_file(project: Path, tmp_path: Pa
     path = tmp_path / "passages.txt"
     path.write_text("\ufeffgreen apples\n\nsort the table ö\n", encoding="utf-8")
     done = start(project, "--query", QUERY, "--json", "--model", "models/export/openvino", str(path))
-    found = json.loads(done.stdout)
-    assert sorted((item["line"], item["passage"]) for item in found) == [(1, "green apples"), (3, "sort the table ö")]
-    assert [item["rank"] for item in found] == [1, 2]
-    assert found[0]["score"] >= found[1]["score"]
+    actual = json.loads(done.stdout)
+    assert sorted((item["line"], item["passage"]) for item in actual) == [(1, "green apples"), (3, "sort the table ö")]
+    assert [item["rank"] for item in actual] == [1, 2]
+    assert actual[0]["score"] >= actual[1]["score"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("arguments", "given", "message"),
+    ("arguments", "stdin", "message"),
     [
-        (["--query", "a"], "", "standard input: no passage; give one a line"),
-        (["--query", "a"], " \n\r\n", "standard input: no passage; give one a line"),
+        (["--query", "a"], "", "standard input: no passage; give one passage a line"),
+        (["--query", "a"], " \n\r\n", "standard input: no passage; give one passage a line"),
         (["--query", "a"], b"one\ntw\xff", "standard input: line 2 is not UTF-8 (byte 6); convert the file to UTF-8"),
         (["--query", "a", "gone.txt"], "", "gone.txt: could not be read (No such file or directory)"),
         (["--query", " "], "a", "python -m stages.rerank: --query: the query is empty"),
@@ -126,8 +127,8 @@ def test_command_gives_json_with_the_lines_of_a_file(project: Path, tmp_path: Pa
         (["--query", "a", "--model", "gone"], "a", "model 'gone' does not exist; name a folder with a model in it"),
     ],
 )
-def test_command_says_in_one_line_what_is_wrong(project: Path, arguments: list[str], given: str | bytes, message: str):
-    done = start(project, *arguments, given=given)
+def test_command_says_in_one_line_what_is_wrong(project: Path, arguments: list[str], stdin: str | bytes, message: str):
+    done = start(project, *arguments, stdin=stdin)
     assert done.returncode == 1
     assert done.stdout == b""
     (line,) = done.stderr.decode().splitlines()

@@ -48,18 +48,18 @@ def cross_encoder(encoder: str) -> CrossEncoder:
     return build_cross_encoder(encoder, 32)
 
 
-def test_asked_precision_is_taken():
+def test_precision_is_taken_as_it_is():
     assert choose_precision("float32") == "float32"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU decides, not the CPU")
 @pytest.mark.parametrize(
-    ("avx", "amx", "chosen"), [(False, False, "float32"), (True, False, "bfloat16"), (False, True, "bfloat16")]
+    ("avx", "amx", "expected"), [(False, False, "float32"), (True, False, "bfloat16"), (False, True, "bfloat16")]
 )
-def test_auto_takes_bfloat16_where_the_cpu_has_it(monkeypatch, avx, amx, chosen):
+def test_auto_takes_bfloat16_where_the_cpu_has_it(monkeypatch, avx, amx, expected):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    assert choose_precision("auto") == chosen
+    assert choose_precision("auto") == expected
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may lack bfloat16")
@@ -115,10 +115,10 @@ def test_cosine_of_a_pair_is_the_product_of_its_vectors(two_towers):
 
 @pytest.mark.parametrize(("of_query", "of_passage"), [("find ", ""), ("find ", "the "), ("the ", "the ")])
 def test_cosine_is_of_the_texts_with_their_prompts(two_towers, of_query, of_passage):
-    found = pair_cosines(two_towers, TEXTS, TEXTS[::-1], label="", query_prompt=of_query, passage_prompt=of_passage)
+    actual = pair_cosines(two_towers, TEXTS, TEXTS[::-1], label="", query_prompt=of_query, passage_prompt=of_passage)
     queries = embed(two_towers, TEXTS, label="", prompt=of_query)
     passages = embed(two_towers, TEXTS[::-1], label="", prompt=of_passage)
-    np.testing.assert_allclose(found, (queries * passages).sum(axis=1), atol=1e-6)
+    np.testing.assert_allclose(actual, (queries * passages).sum(axis=1), atol=1e-6)
 
 
 def test_prompt_is_what_was_asked_for_or_the_first_that_the_model_brings(two_towers, monkeypatch):

@@ -102,7 +102,5 @@ def test_rescorer_whose_scores_are_no_numbers_is_an_error_of_one_line(cross_enco
     with torch.no_grad():
         model[0].model.embeddings.word_embeddings.weight[:] = torch.nan
     model.save_pretrained(str(tmp_path), create_model_card=False)
-    with pytest.raises(
-        UserError, match=r"^mine: rescoring: the model gives a score that is no finite number for 'sort'"
-    ):
+    with pytest.raises(UserError, match=r"^mine: rescoring: the model gives a score that is not finite for 'sort'"):
         rescorer(str(tmp_path))

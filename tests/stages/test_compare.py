@@ -21,8 +21,8 @@ from reranker.common.system_schema import EVALUATED
 from reranker.evaluation.comparison import MODES
 from reranker.evaluation.costs import COST_COLUMNS
 from reranker.evaluation.systems import added_z_scores, reciprocal_rank_fusion
-from reranker.inference.export import FILES, Exported, export
-from reranker.inference.loading import keep_first, load_retriever
+from reranker.inference.export import FILES, ExportedModel, export
+from reranker.inference.loading import keep_first_layers, load_retriever
 from reranker.inference.reranker import Reranker
 from reranker.inference.scoring import pair_cosines, score_pairs
 from reranker.retrieval import bm25
@@ -85,7 +85,7 @@ def test_each_kind_scores_the_candidates_as_its_model_does(place, biencoder, cro
     static = pair_cosines(load_retriever("models/static"), queries, passages, label="")
     model = CrossEncoder(cross_encoder)
     whole = score_pairs(model, queries, passages, label="")
-    keep_first(model[0].model, 1)
+    keep_first_layers(model[0].model, 1)
     prompted = pair_cosines(load_retriever(biencoder), [f"find {query}" for query in queries], passages, label="")
     retriever = pd.read_parquet("data/evaluated/retriever.parquet")["score"].to_numpy()
     parts = {"words": words, "whole": whole, "retriever": retriever}
@@ -189,7 +189,7 @@ def test_next_run_computes_what_failed_or_changed_and_nothing_else(place, cross_
 
     computed.clear()
     model = CrossEncoder("models/mine")
-    keep_first(model[0].model, 1)
+    keep_first_layers(model[0].model, 1)
     model.save_pretrained("models/mine", create_model_card=False)
     compare.main([])
     assert computed == ["mine"]
@@ -257,7 +257,7 @@ def test_exported_folders_are_scored_by_their_own_graphs_in_both_modes_and_timed
     table = pairs()
     queries, passages = table["query"].tolist(), table["passage"].tolist()
     for name, folder in exported.items():
-        wanted = Exported(Path(folder), "float32").scores(queries, passages)
+        wanted = ExportedModel(Path(folder), "float32").scores(queries, passages)
         np.testing.assert_allclose(in_order(place.scores(name)), wanted, atol=1e-6, err_msg=name)
     whole = score_pairs(CrossEncoder(cross_encoder), queries, passages, label="")
     assert 0 < np.abs(in_order(place.scores("openvino-int8")) - whole).max() < 0.1 * np.ptp(whole)
@@ -310,10 +310,10 @@ def test_exported_folder_that_is_missing_cut_short_or_changed_is_one_line_and_th
         )
         assert re.match(r"model '.*' could not be loaded \(.*\); run `python -m stages.export`$", about["cut"])
         assert about["wordless"] == (
-            "model 'models/export/without_words' is cut short: it has no tokenizer.json; run `python -m stages.export`"
+            "model 'models/export/without_words' is incomplete: it has no tokenizer.json; run `python -m stages.export`"
         )
         assert about["graphless"] == (
-            "model 'models/export/without_graph' is not an exported one; run `python -m stages.export`"
+            "model 'models/export/without_graph' is not an exported model; run `python -m stages.export`"
         )
         for name, key in (("shallow", "num_layers"), ("short", "max_length")):
             assert about[name].endswith(f"has the {key} that it was exported with; leave {key} out")

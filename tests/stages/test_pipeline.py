@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from reranker.common.params import WITHOUT_EFFECT, Params
 from reranker.pairs.params import PairParams
-from stages.train import TOLD
+from stages.train import CARD_PARAMS
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {"rerank"}
@@ -301,7 +301,7 @@ def test_params_file_has_the_keys_of_the_schema_in_its_order() -> None:
 
 def test_parameters_on_the_model_card_are_among_those_that_train_reads(stages: list[Stage]) -> None:
     (train,) = (stage for stage in stages if stage.name == "train")
-    assert {*TOLD} <= train.keys
+    assert {*CARD_PARAMS} <= train.keys
 
 
 def test_no_figure_has_the_name_of_a_parameter_or_of_another_stages_figure() -> None:

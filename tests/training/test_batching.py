@@ -1,4 +1,4 @@
-"""A training on several processes sees the rows of a training on one."""
+"""A training on several processes has the same steps as a training on one process."""
 
 import json
 from collections.abc import Iterable
@@ -29,12 +29,12 @@ def shards(rows: int, batch_size: int, number: int, passes: int, epoch: int = 0)
     data = Dataset.from_dict({"row": range(rows)})
     sampler = SplitBatches(data, batch_size // number // passes, 3, passes=passes)
     sampler.set_epoch(epoch)
-    found = []
+    actual = []
     for process in range(number):
         shard = BatchSamplerShard(sampler, number, process, even_batches=False)
-        found.append([*shard])
-        assert len(found[-1]) == len(shard)
-    return found
+        actual.append([*shard])
+        assert len(actual[-1]) == len(shard)
+    return actual
 
 
 @pytest.mark.parametrize("passes", [1, 2, 4])
@@ -45,15 +45,15 @@ def test_every_process_takes_the_same_steps_and_every_row_is_seen_once(
 ):
     monkeypatch.setenv("WORLD_SIZE", str(number))
     batch_size = 4 * number * passes
-    found = shards(rows, batch_size, number, passes)
-    assert len({len(batches) for batches in found}) == 1
-    assert sorted(row for batches in found for batch in batches for row in batch) == [*range(rows)]
-    assert all(batch for batches in found for batch in batches)
-    # the trainer takes so many passes for a step: its rows are those of one process
-    assert -(-len(found[0]) // passes) == steps_per_epoch(rows, batch_size)
+    actual = shards(rows, batch_size, number, passes)
+    assert len({len(batches) for batches in actual}) == 1
+    assert sorted(row for batches in actual for batch in batches for row in batch) == [*range(rows)]
+    assert all(batch for batches in actual for batch in batches)
+    # the trainer takes `passes` batches for a step, whose rows are those of one process
+    assert -(-len(actual[0]) // passes) == steps_per_epoch(rows, batch_size)
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(3)).tolist()
     for step in range(steps_per_epoch(rows, batch_size) - 1):
-        seen = [row for part in found for batch in part[step * passes : (step + 1) * passes] for row in batch]
+        seen = [row for part in actual for batch in part[step * passes : (step + 1) * passes] for row in batch]
         assert sorted(seen) == sorted(order[step * batch_size : (step + 1) * batch_size])
 
 
@@ -99,10 +99,10 @@ def test_batches_of_a_loss_for_each_source_are_those_of_one_process(monkeypatch,
     monkeypatch.setenv("WORLD_SIZE", str(number))
     sampler = SplitSources(of_one_process(sizes, 4 * number, kind), ["faq", "docs"])
     shards = [BatchSamplerShard(sampler, number, process, even_batches=False) for process in range(number)]
-    found = [[*shard] for shard in shards]
-    assert {len(batches) for batches in found} == {len(shard) for shard in shards} == {len(sampler) // number}
-    assert all(batch for batches in found for batch in batches)
-    steps = [flat(parts) for parts in zip(*found, strict=True)]
+    actual = [[*shard] for shard in shards]
+    assert {len(batches) for batches in actual} == {len(shard) for shard in shards} == {len(sampler) // number}
+    assert all(batch for batches in actual for batch in batches)
+    steps = [flat(parts) for parts in zip(*actual, strict=True)]
     whole = [*of_one_process(sizes, 4 * number, kind)]
     rests = [batch for batch in whole if len(batch) < number]
     batches = [batch for batch in whole if len(batch) >= number]
@@ -114,7 +114,7 @@ def test_batches_of_a_loss_for_each_source_are_those_of_one_process(monkeypatch,
         assert sorted(flat(steps)) == [*range(sum(sizes))]
         sampler.set_epoch(2)
         assert sorted(flat(sampler)) == [*range(sum(sizes))]
-        assert [*sampler][::number] != found[0]
+        assert [*sampler][::number] != actual[0]
 
 
 def test_source_of_fewer_rows_than_processes_is_named(monkeypatch):
@@ -151,7 +151,7 @@ def test_two_processes_train_as_one_and_a_killed_one_is_replaced(tmp_path: Path,
     assert two.run(*TORCHRUN, "-m") == ""
     losses = [pd.read_csv(place.path / "metrics" / "curve_loss.csv") for place in (one, two)]
     pd.testing.assert_frame_equal(*(loss.head(7) for loss in losses), atol=1e-5)
-    # a last step of three rows is the mean of the means of two and of one
+    # the last step has three rows: its gradient is the mean of the means of two rows and of one row
     pd.testing.assert_frame_equal(*losses, atol=0.05)
     pd.testing.assert_frame_equal(*(pd.read_csv(place.path / "metrics" / "curve_dev.csv") for place in (one, two)))
     assert json.loads(two.result()["metrics/train.json"])["steps"] == 16

@@ -28,7 +28,7 @@ def vectors(model: SentenceTransformer, texts: list[str]) -> np.ndarray:
 
 
 def margin(model: SentenceTransformer) -> float:
-    """How much nearer the right passages are than the others."""
+    """The difference between the cosines of relevant and of other passages."""
     cosines = vectors(model, ROWS["query"].tolist()[:4]) @ vectors(model, ROWS["passage"].tolist()[:4]).T
     return float(np.diag(cosines).mean() - cosines.mean())
 

@@ -14,14 +14,14 @@ def two_threads():
 
 
 def product(shape: tuple[int, ...], *, bias: bool) -> list[torch.Tensor]:
-    """What a linear layer gives, and the gradients of all that it takes."""
+    """The output of a linear layer, and the gradients of its inputs and weights."""
     torch.manual_seed(0)
     taken = [torch.randn(*shape, 24), torch.randn(48, 24), *([torch.randn(48)] if bias else [])]
     for tensor in taken:
         tensor.requires_grad_()
-    given = F.linear(*taken)
-    (given * torch.linspace(-1, 1, given.numel()).view_as(given)).sum().backward()
-    return [given.detach(), *(tensor.grad for tensor in taken if tensor.grad is not None)]
+    output = F.linear(*taken)
+    (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
+    return [output.detach(), *(tensor.grad for tensor in taken if tensor.grad is not None)]
 
 
 @pytest.mark.parametrize("shape", [(30, 50), (7,), (2, 3, 4), ()], ids=str)
@@ -29,9 +29,9 @@ def product(shape: tuple[int, ...], *, bias: bool) -> list[torch.Tensor]:
 def test_values_and_gradients_are_those_of_a_linear_layer(shape: tuple[int, ...], bias: bool):
     expected = product(shape, bias=bias)
     with OneDnnLinears():
-        found = product(shape, bias=bias)
-    assert len(found) == len(expected) == (4 if bias else 3)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+        actual = product(shape, bias=bias)
+    assert len(actual) == len(expected) == (4 if bias else 3)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-3)
 
 
 def operations(*, autocast: bool) -> set[str]:

@@ -44,7 +44,7 @@ def dev() -> DevRanking:
 
 
 class Trained:
-    """A cross-encoder of the tiny weights, tuned."""
+    """A tiny cross-encoder after its training."""
 
     def __init__(self, encoder: str, dev: DevRanking, loss: str = "group_softmax", **options: object) -> None:
         schedule = SCHEDULE._replace(**{key: options.pop(key) for key in SCHEDULE._fields if key in options})
@@ -77,7 +77,7 @@ def scores(model: CrossEncoder) -> np.ndarray:
 
 
 def largest_change(trained: Trained) -> dict[str, float]:
-    """How far the weights of the body and of the head went at most."""
+    """The largest changes of the weights of the body and of the head."""
     change = {name: float((value - trained.before[name]).abs().max()) for name, value in weights(trained.model).items()}
     head = [name for name in change if name.startswith("2.")]
     assert len(head) == 2
@@ -112,7 +112,7 @@ def test_rows_of_a_batch_are_more_similar_than_those_of_a_random_one():
 def test_batches_stay_similar_where_the_last_one_is_short():
     vectors = clouds(32, 16)[:505]
     orders = [similar_batches(vectors, 16, seed=seed) for seed in range(8)]
-    # 0.53 where the short batch may stand before full ones
+    # it is 0.53 if the incomplete batch may come before full ones
     assert np.mean([similarity_inside(vectors, order[:496], 16) for order in orders]) > 0.62
 
 
@@ -156,8 +156,8 @@ def test_optimiser_gets_the_learning_rates_of_body_and_head(encoder: str, dev):
 def test_frozen_layers_keep_their_weights_and_the_others_learn(encoder: str, dev):
     trained = Trained(encoder, dev, frozen_layers=1, evaluations=1)
     moved = {name for name, value in weights(trained.model).items() if not torch.equal(value, trained.before[name])}
-    kept = trained.before.keys() - moved  # the pooler of BERT has no part in the mean of the tokens
-    assert kept == {
+    unchanged = trained.before.keys() - moved  # the pooler of BERT has no part in the mean of the tokens
+    assert unchanged == {
         name for name in trained.before if ".embeddings." in name or ".layer.0." in name or ".pooler." in name
     }
 
@@ -228,7 +228,7 @@ def test_adapters_alone_learn_and_are_merged_into_a_plain_model(encoder: str, de
 
 @pytest.mark.slow
 def test_best_checkpoint_of_adapters_is_kept(encoder: str, dev):
-    # a rate that soon destroys what was learned
+    # a learning rate that soon destroys the model
     trained = Trained(encoder, dev, adapters=ADAPTERS, lr=0.5, head_lr=0.5, epochs=10, evaluations=60, patience=3)
     curve = trained.curve.dev["ndcg@10"]
     assert curve.iloc[-1] < curve.max()
@@ -367,7 +367,7 @@ def test_argument_that_the_trainer_refuses_is_named(encoder: str, dev, arguments
 
 @pytest.mark.slow
 def test_best_evaluation_is_kept_and_training_stops_without_a_gain(encoder: str, dev):
-    # a rate that soon destroys what was learned
+    # a learning rate that soon destroys the model
     trained = Trained(encoder, dev, lr=0.05, head_lr=0.5, epochs=10, evaluations=60, patience=3)
     dev_curve = trained.curve.dev.set_index("step")["ndcg@10"]
     assert dev.ndcg(trained.model) == pytest.approx(dev_curve.max())
@@ -407,7 +407,7 @@ def tuned(biencoder: str, rows: pd.DataFrame, **changes: object) -> SentenceTran
 
 
 def margin(model: SentenceTransformer) -> float:
-    """How much nearer the right passages are than the others."""
+    """The difference between the cosines of relevant and of other passages."""
     cosines = embed(model, list(ABOUT), label="") @ embed(model, list(ABOUT.values()), label="").T
     return float(np.diag(cosines).mean() - cosines.mean())
 
@@ -423,7 +423,7 @@ def test_tuned_biencoder_moves_right_passages_nearer_and_is_the_same_when_loaded
 
 @pytest.mark.slow
 def test_biencoder_is_tuned_in_the_order_of_the_rows(biencoder: str):
-    # batches of one group each have nothing to tell apart: the weights stay; mixed ones move them
+    # batches of one group have no negatives and leave the weights as they are; mixed batches change them
     grouped = pd.concat([ROWS.head(2).assign(group=7), ROWS.tail(2).assign(group=8)])
     still = weights(load_biencoder(biencoder, 32))
     for name, value in weights(tuned(biencoder, grouped, batch_size=2)).items():

@@ -8,7 +8,7 @@ import pytest
 from reranker.common.errors import UserError
 from reranker.inference.loading import one_output
 from reranker.training.cross_encoder import build_cross_encoder
-from reranker.training.evaluator import DevRanking, InSequence, check_evaluators, nano_beir, with_all_positives
+from reranker.training.evaluator import DevRanking, EvaluatorSequence, check_evaluators, nano_beir, with_all_positives
 from reranker.training.trainer import seed_everything
 
 PAIRS = [("sort a list", "order numbers"), ("sort a list", "red apples"), ("find the path", "green apples")]
@@ -24,21 +24,21 @@ def ranking(candidates: pd.DataFrame) -> DevRanking:
     return DevRanking(table, JUDGMENTS)
 
 
-def test_right_passages_that_the_retriever_missed_stand_behind_the_candidates():
-    found = with_all_positives(CANDIDATES, JUDGMENTS)
-    assert found.to_numpy().tolist() == [*map(list, PAIRS), ["find the path", "shortest path"]]
+def test_relevant_passages_that_the_retriever_missed_stand_behind_the_candidates():
+    actual = with_all_positives(CANDIDATES, JUDGMENTS)
+    assert actual.to_numpy().tolist() == [*map(list, PAIRS), ["find the path", "shortest path"]]
 
 
 def test_first_evaluator_gives_the_figure_that_counts_and_each_has_a_column(encoder: str):
     seed_everything(1)
     model = build_cross_encoder(encoder, 32)
     retrieved, everything = ranking(CANDIDATES), ranking(with_all_positives(CANDIDATES, JUDGMENTS))
-    both = InSequence({"retrieved": retrieved, "all_positives": everything})
+    both = EvaluatorSequence({"retrieved": retrieved, "all_positives": everything})
     assert both.others == ["ndcg@10_all_positives"]
     figures = both(model)
     assert figures == {"ndcg@10": retrieved.ndcg(model), "ndcg@10_all_positives": everything.ndcg(model)}
     assert figures["ndcg@10_all_positives"] > figures["ndcg@10"]
-    turned = InSequence({"all_positives": everything, "retrieved": retrieved})(model)
+    turned = EvaluatorSequence({"all_positives": everything, "retrieved": retrieved})(model)
     assert turned == {"ndcg@10": everything.ndcg(model), "ndcg@10_retrieved": retrieved.ndcg(model)}
 
 
@@ -46,7 +46,7 @@ def test_model_of_two_outputs_is_measured_as_the_one_that_it_becomes(encoder: st
     seed_everything(1)
     model = build_cross_encoder(encoder, 32, outputs=2)
     everything = ranking(with_all_positives(CANDIDATES, JUDGMENTS))
-    assert InSequence({"all_positives": everything})(model) == {"ndcg@10": everything.ndcg(one_output(model))}
+    assert EvaluatorSequence({"all_positives": everything})(model) == {"ndcg@10": everything.ndcg(one_output(model))}
     assert np.ndim(model.predict(PAIRS, show_progress_bar=False)) == 2
 
 
@@ -58,7 +58,7 @@ def test_evaluators_on_dev_need_no_hub(names):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["retrieved", "retrieved"], "'retrieved' is there twice"),
+        (["retrieved", "retrieved"], "'retrieved' is there twice; name it once"),
         (["retreived"], "there is no 'retreived'; use retrieved, all_positives or one of NanoClimateFEVER, "),
         (["NanoMSMARCO"], "'NanoMSMARCO' is a data set of the Hub, which is switched off; set HF_HUB_OFFLINE=0 to"),
         (["retrieved", "nfcorpus"], "'nfcorpus' is a data set of the Hub, which is switched off; set HF_HUB_OFFLINE=0"),
@@ -98,10 +98,10 @@ def nano(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("nano")
-def test_data_set_of_nano_beir_is_ranked_with_all_its_right_passages(encoder: str):
+def test_data_set_of_nano_beir_is_ranked_with_all_its_relevant_passages(encoder: str):
     seed_everything(1)
     model = build_cross_encoder(encoder, 32)
-    figures = InSequence({"retrieved": ranking(CANDIDATES), "NanoNQ": nano_beir("NanoNQ")})(model)
+    figures = EvaluatorSequence({"retrieved": ranking(CANDIDATES), "NanoNQ": nano_beir("NanoNQ")})(model)
     places = []
     for query, right, others in (
         ("sort a list", "order numbers", ["red apples", "shortest path"]),

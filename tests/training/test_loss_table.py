@@ -1,4 +1,4 @@
-"""Every loss by its name: what it is fed, what it is told, and that a model learns from it."""
+"""Every loss by its name: its rows, its arguments, and that a model learns from it."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,8 +21,8 @@ from reranker.inference.scoring import score_pairs
 from reranker.retrieval.bm25 import words
 from reranker.training.arguments import NOTHING, Further
 from reranker.training.cross_encoder import Curve, build_cross_encoder, tune_cross_encoder
-from reranker.training.evaluator import DevRanking, InSequence
-from reranker.training.examples import Chosen, choose_losses, group_rows, make_lesson
+from reranker.training.evaluator import DevRanking, EvaluatorSequence
+from reranker.training.examples import LossChoice, choose_losses, group_rows, make_training_data
 from reranker.training.losses import LOSSES, SCHEMES, loss_arguments, make_loss, needs_teacher
 from reranker.training.trainer import Schedule, seed_everything
 
@@ -62,25 +62,25 @@ def pairs() -> pd.DataFrame:
 
 @pytest.fixture
 def mined(pairs: pd.DataFrame) -> pd.DataFrame:
-    """The same, 5 queries of the source faq, with a teacher that prefers the right passage."""
+    """The pairs with 5 queries of the source faq, and with a teacher that prefers the relevant passage."""
     faq = pairs["query_id"].isin(pairs["query_id"].unique()[:5])
     return pairs.assign(source=np.where(faq, "faq", "docs"), teacher=pairs["teacher"] + 2 * pairs["relevance"])
 
 
 @pytest.fixture(scope="module")
 def reader(pairs: pd.DataFrame, encoder_of: Callable[[Iterable[str]], str]) -> str:
-    """The folder of a BERT of random weights that knows their words."""
+    """The folder of a BERT with random weights whose vocabulary has the words of the pairs."""
     return encoder_of(sorted({*words(" ".join([*pairs["query"], *pairs["text"]]))}))
 
 
 @pytest.fixture
 def dev(mined: pd.DataFrame) -> DevRanking:
-    """What is learned, to be ranked."""
+    """The evaluator of the ranking of the mined pairs."""
     return DevRanking(mined, mined.loc[mined["relevance"] > 0, ["query_id", "passage_id", "relevance"]])
 
 
 class Trained:
-    """A cross-encoder of the tiny weights, tuned on the mined passages; with one output in the end."""
+    """A tiny cross-encoder after its training on the mined passages; in the end it has one output."""
 
     def __init__(
         self,
@@ -93,17 +93,17 @@ class Trained:
         further: Further = NOTHING,
     ) -> None:
         seed_everything(5)
-        chosen = choose_losses(loss, arguments or {}, ["docs", "faq"])
-        outputs = max(LOSSES[one.name].outputs for one in chosen.values())
+        choices = choose_losses(loss, arguments or {}, ["docs", "faq"])
+        outputs = max(LOSSES[one.name].outputs for one in choices.values())
         self.model = build_cross_encoder(reader, 32, outputs=outputs)
-        lesson = make_lesson(mined, self.model, chosen, targets=targets, distillation=0.5, seed=5)
+        training = make_training_data(mined, self.model, choices, targets=targets, distillation=0.5, seed=5)
         self.before = dev.ndcg(one_output(self.model) if outputs > 1 else self.model)
         self.curve: Curve = tune_cross_encoder(
             self.model,
-            lesson.data,
-            lesson.loss,
-            SCHEDULE._replace(batch_size=SCHEDULE.batch_size * lesson.rows_per_query),
-            evaluator=InSequence({"retrieved": dev}),
+            training.data,
+            training.loss,
+            SCHEDULE._replace(batch_size=SCHEDULE.batch_size * training.rows_per_query),
+            evaluator=EvaluatorSequence({"retrieved": dev}),
             evaluations=2,
             patience=9,
             head_lr=1e-2,
@@ -137,9 +137,9 @@ def test_model_learns_from_the_loss_and_is_the_same_when_loaded_again(
 ):
     trained = Trained(reader, mined, dev, loss, arguments)
     curve = trained.curve.loss["loss"]
-    assert curve.iloc[-3:].mean() < 0.9 * curve.iloc[:3].mean()  # the last pass over the queries, and the first
+    assert curve.iloc[-3:].mean() < 0.9 * curve.iloc[:3].mean()  # the last epoch and the first
     assert trained.curve.dev["ndcg@10"].max() > trained.before
-    # the checkpoint was measured with the one output that the model has now
+    # the checkpoint was measured with the single output that the model has now
     assert dev.ndcg(trained.model) == pytest.approx(trained.curve.dev["ndcg@10"].max())
     trained.model.save_pretrained(str(tmp_path), create_model_card=False)
     again = CrossEncoder(str(tmp_path))
@@ -150,21 +150,21 @@ def test_model_learns_from_the_loss_and_is_the_same_when_loaded_again(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "least"),
-    # labels alone lead to 0.2; pairs that are learned one by one follow the teacher more slowly
+    # with labels only it is 0.2; losses of pairs follow the teacher more slowly
     [("binary_cross_entropy", 0.35), ("margin_mse", 0.7), ("lambda", 0.7), ("list_net", 0.7)],
 )
 def test_model_learns_the_order_of_its_teacher(loss, least, reader: str, mined: pd.DataFrame, dev):
     mined["teacher"] -= 2 * mined["relevance"]  # BM25 alone: the labels do not tell its order
     trained = Trained(reader, mined, dev, loss, targets="teacher")
-    taught = mined["teacher"].to_numpy().reshape(-1, 4)
-    learned = zip(scores(trained.model, mined).reshape(-1, 4), taught, strict=True)
+    teacher = mined["teacher"].to_numpy().reshape(-1, 4)
+    learned = zip(scores(trained.model, mined).reshape(-1, 4), teacher, strict=True)
     assert np.mean([np.corrcoef(*rows)[0, 1] for rows in learned]) > least
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "batches"), [("proportional", 4), ("round_robin", 4)])
 def test_sources_are_trained_with_losses_of_their_own(reader: str, mined: pd.DataFrame, dev, sampler, batches):
-    # of faq there are 5 queries, 2 batches, of docs 7, 2 batches
+    # faq has 5 queries in 2 batches, docs has 7 queries in 2 batches
     by_source = {"faq": "lambda", "docs": "group_softmax"}
     further = Further({"multi_dataset_batch_sampler": sampler})
     trained = Trained(reader, mined, dev, by_source, {"faq": {"k": 2}}, further=further)
@@ -211,7 +211,7 @@ def test_lists_have_the_grades_and_the_most_relevant_first(loss):
     assert rows("list_net", GROUPS.tail(1), "relevance") == [("find the path", ["f", "d", "e"], [30.0, 20.0, 10.0])]
 
 
-def test_targets_of_the_teacher_are_its_logits_or_its_chances_in_its_order():
+def test_targets_of_the_teacher_are_its_logits_or_its_probabilities_in_its_order():
     assert rows("list_mle", GROUPS.tail(1), "teacher") == [("find the path", ["e", "d", "f"], [3.0, 1.0, -1.0])]
     pairs = rows("binary_cross_entropy", GROUPS, "teacher")
     chance = np.array([row[2] for row in pairs])
@@ -221,7 +221,7 @@ def test_targets_of_the_teacher_are_its_logits_or_its_chances_in_its_order():
     np.testing.assert_allclose(sorted(rows("lambda", GROUPS, "teacher")[1][2]), sorted(chance[3:]))
 
 
-def test_teacher_is_needed_where_the_loss_is_fed_by_it():
+def test_teacher_is_needed_where_the_loss_takes_it():
     fed = {name for name in LOSSES if needs_teacher(name, "relevance", 0.5)}
     assert fed == {"group_softmax", "mse", "margin_mse"}
     assert not needs_teacher("group_softmax", "relevance", 0.0)
@@ -324,9 +324,9 @@ def test_argument_that_is_not_allowed_is_named_with_what_is(loss, arguments, mes
 
 
 def test_one_loss_is_for_all_sources_and_several_for_one_each():
-    assert choose_losses("lambda", {"k": 2}, ["docs", "faq"]) == {"": Chosen("lambda", {"k": 2})}
+    assert choose_losses("lambda", {"k": 2}, ["docs", "faq"]) == {"": LossChoice("lambda", {"k": 2})}
     several = choose_losses({"faq": "lambda", "docs": "mse"}, {"faq": {"k": 2}}, ["docs", "faq"])
-    assert several == {"faq": Chosen("lambda", {"k": 2}), "docs": Chosen("mse", {})}
+    assert several == {"faq": LossChoice("lambda", {"k": 2}), "docs": LossChoice("mse", {})}
 
 
 @pytest.mark.parametrize(
@@ -347,20 +347,20 @@ def test_losses_that_do_not_fit_the_sources_are_named(loss, arguments, message):
     assert str(caught.value).startswith(f"params.yaml: {message}")
 
 
-def lesson(encoder: str, loss: str | dict[str, str]):
-    chosen = choose_losses(loss, {}, ["docs", "faq"])
+def training(encoder: str, loss: str | dict[str, str]):
+    choices = choose_losses(loss, {}, ["docs", "faq"])
     model = build_cross_encoder(encoder, 32)
-    return make_lesson(MINED, model, chosen, targets="relevance", distillation=0.5, seed=1)
+    return make_training_data(MINED, model, choices, targets="relevance", distillation=0.5, seed=1)
 
 
-def test_lesson_counts_queries_pairs_and_the_rows_of_a_query(encoder: str):
-    lists, pairs = lesson(encoder, "lambda"), lesson(encoder, "mse")
+def test_training_data_counts_queries_pairs_and_the_rows_of_a_query(encoder: str):
+    lists, pairs = training(encoder, "lambda"), training(encoder, "mse")
     assert (lists.queries, lists.pairs, lists.rows_per_query, len(lists.data)) == (4, 16, 1, 4)
     assert (pairs.queries, pairs.pairs, pairs.rows_per_query, len(pairs.data)) == (4, 16, 4, 16)
 
 
-def test_lesson_of_sources_has_the_rows_and_the_loss_of_each(encoder: str):
-    several = lesson(encoder, {"faq": "mse", "docs": "lambda"})
+def test_training_data_of_sources_has_the_rows_and_the_loss_of_each(encoder: str):
+    several = training(encoder, {"faq": "mse", "docs": "lambda"})
     assert isinstance(several.data, DatasetDict)
     assert {name: len(rows) for name, rows in several.data.items()} == {"faq": 4, "docs": 3}
     assert set(several.data["faq"]["query"]) == {"sort a list"}
@@ -369,4 +369,4 @@ def test_lesson_of_sources_has_the_rows_and_the_loss_of_each(encoder: str):
         "docs": "LambdaLoss",
     }
     assert (several.queries, several.pairs, several.rows_per_query) == (4, 16, 1)
-    assert lesson(encoder, {"faq": "mse", "docs": "binary_cross_entropy"}).rows_per_query == 4
+    assert training(encoder, {"faq": "mse", "docs": "binary_cross_entropy"}).rows_per_query == 4

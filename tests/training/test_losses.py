@@ -43,8 +43,8 @@ def test_without_distillation_it_is_the_cross_entropy_of_the_first_passage_of_ea
 
 
 def test_with_distillation_alone_it_is_the_divergence_from_the_teacher(cross_encoder):
-    taught, own = softmax(np.array(TEACHER)), softmax(logits(cross_encoder))
-    expected = (taught * np.log(taught / own)).sum(axis=1).mean()
+    teacher, own = softmax(np.array(TEACHER)), softmax(logits(cross_encoder))
+    expected = (teacher * np.log(teacher / own)).sum(axis=1).mean()
     assert group_loss(cross_encoder, 1.0).item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -54,8 +54,8 @@ def test_model_that_agrees_with_its_teacher_up_to_a_constant_loses_nothing(cross
 
 
 def test_between_the_two_it_is_their_mixture(cross_encoder):
-    own, taught, mixed = (group_loss(cross_encoder, share).item() for share in (0.0, 1.0, 0.25))
-    assert mixed == pytest.approx(0.75 * own + 0.25 * taught, rel=1e-5)
+    own, distilled, mixed = (group_loss(cross_encoder, share).item() for share in (0.0, 1.0, 0.25))
+    assert mixed == pytest.approx(0.75 * own + 0.25 * distilled, rel=1e-5)
 
 
 def test_step_down_the_gradient_lowers_the_group_loss(cross_encoder):
@@ -69,7 +69,7 @@ def test_step_down_the_gradient_lowers_the_group_loss(cross_encoder):
 
 
 class TableOfVectors(nn.Module):
-    """The vector of each row as it is given: what the loss does behind any bi-encoder."""
+    """A bi-encoder whose vectors are its inputs, to test the loss by itself."""
 
     def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {"sentence_embedding": features["vectors"]}

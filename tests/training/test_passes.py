@@ -26,7 +26,7 @@ def model(encoder: str) -> CrossEncoder:
 
 
 def read(model: CrossEncoder) -> list[tuple[int, int]]:
-    """Shapes of the batches that the model will have read, filled as it reads them."""
+    """Shapes of the batches that the model reads; the list grows with each batch."""
     shapes: list[tuple[int, int]] = []
     model[0].register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0]["input_ids"].shape)))
     return shapes
@@ -36,8 +36,8 @@ def loss_and_gradient(model: CrossEncoder) -> tuple[float, torch.Tensor]:
     model.train().zero_grad()
     loss = GroupSoftmaxLoss(model, 0.5)([QUERIES, GROUPS], TEACHER)
     loss.backward()
-    given = [weights.grad for weights in model.parameters() if weights.grad is not None]
-    return loss.item(), torch.cat([part.flatten() for part in given])
+    gradients = [weights.grad for weights in model.parameters() if weights.grad is not None]
+    return loss.item(), torch.cat([part.flatten() for part in gradients])
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -105,13 +105,13 @@ def cost(lengths: list[int], parts: list[np.ndarray]) -> int:
     "lengths", [[7], [70] * 24, [300, 10, 300, 10], [512, 20, 90, 33, 512, 64, 21, 400, 8, 8]], ids=str
 )
 def test_split_is_the_cheapest_there_is(lengths: list[int]):
-    found = split(np.array(lengths))
-    assert sorted(np.concatenate(found).tolist()) == list(range(len(lengths)))
+    actual = split(np.array(lengths))
+    assert sorted(np.concatenate(actual).tolist()) == list(range(len(lengths)))
     order = np.argsort(lengths, kind="stable")
     borders = itertools.chain.from_iterable(
         itertools.combinations(range(1, len(lengths)), number) for number in range(min(4, len(lengths)))
     )
-    assert cost(lengths, found) == min(cost(lengths, np.split(order, some)) for some in borders)
+    assert cost(lengths, actual) == min(cost(lengths, np.split(order, some)) for some in borders)
 
 
 def test_lengths_that_differ_little_stay_one_pass():

@@ -57,14 +57,14 @@ def test_cross_encoder_teaches_by_openvino_in_float32_alone(cross_encoder: str):
     )
     plain = from_cross_encoder(cross_encoder, *pairs, PLAIN)
     for backend in ("auto", "openvino"):
-        found = from_cross_encoder(cross_encoder, *pairs, Compute(backend=backend))
-        np.testing.assert_allclose(found, plain, atol=1e-5)
-        assert not np.array_equal(found, plain)
+        actual = from_cross_encoder(cross_encoder, *pairs, Compute(backend=backend))
+        np.testing.assert_allclose(actual, plain, atol=1e-5)
+        assert not np.array_equal(actual, plain)
     rounded = from_cross_encoder(cross_encoder, *pairs, Compute("bfloat16"))
-    found = from_cross_encoder(cross_encoder, *pairs, Compute("bfloat16", backend="auto"))
-    np.testing.assert_array_equal(found, rounded)
-    found = from_cross_encoder(cross_encoder, *pairs, Compute(backend="openvino-int8"))
-    np.testing.assert_array_equal(found, plain)
+    actual = from_cross_encoder(cross_encoder, *pairs, Compute("bfloat16", backend="auto"))
+    np.testing.assert_array_equal(actual, rounded)
+    actual = from_cross_encoder(cross_encoder, *pairs, Compute(backend="openvino-int8"))
+    np.testing.assert_array_equal(actual, plain)
 
 
 def test_cross_encoder_of_several_outputs_or_of_no_such_name_is_no_teacher(encoder: str, tmp_path: Path):
@@ -91,8 +91,8 @@ def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_scores_of_a_file_are_found_by_the_ids_of_the_pairs(raw: Path, kind):
     path = raw / f"scores.{kind}"
     SCORES.to_parquet(path) if kind == "parquet" else SCORES.to_csv(path, index=False)
-    found = read_scores(path, PAIRS)
-    assert found.to_dict() == {7: -2.0, 3: 0.5}
+    actual = read_scores(path, PAIRS)
+    assert actual.to_dict() == {7: -2.0, 3: 0.5}
     assert is_file(str(path))
     assert not is_file("cross-encoder/ms-marco-MiniLM-L6-v2")
 
