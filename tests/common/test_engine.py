@@ -170,9 +170,9 @@ def test_stage_mine_finds_on_the_cluster_what_it_finds_in_one_process(
     computed: list[str] = []
     run = OnRay.map
 
-    def watched(self: OnRay, work: Any, held: object, items: Iterable[Any], *, together: int) -> Iterator[Any]:
-        computed.append(type(held).__name__)
-        return run(self, work, held, items, together=together)
+    def watched(self: OnRay, work: Any, resource: object, items: Iterable[Any], *, together: int) -> Iterator[Any]:
+        computed.append(type(resource).__name__)
+        return run(self, work, resource, items, together=together)
 
     monkeypatch.setattr(OnRay, "map", watched)
     local = mined(minable, "local", monkeypatch)
@@ -191,9 +191,9 @@ class Counted:
     def __init__(self, engine: Engine) -> None:
         self.engine, self.maps = engine, 0
 
-    def map(self, work: Any, held: Any, items: Iterable[Any], *, together: int) -> Iterator[Any]:
+    def map(self, work: Any, resource: Any, items: Iterable[Any], *, together: int) -> Iterator[Any]:
         self.maps += 1
-        return self.engine.map(work, held, items, together=together)
+        return self.engine.map(work, resource, items, together=together)
 
 
 @pytest.mark.slow
@@ -246,7 +246,7 @@ def test_vector_that_is_not_finite_is_the_same_line_as_here(machines: Machines, 
 
 @pytest.mark.slow
 def test_machine_that_lacks_a_package_is_one_line(machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "only_here.py").write_text("def same(held, items):\n    yield from items\n")
+    (tmp_path / "only_here.py").write_text("def same(resource, items):\n    yield from items\n")
     monkeypatch.syspath_prepend(tmp_path)
     work = importlib.import_module("only_here").same
     message = r"^params.yaml: execution.engine: a machine .* cannot run this \(.*No module named 'only_here'\); install"
