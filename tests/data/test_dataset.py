@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from prepared import clean, tables
 from reranker.common.artifacts import Tables
 from reranker.data import duplicates
-from reranker.data.cleaning import GIVEN, SHOWN, UNSPLIT, Example, Limits, fingerprint
+from reranker.data.cleaning import MAX_EXAMPLES, SPLIT_NAMES, UNSPLIT, Example, Limits, fingerprint
 from reranker.data.dataset import assign_splits
 
 LIMITS = Limits(min_query_words=2, max_query_words=4, min_passage_chars=5)
@@ -72,11 +72,11 @@ def test_unusable_row_is_dropped_for_its_reason(query: str, passage: str, reason
 
 
 def test_first_dropped_rows_of_each_reason_are_kept_to_look_at():
-    examples = [Example(f"row {number}", "sort", "long enough") for number in range(SHOWN + 20)]
+    examples = [Example(f"row {number}", "sort", "long enough") for number in range(MAX_EXAMPLES + 20)]
     examples += [Example("empty", "sort it", " "), Example("wrong", "sort  it", "not in place", 0)]
     _, dropped, shown = clean(examples, LIMITS)
-    assert dropped["query_short"] == SHOWN + 20
-    assert shown["origin"].tolist() == [f"row {number}" for number in range(SHOWN)] + ["empty", "wrong"]
+    assert dropped["query_short"] == MAX_EXAMPLES + 20
+    assert shown["origin"].tolist() == [f"row {number}" for number in range(MAX_EXAMPLES)] + ["empty", "wrong"]
     assert shown.iloc[-1].to_dict() == {
         "reason": "query_without_right_passage",
         "origin": "wrong",
@@ -227,7 +227,7 @@ def test_query_text_does_not_link_to_an_equal_passage_text():
     assert built([("sort", "order"), ("order", "shuffle")]).queries["group"].nunique() == 2
 
 
-TRAIN, DEV, TEST = (GIVEN.index(split) for split in ("train", "dev", "test"))
+TRAIN, DEV, TEST = (SPLIT_NAMES.index(split) for split in ("train", "dev", "test"))
 
 
 def test_shares_of_the_groups_are_roughly_met():
@@ -337,7 +337,7 @@ def test_near_duplicates_are_left_alone_where_they_are_not_wanted():
 
 
 def test_right_passages_are_compared_first_where_there_are_too_many(monkeypatch):
-    monkeypatch.setattr(duplicates, "MOST", 2)
+    monkeypatch.setattr(duplicates, "MAX_PASSAGES", 2)
     corpus = [(None, f"{LONG} {word}") for word in ("one", "two", "three", "four")]
     found = built([*corpus, ("sort it", LONG), ("shuffle it", f"{LONG} and so on")], near_duplicates=0.9)
     assert found.queries["group"].nunique() == 1

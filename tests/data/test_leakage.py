@@ -3,7 +3,7 @@ import pytest
 
 from prepared import leaks as found_in
 from reranker.data import leakage
-from reranker.data.cleaning import GIVEN, UNSPLIT, Example
+from reranker.data.cleaning import SPLIT_NAMES, UNSPLIT, Example
 from reranker.data.leakage import Bound, Leak, Leaks
 
 LONG = "what is the usual treatment of a child with high fever and cough"
@@ -77,8 +77,8 @@ def test_table_has_a_row_for_each_example_or_its_columns_alone():
     [(3, 2, []), (2, 2, [Bound("test", 2, 2, 2, 3)]), (3, 1, [Bound("test", 1, 2, 3, 3)])],
 )
 def test_bound_that_leaves_queries_out_is_told(monkeypatch, most, most_held_out, bounds):
-    monkeypatch.setattr(leakage, "MOST", most)
-    monkeypatch.setattr(leakage, "MOST_HELD_OUT", most_held_out)
+    monkeypatch.setattr(leakage, "MAX_EARLIER", most)
+    monkeypatch.setattr(leakage, "MAX_HELD_OUT", most_held_out)
     pairs = [
         ("sort it", "train"),
         ("plot it", "train"),
@@ -90,7 +90,7 @@ def test_bound_that_leaves_queries_out_is_told(monkeypatch, most, most_held_out,
 
 
 def test_equal_queries_of_a_given_split_and_those_alone_in_theirs_meet_no_bound(monkeypatch):
-    monkeypatch.setattr(leakage, "MOST_HELD_OUT", 1)
+    monkeypatch.setattr(leakage, "MAX_HELD_OUT", 1)
     twice = [("sort it", "train"), ("plot it", "train"), ("sort it", "test"), ("plot it", "test")]
     assert find(*twice).bounds == []
     assert find(("sort it", "test"), ("plot it", "test")).bounds == []
@@ -104,9 +104,9 @@ def test_bound_is_described_in_numbers():
 
 def test_queries_of_a_group_are_counted_but_for_those_of_its_earliest_split():
     rows = [("a", "train"), ("a", "dev"), ("a", "test"), ("a", "test"), ("b", "dev"), ("b", "test"), ("c", "test")]
-    queries = pd.DataFrame([(group, GIVEN.index(split)) for group, split in rows], columns=["group", "split"])
+    queries = pd.DataFrame([(group, SPLIT_NAMES.index(split)) for group, split in rows], columns=["group", "split"])
     assert leakage.across_splits(queries) == 4
-    assert leakage.across_splits(queries[queries["split"] == GIVEN.index("test")]) == 0
+    assert leakage.across_splits(queries[queries["split"] == SPLIT_NAMES.index("test")]) == 0
 
 
 def test_queries_too_short_for_a_run_of_three_characters():
@@ -114,8 +114,8 @@ def test_queries_too_short_for_a_run_of_three_characters():
 
 
 def test_equal_queries_are_counted_to_the_last_and_the_first_are_shown(monkeypatch):
-    monkeypatch.setattr(leakage, "SHOWN", 2)
-    monkeypatch.setattr(leakage, "MOST", 1)
+    monkeypatch.setattr(leakage, "MAX_EXAMPLES", 2)
+    monkeypatch.setattr(leakage, "MAX_EARLIER", 1)
     queries = [f"{LONG} since day {number}" for number in range(5)]
     found = find(*((query, split) for split in ("train", "test") for query in queries))
     assert (found.equal, found.near) == (5, 0)

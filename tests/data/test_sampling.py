@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from reranker.common.artifacts import Tables
 from reranker.common.errors import UserError
 from reranker.common.source_schema import PackageSource
-from reranker.data.sampling import right_pairs, training_order
+from reranker.data.sampling import relevant_pairs, training_order
 from reranker.training.examples import training_groups
 
 ids = st.lists(st.text(min_size=1, max_size=6), unique=True, max_size=20)
@@ -99,7 +99,7 @@ def tables() -> Tables:
 
 
 def test_each_query_gets_one_right_passage_with_both_texts_in_the_order_asked_for(tables):
-    rows = right_pairs(pd.Series(["q3", "q1", "q2"], index=[7, 5, 6]), tables, seed=1)
+    rows = relevant_pairs(pd.Series(["q3", "q1", "q2"], index=[7, 5, 6]), tables, seed=1)
     assert rows.columns.tolist() == ["query_id", "passage_id", "query", "passage", "group"]
     assert rows["query_id"].tolist() == ["q3", "q1", "q2"]
     assert rows["query"].tolist() == ["route", "how to read", "open it"]
@@ -109,18 +109,18 @@ def test_each_query_gets_one_right_passage_with_both_texts_in_the_order_asked_fo
 
 
 def test_rows_of_one_group_share_a_number_and_others_do_not(tables):
-    group = right_pairs(pd.Series(["q1", "q2", "q3"]), tables, seed=1).set_index("query_id")["group"]
+    group = relevant_pairs(pd.Series(["q1", "q2", "q3"]), tables, seed=1).set_index("query_id")["group"]
     assert group["q1"] == group["q2"] != group["q3"]
     assert pd.api.types.is_integer_dtype(group)
 
 
 def test_query_without_a_right_passage_is_left_out(tables):
-    assert right_pairs(pd.Series(["q4", "q3"]), tables, seed=1)["query_id"].tolist() == ["q3"]
+    assert relevant_pairs(pd.Series(["q4", "q3"]), tables, seed=1)["query_id"].tolist() == ["q3"]
 
 
 def test_choice_between_several_right_passages_repeats_with_its_seed_and_reaches_all(tables):
-    chosen = [right_pairs(pd.Series(["q1"]), tables, seed=seed)["passage_id"].item() for seed in range(12)]
-    again = [right_pairs(pd.Series(["q1"]), tables, seed=seed)["passage_id"].item() for seed in range(12)]
+    chosen = [relevant_pairs(pd.Series(["q1"]), tables, seed=seed)["passage_id"].item() for seed in range(12)]
+    again = [relevant_pairs(pd.Series(["q1"]), tables, seed=seed)["passage_id"].item() for seed in range(12)]
     assert chosen == again
     assert set(chosen) == {"p1", "p2"}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from reranker.common.artifacts import Tables
-from reranker.data.cleaning import Cleaned, Cleaner, Example, Limits
+from reranker.data.cleaning import Cleaner, CleaningResult, Example, Limits
 from reranker.data.dataset import build, judgments_table, passages_table, queries_table
 from reranker.data.leakage import Leaks, find
 from reranker.data.text_store import Spool
@@ -16,7 +16,7 @@ from reranker.data.text_store import Spool
 ANY = Limits(1, 100, 1)
 
 
-def clean(examples: Iterable[Example], limits: Limits = ANY) -> Cleaned:
+def clean(examples: Iterable[Example], limits: Limits = ANY) -> CleaningResult:
     """The rows that are kept, and what is dropped."""
     with spool() as texts:
         return _clean(examples, limits, texts)
@@ -46,7 +46,7 @@ def spool() -> Iterator[Spool]:
         yield texts
 
 
-def _clean(examples: Iterable[Example], limits: Limits, texts: Spool) -> Cleaned:
+def _clean(examples: Iterable[Example], limits: Limits, texts: Spool) -> CleaningResult:
     cleaner = Cleaner(limits, [""], texts)
     for example in examples:
         cleaner.add(example)

@@ -108,7 +108,7 @@ def test_title_that_is_named_for_another_collection_must_be_there(folder: Path):
             },
         }
     )
-    with pytest.raises(UserError, match="no column 'title'; there are _id, text"):
+    with pytest.raises(UserError, match="no column 'title'; the columns are _id, text"):
         examples(source)
 
 
@@ -192,15 +192,15 @@ def test_grade_below_zero_is_zero(folder: Path, grade: str):
         (
             "corpus.jsonl",
             lines([*CORPUS, CORPUS[0]]),
-            "corpus.jsonl: row 4: the id '1' stands there for the second time",
+            "corpus.jsonl: row 4: the id '1' appears for the second time",
         ),
-        ("queries.jsonl", lines(QUERIES[:1] * 2), "queries.jsonl: row 2: the id 'q1' stands there for the second time"),
-        ("queries.jsonl", lines(QUERIES[1:]), "qrels/train.tsv: row 1: the queries have none with the id 'q1'"),
+        ("queries.jsonl", lines(QUERIES[:1] * 2), "queries.jsonl: row 2: the id 'q1' appears for the second time"),
+        ("queries.jsonl", lines(QUERIES[1:]), "qrels/train.tsv: row 1: there is no query with the id 'q1'"),
         ("corpus.jsonl", lines(CORPUS[:1]), "qrels/train.tsv: row 2: the corpus has no passage with the id '2'"),
         (
             "corpus.jsonl",
             lines([{"id": "1", "text": ""}]),
-            "corpus.jsonl: no column '_id'; there are id, text; did you mean",
+            "corpus.jsonl: no column '_id'; the columns are id, text; did you mean",
         ),
         (
             "corpus.jsonl",
@@ -223,7 +223,7 @@ def test_problem_is_said_with_the_file_and_the_row(folder: Path, name: str, cont
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        (["corpus.jsonl"], "data/raw/small: no corpus.jsonl, plain or as .gz or .zst"),
+        (["corpus.jsonl"], "data/raw/small: no corpus.jsonl, plain or compressed as .gz or .zst"),
         (["qrels/train.tsv", "qrels/test.tsv"], "data/raw/small/qrels: no train.tsv, dev.tsv or test.tsv"),
     ],
 )

@@ -58,13 +58,13 @@ def test_columns_of_negatives_are_judged_to_be_wrong_and_a_row_may_lack_some():
 
 def test_missing_column_of_negatives_is_named():
     named = Columns(query="question", passage="answer", negatives=["negative"])
-    with pytest.raises(UserError, match=r"a\.csv: no column 'negative'; there are question, answer"):
+    with pytest.raises(UserError, match=r"a\.csv: no column 'negative'; the columns are question, answer"):
         examples(table({"question": "How?", "answer": "So."}), named)
 
 
 def test_negative_that_is_no_text_is_named():
     named = Columns(query="question", passage="answer", negatives=["negative"])
-    with pytest.raises(UserError, match=r"a\.csv: row 1: column 'negative' holds 7; a text is wanted"):
+    with pytest.raises(UserError, match=r"a\.csv: row 1: column 'negative' holds 7; it must be a text"):
         examples(table({"question": "How?", "answer": "So.", "negative": 7}), named)
 
 
@@ -89,10 +89,10 @@ def test_list_of_labels_goes_with_the_list_of_passages():
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"question": 3, "answer": "So."}, "column 'question' holds 3; a text is wanted"),
+        ({"question": 3, "answer": "So."}, "column 'question' holds 3; it must be a text"),
         ({"question": "How?", "answer": {"text": "x" * 99}}, "column 'answer' holds {'text': 'x"),
-        ({"question": "How?", "answer": b"y" * 999}, f"column 'answer' holds b'{'y' * 35}...; a text is wanted"),
-        ({"question": "How?", "answer": ["So.", 1.5]}, "column 'answer' holds 1.5; a text is wanted"),
+        ({"question": "How?", "answer": b"y" * 999}, f"column 'answer' holds b'{'y' * 35}...; it must be a text"),
+        ({"question": "How?", "answer": ["So.", 1.5]}, "column 'answer' holds 1.5; it must be a text"),
     ],
 )
 def test_cell_that_is_no_text_is_named_with_row_and_column(row, message):
@@ -107,7 +107,7 @@ def test_label_that_is_no_relevance_is_named(cell):
     with pytest.raises(UserError) as caught:
         examples(table({"question": "How?", "answer": "So.", "good": cell}), LABELLED)
     assert str(caught.value).startswith("a.csv: row 1: column 'good' holds ")
-    assert "; a whole number from 0 is wanted, above 0 for a right passage" in str(caught.value)
+    assert "; it must be a whole number from 0, above 0 for a relevant passage" in str(caught.value)
 
 
 @pytest.mark.parametrize(("cell", "told"), [(0.83, True), ("0.83", True), (-0.5, True), (-1, False), ("nan", False)])
@@ -121,7 +121,7 @@ def test_cell_that_is_nested_too_deeply_to_be_shown_is_named():
     cell: list[object] = []
     for _ in range(10_000):
         cell = [cell]
-    with pytest.raises(UserError, match=r"row 1: column 'answer' holds \[\[\[.*; a text is wanted"):
+    with pytest.raises(UserError, match=r"row 1: column 'answer' holds \[\[\[.*; it must be a text"):
         examples(table({"question": "How?", "answer": cell}), PAIR)
 
 
@@ -162,8 +162,8 @@ def test_lists_of_two_lengths_are_named():
 @pytest.mark.parametrize(
     ("there", "message"),
     [
-        (["Question", "answer"], "no column 'question'; there are Question, answer; did you mean 'Question'?"),
-        (["id", "answer"], "no column 'question'; there are id, answer"),
+        (["Question", "answer"], "no column 'question'; the columns are Question, answer; did you mean 'Question'?"),
+        (["id", "answer"], "no column 'question'; the columns are id, answer"),
     ],
 )
 def test_missing_column_is_named_with_the_nearest(there, message):
@@ -276,7 +276,9 @@ def test_mined_negatives_are_read_in_each_format(tmp_path, monkeypatch, biencode
 @pytest.mark.parametrize(("output_format", "label"), [("labeled-pair", "score"), ("labeled-list", "scores")])
 def test_scores_of_mined_negatives_are_no_labels(biencoder, output_format, label):
     found = mined(biencoder, output_format, output_scores=True)
-    with pytest.raises(UserError, match=rf"row 1: column '{label}' holds 0\.\d+; a whole .*; a score is no relevance$"):
+    with pytest.raises(
+        UserError, match=rf"row 1: column '{label}' holds 0\.\d+; it must be a whole .*; a score is no relevance$"
+    ):
         examples(table(*found.to_list()), Columns(query="anchor", passage="positive", label=label))
 
 

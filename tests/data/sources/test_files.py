@@ -161,7 +161,7 @@ def test_key_that_comes_later_is_no_column(write):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.xlsx", b"", "unknown ending; .csv, .tsv,"),
+        ("a.xlsx", b"", "unknown ending; it must be one of .csv, .tsv,"),
         ("noending", b"", "unknown ending; "),
         ("a.parquet.gz", b"", "unknown ending; "),
         ("a.csv", b"", "the first line must name the columns; it is empty"),
@@ -175,7 +175,8 @@ def test_key_that_comes_later_is_no_column(write):
         (
             "a.csv",
             b'question,answer\none,"two"three\n',
-            "line 2: ',' expected after '\"'; is a quotation mark missing? Where they are only text, say quoted: false",
+            "line 2: ',' expected after '\"'; is a quotation mark missing? "
+            "If quotation marks are plain text, set quoted: false",
         ),
         ("a.csv", b"question,answer\none,caf\xe9\n", "line 2: byte 23 (0xe9) is not UTF-8; convert the file, "),
         ("a.csv", "question,answer\n".encode("utf-16"), "line 1: byte 0 (0xff) is not UTF-8"),
@@ -199,11 +200,11 @@ def test_key_that_comes_later_is_no_column(write):
         ("a.arrow", CONTENT["stream.arrow"].replace(b"answer", b"\x80nswer"), "could not be read ("),
         ("a.arrow", CONTENT["file.arrow"].replace(b"answer", b"\x80nswer"), "could not be read ("),
         ("a.csv.gz", gzip.compress(CONTENT["a.csv"] * 99)[:-20], "could not be read ("),
-        ("a.csv.gz", CONTENT["a.csv"], "begins like text, not like gzip; rename it to what it is"),
-        ("a.csv", CONTENT["a.parquet"], "begins like Parquet, not like text; rename it to what it is"),
-        ("a.parquet", CONTENT["a.csv"], "begins like text, not like Parquet; rename it to what it is"),
-        ("a.json", gzip.compress(b"[]"), "begins like gzip, not like text; rename it to what it is"),
-        ("a.csv", b"PK\x03\x04 a workbook", "begins like zip, not like text; rename it to what it is"),
+        ("a.csv.gz", CONTENT["a.csv"], "begins like text, not like gzip; correct the ending of its name"),
+        ("a.csv", CONTENT["a.parquet"], "begins like Parquet, not like text; correct the ending of its name"),
+        ("a.parquet", CONTENT["a.csv"], "begins like text, not like Parquet; correct the ending of its name"),
+        ("a.json", gzip.compress(b"[]"), "begins like gzip, not like text; correct the ending of its name"),
+        ("a.csv", b"PK\x03\x04 a workbook", "begins like zip, not like text; correct the ending of its name"),
     ],
 )
 def test_damaged_file_is_named_with_the_place(write, name, content, message):
@@ -314,14 +315,14 @@ def test_size_of_a_cell_is_that_of_its_texts(rows, data):
 def test_column_of_another_type_is_named(write, name):
     rows = [{"question": "a", "answer": {"text": "b"}}]
     content = parquet(rows) if name == "a.parquet" else arrow(rows, pa.ipc.new_file)
-    message = "column 'answer' is of the type struct<text: string>; texts, numbers and lists are read"
+    message = "column 'answer' has the type struct<text: string>; it must hold texts, numbers or lists"
     assert problem(write(name, content)) == message
     assert [dict(row) for row in files.read(write(name, content), ["question"]).rows] == [{"question": "a"}]
 
 
 def test_folder_that_datasets_did_not_save_is_named(tmp_path):
     assert problem(tmp_path).startswith(
-        "is a folder, but has no state.json of `datasets.save_to_disk`; name files, as "
+        "is a folder without the state.json of `datasets.save_to_disk`; name files in it, as "
     )
 
 
@@ -472,7 +473,7 @@ def test_link_that_leads_elsewhere_is_refused(raw, tmp_path, target):
 
 @pytest.mark.parametrize("name", ["data/raw/**.csv", "data/raw/a**/b.csv"])
 def test_stars_inside_a_name_are_refused(raw, name):
-    with pytest.raises(UserError, match=r"\*\* stands alone between two slashes, as in data/raw/\*\*/\*\.csv"):
+    with pytest.raises(UserError, match=r"write \*\* alone between two slashes, as in data/raw/\*\*/\*\.csv"):
         files.find([name])
 
 
@@ -526,7 +527,7 @@ def test_quotation_mark_that_ends_rows_later_is_no_reason_to_lose_them(write):
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.qrels"])
 def test_format_without_quotation_marks_is_named(write, name):
     content = b"1 0 2 1\n" if name == "a.qrels" else CONTENT[name]
-    with pytest.raises(UserError, match="has no quotation marks around cells; take `quoted` away"):
+    with pytest.raises(UserError, match="has no quotation marks around cells; remove `quoted`"):
         files.read(write(name, content), WANTED, quoted=False)
 
 
@@ -550,5 +551,5 @@ def test_line_of_judgments_with_another_number_of_cells_is_named(write):
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.qrels"])
 def test_header_of_a_format_that_names_its_columns_is_refused(write, name):
     content = b"1 0 2 1\n" if name == "a.qrels" else CONTENT[name]
-    with pytest.raises(UserError, match="names its columns itself; take `header` away"):
+    with pytest.raises(UserError, match="names its columns itself; remove `header`"):
         files.read(write(name, content), WANTED, WANTED)

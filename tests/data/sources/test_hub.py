@@ -109,7 +109,7 @@ def test_folder_of_csv_files_is_read_like_the_others(tmp_path: Path, monkeypatch
 
 def test_empty_file_is_one_line(folder: Path):
     (folder / "train.jsonl").write_text("")
-    with pytest.raises(UserError, match=r"^data/raw/tools: could not be read: a file of it holds no rows$"):
+    with pytest.raises(UserError, match=r"^data/raw/tools: could not be read: one of its files has no rows$"):
         examples()
 
 
@@ -154,7 +154,7 @@ def test_file_of_a_data_set_of_the_hub_is_part_of_its_commit(folder: Path, part:
     ],
 )
 def test_other_file_that_a_data_set_of_the_hub_names_is_refused(folder: Path, place: str):
-    with pytest.raises(UserError, match=r"^some/data: names .*, which is not part of it; take out what names it"):
+    with pytest.raises(UserError, match=r"^some/data: names .*, which is not part of it; remove that name"):
         hub.check(place, "some/data", COMMIT)
 
 
