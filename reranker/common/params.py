@@ -283,7 +283,7 @@ def read_params(path: Path, schema: type[Schema]) -> Schema:
     except (YAMLError, ValueError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: must be `key: value` lines, found {type(values).__name__}")
+        raise UserError(f"{path}: must be `key: value` lines, not {type(values).__name__}")
     try:
         return schema(**{str(key): value for key, value in values.items()})
     except ValidationError as error:

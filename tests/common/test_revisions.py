@@ -1,4 +1,4 @@
-"""dvc.lock read: which stages and files a result rests on, which are stale, and what DVC's cache knows of folders."""
+"""Tests of dvc.lock: stages and files that a result depends on, stale stages, and files of folders in DVC's cache."""
 
 import json
 from pathlib import Path

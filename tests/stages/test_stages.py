@@ -198,7 +198,7 @@ def test_params_that_are_not_yaml_are_refused_with_the_place(place):
 @pytest.mark.parametrize("content", ["", "- a\n- b\n", "just words\n"])
 def test_params_without_keys_are_refused(place, content):
     (place.path / "params.yaml").write_text(content, encoding="utf-8")
-    assert place.error("prepare").startswith("params.yaml: must be `key: value` lines, found ")
+    assert place.error("prepare").startswith("params.yaml: must be `key: value` lines, not ")
 
 
 @pytest.mark.parametrize("stage", stages("prepare", "evaluate", "train"))

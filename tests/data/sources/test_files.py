@@ -24,7 +24,7 @@ ROWS = [
     {"question": "", "answer": "A passage\twithout a question"},
     {"question": "What is a list?", "answer": "  A row of things.  "},
 ]
-WANTED = ["question", "answer"]
+COLUMNS = ["question", "answer"]
 
 
 def delimited(rows: list[dict[str, str]], delimiter: str) -> bytes:
@@ -87,10 +87,10 @@ def write(tmp_path: Path) -> Callable[[str, bytes], Path]:
     return written
 
 
-def problem(path: Path, wanted: list[str] = WANTED) -> str:
-    """The one line that reading the file ends with, without the path at its start."""
+def problem(path: Path, columns: list[str] = COLUMNS) -> str:
+    """The message of the error that reading the file raises, without the path at its start."""
     with pytest.raises(UserError) as caught:
-        list(files.read(path, wanted).rows)
+        list(files.read(path, columns).rows)
     message = str(caught.value)
     assert "\n" not in message
     assert message.startswith(str(path))
@@ -100,9 +100,9 @@ def problem(path: Path, wanted: list[str] = WANTED) -> str:
 @pytest.mark.parametrize("name", CONTENT)
 def test_every_format_gives_the_same_rows(write, name):
     path = write(name, CONTENT[name])
-    table = files.read(path, WANTED)
+    table = files.read(path, COLUMNS)
     assert table.origin == str(path)
-    assert list(table.names) == WANTED
+    assert list(table.names) == COLUMNS
     assert list(table.rows) == ROWS
     assert table.share() == 1
 
@@ -113,15 +113,15 @@ def test_folder_that_datasets_saved_is_read(tmp_path, several):
     if several:
         data = datasets.DatasetDict(train=data.select([0, 1]), test=data.select([2]))
     data.save_to_disk(tmp_path / "saved")
-    table = files.read(tmp_path / "saved", WANTED)
-    assert list(table.names) == [*WANTED, "source"]
+    table = files.read(tmp_path / "saved", COLUMNS)
+    assert list(table.names) == [*COLUMNS, "source"]
     assert list(table.rows) == ROWS
 
 
 def test_columnar_file_reads_the_wanted_columns_alone(write):
     path = write("a.parquet", parquet([{**row, "vector": "never read"} for row in ROWS]))
-    table = files.read(path, WANTED)
-    assert list(table.names) == [*WANTED, "vector"]
+    table = files.read(path, COLUMNS)
+    assert list(table.names) == [*COLUMNS, "vector"]
     assert list(table.rows) == ROWS
 
 
@@ -137,7 +137,7 @@ def test_columnar_file_reads_the_wanted_columns_alone(write):
 )
 def test_share_grows_while_a_long_file_is_read(write, name, content):
     path = write(name, content)
-    table = files.read(path, WANTED)
+    table = files.read(path, COLUMNS)
     shares = [table.share() for _ in table.rows]
     assert shares == sorted(shares)
     assert shares[0] < 0.9
@@ -148,14 +148,14 @@ def test_share_grows_while_a_long_file_is_read(write, name, content):
 def test_key_that_the_first_rows_lack_is_a_column(write, name):
     rows = [{"question": "a"}] * 999 + [{"answer": "b", "question": "c"}]
     content = json.dumps(rows) if name == "a.json" else "".join(f"{json.dumps(row)}\n" for row in rows)
-    table = files.read(write(name, content.encode()), WANTED)
+    table = files.read(write(name, content.encode()), COLUMNS)
     assert list(table.names) == ["question", "answer"]
     assert list(table.rows) == rows
 
 
 def test_key_that_comes_later_is_no_column(write):
     content = b'{"question": "a"}\n' * 1_000 + b'{"question": "a", "answer": "b"}\n'
-    assert list(files.read(write("a.jsonl", content), WANTED).names) == ["question"]
+    assert list(files.read(write("a.jsonl", content), COLUMNS).names) == ["question"]
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_line_without_an_end_is_refused_before_it_fills_the_memory(write, monkey
 
 
 def repeated(length: int, rows: int, kind: pa.DataType) -> pa.Table:
-    """One long text that stands there once, as the cell of every row."""
+    """A table whose cells are all the same long text, which is stored once."""
     cells = pa.DictionaryArray.from_arrays(pa.array([0] * rows), pa.array(["x" * length]))
     if pa.types.is_list(kind):
         cells = pa.ListArray.from_arrays(list(range(rows + 1)), cells)
@@ -226,7 +226,7 @@ def repeated(length: int, rows: int, kind: pa.DataType) -> pa.Table:
 
 
 def bomb(name: str, length: int = 2**10, rows: int = 2**13, kind: pa.DataType = None) -> bytes:
-    """A file of a hundredth of the size of what is in it, or less."""
+    """A file that has at most a hundredth of the size of its content."""
     kind = kind or pa.string()
     text = b"question,answer\n" + (b"a," + b"x" * length + b"\n") * rows
     if name == "a.csv.gz":
@@ -257,7 +257,7 @@ def test_long_cells_are_read_in_bounded_memory(write, monkeypatch, name, kind):
     before, arrow_held = pa.total_allocated_bytes(), 0
     tracemalloc.start()
     lengths = []
-    for row in files.read(path, WANTED).rows:
+    for row in files.read(path, COLUMNS).rows:
         arrow_held = max(arrow_held, pa.total_allocated_bytes() - before)
         lengths.append(len(str(row["answer"])) // 2**18)
     held = tracemalloc.get_traced_memory()[1]
@@ -342,7 +342,7 @@ def saved(tmp_path: Path) -> Path:
 
 
 def test_saved_files_follow_each_other_with_the_share_that_is_read(saved):
-    table = files.read(saved, WANTED)
+    table = files.read(saved, COLUMNS)
     assert [table.share() for _ in table.rows] == pytest.approx([0.5, 0.5, 1], abs=0.02)
 
 
@@ -367,14 +367,14 @@ def test_saved_folder_with_a_damaged_list_of_files_is_named(saved, name, content
         (saved / "state.json").unlink()
     (saved / name).write_text(content)
     with pytest.raises(UserError) as caught:
-        files.read(saved, WANTED)
+        files.read(saved, COLUMNS)
     assert str(caught.value).startswith(f"{saved}{message}" if message else "/etc/passwd: leads out of ")
 
 
 @pytest.mark.parametrize("content", ["[]", '{"features": 3}', "{"])
 def test_what_a_saved_folder_says_of_its_types_does_not_matter(saved, content):
     (saved / "dataset_info.json").write_text(content)
-    assert list(files.read(saved, WANTED).rows) == ROWS
+    assert list(files.read(saved, COLUMNS).rows) == ROWS
 
 
 def test_saved_file_that_is_a_link_to_elsewhere_is_refused(saved, tmp_path):
@@ -391,7 +391,7 @@ def test_damage_anywhere_ends_in_rows_or_one_line(write, name, data):
     content = TREC if name == "a.qrels" else CONTENT[name]
     path = write(name, data.draw(damaged(content)))
     with suppress(UserError):
-        assert all(isinstance(row, dict) for row in files.read(path, WANTED).rows)
+        assert all(isinstance(row, dict) for row in files.read(path, COLUMNS).rows)
 
 
 @pytest.mark.parametrize("name", ["state.json", "dataset_dict.json", "data-00000-of-00001.arrow"])
@@ -402,7 +402,7 @@ def test_damage_of_a_saved_folder_ends_in_rows_or_one_line(splits, name, data):
     whole = file.read_bytes()
     file.write_bytes(data.draw(damaged(whole)))
     with suppress(UserError):
-        assert all(isinstance(row, dict) for row in files.read(splits, WANTED).rows)
+        assert all(isinstance(row, dict) for row in files.read(splits, COLUMNS).rows)
     file.write_bytes(whole)
 
 
@@ -419,7 +419,7 @@ def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("named", "found"),
+    ("patterns", "expected"),
     [
         (["data/raw/a.csv"], ["a.csv"]),
         (["data/raw/*.csv"], ["a.csv", "b.csv"]),
@@ -432,8 +432,8 @@ def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["data/raw/README.md"], ["README.md"]),
     ],
 )
-def test_files_are_found_by_name_and_by_pattern_once_each(raw, named, found):
-    assert files.find(named) == [files.RAW / name for name in found]
+def test_files_are_found_by_name_and_by_pattern_once_each(raw, patterns, expected):
+    assert files.find(patterns) == [files.RAW / name for name in expected]
 
 
 @pytest.mark.parametrize(
@@ -460,7 +460,7 @@ def test_name_of_a_file_in_the_cache_of_dvc_is_no_link_of_dvc(saved, tmp_path):
     cached.touch()
     (saved / "state.json").write_text(json.dumps({"_data_files": [{"filename": str(cached)}]}))
     with pytest.raises(UserError, match="leads out of"):
-        files.read(saved, WANTED)
+        files.read(saved, COLUMNS)
 
 
 @pytest.mark.parametrize("target", ["../../secret.csv", "/etc/passwd", "..", "loop.tsv"])
@@ -488,8 +488,8 @@ def test_name_of_no_file_is_refused(raw, name):
 @pytest.mark.parametrize(("ending", "delimiter"), [("csv", ","), ("tsv", "\t")])
 def test_header_names_the_columns_of_a_file_without_one(write, ending, delimiter):
     path = write(f"a.{ending}", f"How?{delimiter}So.\nWhy?{delimiter}No.\n".encode())
-    table = files.read(path, WANTED, ["question", "answer"])
-    assert list(table.names) == WANTED
+    table = files.read(path, COLUMNS, ["question", "answer"])
+    assert list(table.names) == COLUMNS
     assert [dict(row) for row in table.rows] == [
         {"question": "How?", "answer": "So."},
         {"question": "Why?", "answer": "No."},
@@ -499,12 +499,12 @@ def test_header_names_the_columns_of_a_file_without_one(write, ending, delimiter
 def test_header_that_does_not_fit_the_rows_is_refused(write):
     path = write("a.csv", b"How?,So.,7\n")
     with pytest.raises(UserError, match=r"a\.csv: line 1: 3 cells, but `header` in params\.yaml names 2 columns"):
-        list(files.read(path, WANTED, WANTED).rows)
+        list(files.read(path, COLUMNS, COLUMNS).rows)
 
 
 def test_header_that_names_a_column_twice_is_refused(write):
     with pytest.raises(UserError, match=r"a\.csv: `header` in params\.yaml names the column 'question' twice"):
-        files.read(write("a.csv", b"How?,So.\n"), WANTED, ["question", "question"])
+        files.read(write("a.csv", b"How?,So.\n"), COLUMNS, ["question", "question"])
 
 
 @pytest.mark.parametrize(("ending", "delimiter"), [("tsv", "\t"), ("csv", ",")])
@@ -513,22 +513,22 @@ def test_quotation_marks_are_text_where_it_is_said(write, ending, delimiter, end
     rows = [["question", "answer"], ['"When" is it?', '"Now'], ["", 'a "'], ['"', '""'], ["Why?", "\x85\u2028\rSo."]]
     text = end.join(delimiter.join(row) for row in rows) + end + end
     path = write(f"a.{ending}", text.encode())
-    table = files.read(path, WANTED, quoted=False)
+    table = files.read(path, COLUMNS, quoted=False)
     assert [[row["question"], row["answer"]] for row in table.rows] == rows[1:]
 
 
 def test_quotation_mark_that_ends_rows_later_is_no_reason_to_lose_them(write):
-    """Quoted, it is one cell of three lines."""
+    """With quotation marks, the text is one cell of three lines."""
     path = write("a.tsv", b'question\tanswer\na\t"b\nc\td\ne\tf"\n')
-    assert len(list(files.read(path, WANTED).rows)) == 1
-    assert len(list(files.read(path, WANTED, quoted=False).rows)) == 3
+    assert len(list(files.read(path, COLUMNS).rows)) == 1
+    assert len(list(files.read(path, COLUMNS, quoted=False).rows)) == 3
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.qrels"])
 def test_format_without_quotation_marks_is_named(write, name):
     content = b"1 0 2 1\n" if name == "a.qrels" else CONTENT[name]
     with pytest.raises(UserError, match="has no quotation marks around cells; remove `quoted`"):
-        files.read(write(name, content), WANTED, quoted=False)
+        files.read(write(name, content), COLUMNS, quoted=False)
 
 
 @pytest.mark.parametrize("name", ["a.qrels", "a.qrels.gz", "a.dev.QRELS", "a.qrels.zst"])
@@ -552,4 +552,4 @@ def test_line_of_judgments_with_another_number_of_cells_is_named(write):
 def test_header_of_a_format_that_names_its_columns_is_refused(write, name):
     content = b"1 0 2 1\n" if name == "a.qrels" else CONTENT[name]
     with pytest.raises(UserError, match="names its columns itself; remove `header`"):
-        files.read(write(name, content), WANTED, WANTED)
+        files.read(write(name, content), COLUMNS, COLUMNS)
