@@ -139,6 +139,6 @@ def _print_once(line: str) -> None:
     store, *_ = next(rendezvous("env://"))  # torchrun has a store for each of its attempts
     if store.add("errors met", 1) == 1:
         print(line, file=sys.stderr, flush=True)
-        store.set("error told", "")
+        store.set("error printed", "")
     else:
-        store.wait(["error told"])  # torchrun ends all processes as soon as one ends
+        store.wait(["error printed"])  # torchrun ends all processes as soon as one ends

@@ -96,8 +96,8 @@ def build(
     queries["group"] = _groups(queries["print"], first, relevant["query"].to_numpy())
 
     names, group = np.unique(queries["group"], return_inverse=True)
-    hashed = assign_splits(_ids("q", queries.iloc[names]), dev_share, test_share)[group]
-    queries["split"] = settle_splits(queries["group"].to_numpy(), origins["split"].to_numpy(), hashed)
+    by_hash = assign_splits(_ids("q", queries.iloc[names]), dev_share, test_share)[group]
+    queries["split"] = settle_splits(queries["group"].to_numpy(), origins["split"].to_numpy(), by_hash)
     queries["source"] = origins["source"].to_numpy()
     return Plan(passages.drop(columns="print"), queries.drop(columns="print"), judgments, len(compared))
 
@@ -136,19 +136,21 @@ def assign_splits(groups: Sequence[str], dev_share: float, test_share: float) ->
     return splits[np.searchsorted(ends, draws, side="right")]
 
 
-def settle_splits(groups: NDArray[np.int64], given: NDArray[np.int64], hashed: NDArray[np.int64]) -> NDArray[np.int64]:
+def settle_splits(
+    groups: NDArray[np.int64], by_source: NDArray[np.int64], by_hash: NDArray[np.int64]
+) -> NDArray[np.int64]:
     """Decide the split of each query, as a position in `SPLIT_NAMES`; see `build`.
 
     Args:
         groups: number of each query's group.
-        given: the split that the source gives to the query.
-        hashed: the split by the hash of the group.
+        by_source: the split that the source gives to the query.
+        by_hash: the split by the hash of the group.
     """
-    own = np.where(given > 0, given, pd.Series(given).groupby(groups).transform("max"))
-    split = np.where(own > 0, own, hashed)
+    own = np.where(by_source > 0, by_source, pd.Series(by_source).groupby(groups).transform("max"))
+    split = np.where(own > 0, own, by_hash)
     for name in SPLITS[1:]:
-        if not (given == SPLIT_NAMES.index(name)).any():
-            split = np.where((own == SPLIT_NAMES.index("train")) & (hashed == SPLIT_NAMES.index(name)), hashed, split)
+        if not (by_source == SPLIT_NAMES.index(name)).any():
+            split = np.where((own == SPLIT_NAMES.index("train")) & (by_hash == SPLIT_NAMES.index(name)), by_hash, split)
     return split
 
 
