@@ -23,7 +23,7 @@ from reranker.common.errors import UserError, first_line, printable
 from reranker.common.model_files import fingerprint
 from reranker.common.params import load_params
 from reranker.common.system_schema import (
-    EVALUATED,
+    STANDARD_SYSTEMS,
     CrossEncoderSystem,
     ExperimentSystem,
     FusedSystem,
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> str:
     pairs = in_words(pairs, tables).assign(retrieved=pairs["rank"] <= params.top_k)
     judgments = tables.judgments[tables.judgments["query_id"].isin(pairs["query_id"])]
     scores: dict[str, list[pd.Series]] = {}
-    for name in EVALUATED:
+    for name in STANDARD_SYSTEMS:
         scored = read_table(scored_file(name), [*KEYS, "score"])
         scores[name] = [comparison.align(pairs, scored, name)]
     compute = choose_compute(
@@ -96,12 +96,12 @@ def main(arguments: Sequence[str]) -> str:
         if path.stem not in written:
             path.unlink()
 
-    order = [*EVALUATED, *(name for name in params.systems if name not in failures)]
+    order = [*STANDARD_SYSTEMS, *(name for name in params.systems if name not in failures)]
     chosen = {name: scores[name] for name in order}
     values, deviations = comparison.measure(
         pairs, judgments, chosen, label="compare", judged_only=params.evaluation.judged_only
     )
-    kinds = {name: EVALUATED.get(name) or kind(params.systems[name]) for name in order}
+    kinds = {name: STANDARD_SYSTEMS.get(name) or kind(params.systems[name]) for name in order}
     baseline = None if params.baseline in failures else params.baseline
     compared = comparison.compare(values, kinds, baseline, deviations, seed=params.evaluation.seed)
     write_csv(compared, PATHS.metrics / "comparison.csv")

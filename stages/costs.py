@@ -17,7 +17,7 @@ from reranker.common.artifacts import PATHS, read_table, read_tables, record_tim
 from reranker.common.errors import UserError, first_line, printable
 from reranker.common.params import load_params
 from reranker.common.system_schema import (
-    EVALUATED,
+    STANDARD_SYSTEMS,
     BiencoderSystem,
     CrossEncoderSystem,
     FusedSystem,
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str]) -> str:
             failures[name] = first_line(error)
             print(printable(f"error: systems.{name}: {failures[name]}"), file=sys.stderr, flush=True)
 
-    order = [name for name in [*EVALUATED, *params.systems] if name in measured]
+    order = [name for name in [*STANDARD_SYSTEMS, *params.systems] if name in measured]
     sizes = {width: [len(table) for table in asked] for width, asked in queries.items()}
     table = costs.table({name: measured[name] for name in order}, sizes, usd_per_hour=params.evaluation.usd_per_hour)
     target = PATHS.metrics / "costs.csv"

@@ -11,7 +11,7 @@ import pandas as pd
 
 from reranker.common.artifacts import (
     PATHS,
-    SCORED,
+    SCORE_STAGE_SYSTEMS,
     read_table,
     read_tables,
     read_weights,
@@ -30,7 +30,7 @@ from reranker.report.tables import BASELINE, SHIPPED, SYSTEM_COLUMNS, p_relation
 MINED = {"retriever": "score", "bm25": "bm25", "tuned_static": "static_score"}
 """Systems whose scores mine has written, and their columns."""
 KEYS = ["query_id", "passage_id"]
-COMPARED = ("retriever", *SCORED, "fusion_without_cross_encoder")
+COMPARED = ("retriever", *SCORE_STAGE_SYSTEMS, "fusion_without_cross_encoder")
 
 
 def main(arguments: Sequence[str]) -> str:
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> str:
 
     pairs["retrieved"] = pairs["rank"] <= params.top_k
     scores = {system: pairs[column] for system, column in MINED.items()}
-    for system in SCORED:
+    for system in SCORE_STAGE_SYSTEMS:
         scored = read_table(scored_file(system), [*KEYS, "score"])
         scores[system] = comparison.align(pairs, scored, system)
     features = pairs.assign(cross_encoder=scores["cross_encoder"])

@@ -27,7 +27,7 @@ from reranker.common.params import Params, load_params
 from reranker.common.progress import progress, run_stage
 from reranker.common.source_schema import Source
 from reranker.data import dataset, leakage
-from reranker.data.cleaning import GIVEN, Cleaner, Limits
+from reranker.data.cleaning import SPLIT_NAMES, Cleaner, Limits
 from reranker.data.sources import readers
 from reranker.data.text_statistics import histogram, percentiles, token_lengths
 from reranker.data.text_store import Spool
@@ -67,8 +67,8 @@ def main(arguments: Sequence[str]) -> str:
             dev_share=params.prepare.dev_share,
             test_share=params.prepare.test_share,
         )
-        queries = np.bincount(plan.queries["split"], minlength=len(GIVEN))
-        sizes = {split: int(queries[GIVEN.index(split)]) for split in SPLITS}
+        queries = np.bincount(plan.queries["split"], minlength=len(SPLIT_NAMES))
+        sizes = {split: int(queries[SPLIT_NAMES.index(split)]) for split in SPLITS}
         for split, size in sizes.items():
             if not size:
                 raise UserError(f"params.yaml: the {split} split has no queries; add text or raise its share")
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str]) -> str:
             "leaked_near_queries": leaked.near,
             "merged_passages": len(rows) - len(plan.passages),
             "merged_queries": asked - len(plan.queries),
-            "near_duplicates_looked_for": plan.compared,
+            "near_duplicates_looked_for": plan.num_compared,
             **tokens,
         },
         PATHS.metrics / "prepare.json",
@@ -134,9 +134,9 @@ def _tell_of(plan: dataset.Plan, across: int) -> None:
             f"{across:,} of the queries of dev or test share a group (a right passage, or nearly the same text) "
             "with a query of an earlier split, as the sources give the splits"
         )
-    if 0 < plan.compared < len(plan.passages):
+    if 0 < plan.num_compared < len(plan.passages):
         _tell(
-            f"near-duplicates were looked for among {plan.compared:,} of {len(plan.passages):,} passages; "
+            f"near-duplicates were looked for among {plan.num_compared:,} of {len(plan.passages):,} passages; "
             "of the others those with the same letters were found"
         )
     for kind, size in (("queries", len(plan.queries)), ("passages", len(plan.passages))):

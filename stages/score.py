@@ -12,7 +12,7 @@ from reranker.common.progress import first_process, quiet_libraries, run_stage
 quiet_libraries()
 
 from reranker.common import engine
-from reranker.common.artifacts import PATHS, SCORED, read_table, read_tables, record_time, require
+from reranker.common.artifacts import PATHS, SCORE_STAGE_SYSTEMS, read_table, read_tables, record_time, require
 from reranker.common.errors import UserError
 from reranker.common.model_files import resolve
 from reranker.common.params import load_params
@@ -29,8 +29,8 @@ BIENCODERS = {"zero_shot": None, "tuned_biencoder": PATHS.control}
 
 def main(arguments: Sequence[str]) -> str:
     started = time.monotonic()
-    if len(arguments) != 1 or arguments[0] not in SCORED:
-        raise UserError(f"python -m stages.score: name one of the systems {', '.join(SCORED)}")
+    if len(arguments) != 1 or arguments[0] not in SCORE_STAGE_SYSTEMS:
+        raise UserError(f"python -m stages.score: name one of the systems {', '.join(SCORE_STAGE_SYSTEMS)}")
     (system,) = arguments
     params = load_params(PATHS.params)
     on_cluster = params.execution.engine == "ray"

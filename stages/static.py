@@ -13,7 +13,7 @@ quiet_libraries()
 
 from reranker.common.artifacts import PATHS, folder, read_tables, record_time
 from reranker.common.params import load_params
-from reranker.data.sampling import right_pairs, training_order
+from reranker.data.sampling import relevant_pairs, training_order
 from reranker.inference.loading import load_static
 from reranker.training.biencoders import StaticSchedule, tune_static, weigh_by_rarity
 
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> str:
     params = load_params(PATHS.params)
     tables = read_tables()
     queries = training_order(tables.queries, params.sources, salt=params.biencoder.seed)[: params.static.queries]
-    rows = right_pairs(queries, tables, seed=params.static.seed)
+    rows = relevant_pairs(queries, tables, seed=params.static.seed)
 
     model = load_static(params.static.model)
     weigh_by_rarity(model, tables.passages["text"].tolist())

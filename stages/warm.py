@@ -20,7 +20,7 @@ from reranker.common.artifacts import PATHS, folder, read_tables, record_time, r
 from reranker.common.errors import UserError
 from reranker.common.model_files import resolve
 from reranker.common.params import load_params
-from reranker.data.sampling import right_pairs, training_order
+from reranker.data.sampling import relevant_pairs, training_order
 from reranker.inference.compute import choose_compute
 from reranker.inference.loading import check_lengths, load_biencoder, load_retriever
 from reranker.inference.scoring import embed
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> str:
     else:
         label, base, target = "warm", resolve(params.base_model), PATHS.biencoder
         queries = queries[: params.biencoder.queries]
-    rows = right_pairs(queries, tables, seed=params.biencoder.seed)
+    rows = relevant_pairs(queries, tables, seed=params.biencoder.seed)
 
     static = load_retriever(params.static.model)
     vectors = embed(static, rows["query"].tolist() + rows["passage"].tolist(), label=f"{label}: embed for batches")

@@ -1,1 +1,1 @@
-"""What every package uses: parameters, artifacts, errors, progress, and where things are computed."""
+"""Modules that every package uses: parameters, artifacts, errors, progress, and the engines that compute."""

@@ -1,6 +1,6 @@
-"""Where the stages' artifacts lie, and how they are read and written.
+"""The paths of the stages' artifacts, and functions that read and write them.
 
-Every file is written under a temporary name and renamed when it is whole, so an interrupt or a full disk
+Every file is written under a temporary name and renamed when it is complete, so an interrupt or a full disk
 leaves the earlier file untouched.
 """
 
@@ -24,7 +24,7 @@ from reranker.common.errors import UserError
 
 @dataclass(frozen=True)
 class Paths:
-    """The artifacts by name, relative to the repository."""
+    """The path of each artifact, relative to the repository."""
 
     params: Path = Path("params.yaml")
     raw: Path = Path("data/raw")
@@ -69,20 +69,21 @@ SPLITS = ("train", "dev", "test")
 
 
 class Tables(NamedTuple):
-    """The three tables of a data set; ids are strings, rows are sorted by id."""
+    """The three tables of a data set. Ids are strings, and rows are sorted by id."""
 
     passages: pd.DataFrame
     """Columns passage_id, text, group (an id, see `dataset`)."""
     queries: pd.DataFrame
-    """Columns query_id, text, group, split (train, dev or test), source (its name in params.yaml)."""
+    """Columns query_id, text, group, split (train, dev or test), source (the name of a source in params.yaml)."""
     judgments: pd.DataFrame
-    """Columns query_id, passage_id, relevance (an integer, above 0 means right)."""
+    """Columns query_id, passage_id, relevance (an integer; above 0 means relevant)."""
 
 
 PAIR_COLUMNS = ("pair_id", "first", "second", "label", "class", "split")
-"""Of the table of labelled pairs: label is a number from 0 to 1 or the place of the class among their names."""
-SCORED = ("zero_shot", "tuned_biencoder", "cross_encoder")
-"""The systems that the score stage runs; mine and evaluate write the scores of the others."""
+"""Columns of the table of labelled pairs. A label is a number from 0 to 1, or the position of the class in the list of
+class names."""
+SCORE_STAGE_SYSTEMS = ("zero_shot", "tuned_biencoder", "cross_encoder")
+"""The systems that the score stage runs. The stages mine and evaluate write the scores of the other systems."""
 PRODUCER = {
     PATHS.passages: "prepare",
     PATHS.queries: "prepare",
@@ -99,7 +100,7 @@ PRODUCER = {
     PATHS.reranker / "fusion.json": "train",
     PATHS.export: "export/dvc.yaml:export",
     **{PATHS.export / name: "export/dvc.yaml:export" for name in ("openvino", "openvino-int8", "onnx-int8")},
-    **{PATHS.scored / f"{name}.parquet": f"score@{name}" for name in SCORED},
+    **{PATHS.scored / f"{name}.parquet": f"score@{name}" for name in SCORE_STAGE_SYSTEMS},
     **{PATHS.evaluated / f"{name}.parquet": "evaluate" for name in ("retriever", "reranker")},
     PATHS.metrics / "lengths.csv": "prepare",
     PATHS.metrics / "curve_loss.csv": "train",
@@ -114,12 +115,17 @@ PRODUCER = {
 
 
 def scored_file(system: str) -> Path:
-    """The scores of a system of `SCORED`, or of another one that evaluate judges."""
-    return (PATHS.scored if system in SCORED else PATHS.evaluated) / f"{system}.parquet"
+    """The file with the scores of a system, which the score stage or evaluate writes."""
+    return (PATHS.scored if system in SCORE_STAGE_SYSTEMS else PATHS.evaluated) / f"{system}.parquet"
 
 
-def missing(path: Path, stage: str = "") -> UserError:
-    """The error for an input that no stage has written yet; the stage need be given only for a moved file."""
+def missing_error(path: Path, stage: str = "") -> UserError:
+    """The error for an input that no stage has written yet.
+
+    Args:
+        path: the file or folder that is missing.
+        stage: the stage that writes it, for a file that was moved; otherwise `PRODUCER` tells it.
+    """
     if path == PATHS.marked:
         return UserError(f"{path} does not exist; restore it with `git checkout {path}`")
     stage = stage or PRODUCER.get(path, path.stem)
@@ -129,17 +135,17 @@ def missing(path: Path, stage: str = "") -> UserError:
 
 
 def require(path: Path) -> None:
-    """Check that a stage's output is there.
+    """Check that a stage's output exists.
 
     Raises:
-        UserError: it is not; the message names the stage to run.
+        UserError: it does not exist; the message names the stage to run.
     """
     if not path.exists():
-        raise missing(path)
+        raise missing_error(path)
 
 
 def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """A Parquet table with exactly the columns asked for.
+    """Read a Parquet table with exactly the requested columns.
 
     Raises:
         UserError: the file is missing, is not Parquet or lacks a column.
@@ -156,11 +162,11 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def read_tables() -> Tables:
-    """The three tables that prepare writes.
+    """Read and check the three tables that prepare writes.
 
     Raises:
-        UserError: see `read_table`; or a value is missing, an id or a judgment is there twice, or an id or a split
-            is unknown.
+        UserError: see `read_table`; also where a value is missing, an id or a judgment appears twice, or an id or a
+            split is unknown.
     """
     tables = Tables(
         read_table(PATHS.passages, ["passage_id", "text", "group"]),
@@ -177,15 +183,13 @@ def _check(tables: Tables) -> None:
         for column in table.columns[table.isna().any()]:
             raise UserError(f"{path}: column {column}: row {int(table[column].isna().argmax())} has no value")
     for path, table, key in ((paths[0], tables.passages, "passage_id"), (paths[1], tables.queries, "query_id")):
-        for twice in table.loc[table[key].duplicated(), key]:
-            raise UserError(f"{path}: column {key}: '{twice}' is there twice; an id names one text")
+        for repeated in table.loc[table[key].duplicated(), key]:
+            raise UserError(f"{path}: column {key}: '{repeated}' appears twice; an id must name one text")
         for unknown in tables.judgments.loc[~tables.judgments[key].isin(table[key]), key]:
             raise UserError(f"{paths[2]}: column {key}: '{unknown}' is not in {path}")
-    twice = tables.judgments.duplicated(["query_id", "passage_id"])
-    for row in tables.judgments[twice].itertuples():
-        raise UserError(
-            f"{paths[2]}: query '{row.query_id}' and passage '{row.passage_id}' are there twice; keep one row"
-        )
+    repeated = tables.judgments.duplicated(["query_id", "passage_id"])
+    for row in tables.judgments[repeated].itertuples():
+        raise UserError(f"{paths[2]}: query '{row.query_id}' and passage '{row.passage_id}' appear twice; keep one row")
     for unknown in tables.queries.loc[~tables.queries["split"].isin(SPLITS), "split"]:
         raise UserError(f"{paths[1]}: column split: '{unknown}' is none of {', '.join(SPLITS)}")
 
@@ -196,7 +200,7 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
 
 def write_parts(parts: Iterable[pd.DataFrame], path: Path) -> None:
-    """Write a Parquet table whose runs of rows come one after the other; there must be one at least."""
+    """Write a Parquet table that comes in parts, one after the other. There must be at least one part."""
 
     def write(temporary: Path) -> None:
         writer = None
@@ -211,14 +215,14 @@ def write_parts(parts: Iterable[pd.DataFrame], path: Path) -> None:
 
 
 def first_texts(path: Path, number: int) -> list[str]:
-    """The first texts of a table of passages or queries."""
+    """The texts in the first rows of a table of passages or queries."""
     with pq.ParquetFile(path) as file:
         batch = next(file.iter_batches(number, columns=["text"]))
         return [str(text) for text in batch.column(0).to_pylist()]
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object.
 
     Raises:
         UserError: the file is missing or is not JSON.
@@ -233,7 +237,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(values: Mapping[str, object], path: Path) -> None:
-    """Write figures with sorted keys, unrounded."""
+    """Write figures as JSON, with sorted keys and unrounded numbers."""
     write_text(json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n", path)
 
 
@@ -272,7 +276,7 @@ def folder(path: Path) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         yield temporary
         if path.exists():
-            path.replace(earlier)  # deleting it in place would leave half of it at an interrupt
+            path.replace(earlier)  # an interrupt while it is deleted in place would leave half of it
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -285,12 +289,12 @@ def folder(path: Path) -> Iterator[Path]:
 
 
 def read_csv(path: Path, columns: Sequence[str], *, as_text: bool = False) -> pd.DataFrame:
-    """A CSV table with exactly the columns asked for; only an empty cell is a missing value.
+    """Read a CSV table with exactly the requested columns. Only an empty cell is a missing value.
 
     Args:
-        path: of the file.
-        columns: their names.
-        as_text: leave every cell as it is written: an id may look like a number.
+        path: the file.
+        columns: names of the columns.
+        as_text: whether every cell stays a text, because an id may look like a number.
 
     Raises:
         UserError: the file is missing, is not CSV or lacks a column.
@@ -309,17 +313,18 @@ def read_csv(path: Path, columns: Sequence[str], *, as_text: bool = False) -> pd
 
 
 def read_scores(path: Path, pairs: pd.DataFrame) -> pd.Series:
-    """Scores of pairs from a file of the user's.
+    """Read scores of pairs from a file that the user provides.
 
     Args:
-        path: a `.parquet` or `.csv` with the columns query_id, passage_id and score, in data/teachers.
+        path: a `.parquet` or `.csv` file in data/teachers with the columns query_id, passage_id and score.
         pairs: columns query_id, passage_id.
 
     Returns:
-        A score for each pair, under the index of the pairs.
+        A score for each pair, with the index of `pairs`.
 
     Raises:
-        UserError: it is not there, lacks a column or a pair, has one twice, or a score that is no number.
+        UserError: the file does not exist, lacks a column or a pair, has a pair twice, or has a score that is no
+            finite number.
     """
     if not path.resolve().is_relative_to(PATHS.teachers.resolve()):
         raise UserError(f"{path}: is not in {PATHS.teachers}/; move it there, where DVC sees that it changes")
@@ -336,35 +341,38 @@ def read_scores(path: Path, pairs: pd.DataFrame) -> pd.Series:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: not a table with the columns {', '.join(columns)} ({reason})") from None
     scores = pd.to_numeric(table["score"], errors="coerce")
-    for place in np.flatnonzero(~np.isfinite(scores)):
-        raise UserError(f"{path}: row {place + 1}: the score {table['score'].iloc[place]!r} is not a finite number")
+    for row in np.flatnonzero(~np.isfinite(scores)):
+        raise UserError(f"{path}: row {row + 1}: the score {table['score'].iloc[row]!r} is not a finite number")
     keys = columns[:2]
-    found = table[keys].astype(str).assign(score=scores.astype(float))
-    for row in found[found.duplicated(keys)].itertuples():
-        raise UserError(f"{path}: query '{row.query_id}' and passage '{row.passage_id}' are there twice; keep one row")
-    joined = pairs[keys].merge(found, on=keys, how="left")
-    for row in joined[joined["score"].isna()].itertuples():
-        raise UserError(f"{path}: no score for query '{row.query_id}' and passage '{row.passage_id}'; add the row")
+    scored = table[keys].astype(str).assign(score=scores.astype(float))
+    for pair in scored[scored.duplicated(keys)].itertuples():
+        raise UserError(f"{path}: query '{pair.query_id}' and passage '{pair.passage_id}' appear twice; keep one row")
+    joined = pairs[keys].merge(scored, on=keys, how="left")
+    for pair in joined[joined["score"].isna()].itertuples():
+        raise UserError(f"{path}: no score for query '{pair.query_id}' and passage '{pair.passage_id}'; add the row")
     return joined["score"].set_axis(pairs.index)
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Write a CSV table, figures unrounded."""
+    """Write a CSV table with unrounded numbers."""
     _write(path, lambda temporary: table.to_csv(temporary, index=False, lineterminator="\n"))
 
 
 def read_weights(path: Path, *names: str) -> dict[str, dict[str, float]]:
-    """Weights of the fused scores by their name.
+    """Read the weights of the fused scores.
 
     Args:
-        path: of the file.
-        names: of fused scores that must be there.
+        path: the file.
+        names: names of fused scores that the file must have.
+
+    Returns:
+        For each fused score, the weight of each score that is added.
 
     Raises:
-        UserError: the file is missing or is not what training writes.
+        UserError: the file is missing or is not what the train stage writes.
     """
     if not path.exists():
-        raise missing(path, "train")
+        raise missing_error(path, "train")
     weights = read_json(path)
     if not all(isinstance(part, dict) for part in weights.values()) or not weights.keys() >= {*names}:
         raise UserError(f"{path}: not fusion weights; run `dvc repro train`")
@@ -372,10 +380,10 @@ def read_weights(path: Path, *names: str) -> dict[str, dict[str, float]]:
 
 
 def record_time(stage: str, seconds: float) -> None:
-    """Note a stage's wall-clock seconds in the timing file, which no metrics diff shows."""
+    """Record a stage's wall-clock seconds in the timing file, which no metrics diff shows."""
     try:
         times = read_json(PATHS.timing)
     except UserError:
-        times = {}  # there is none yet, or it is damaged: not worth stopping a stage for
-    # milliseconds, so that no two runs take equally long: tools/minutes.py tells by them which run trained a model
+        times = {}  # the file does not exist yet or is damaged, which is no reason to stop a stage
+    # In milliseconds no two runs take equally long, so tools/minutes.py can tell which run trained a model.
     write_json({**times, f"{stage}_seconds": round(seconds, 3)}, PATHS.timing)

@@ -1,7 +1,7 @@
-"""Where passes through a model and searches of an index are computed: in this process, or on a Ray cluster.
+"""Engines that run passes through a model and searches of an index: in this process, or on a Ray cluster.
 
-Both run the same function on the same passes and give the results in the same order, so that their bytes are the same
-on machines of one kind.
+Both run the same function on the same passes and return the results in the same order. On machines of one kind the
+results are therefore equal to the byte.
 """
 
 import logging
@@ -19,58 +19,60 @@ import torch
 
 from reranker.common.errors import UserError, first_line
 
-Held = TypeVar("Held")
+Resource = TypeVar("Resource")
 Item = TypeVar("Item")
-Found = TypeVar("Found")
-Work = Callable[[Held, Iterable[Item]], Iterator[Found]]
-"""Gives one result for each item by what it holds, a model or an index; a function of a module, or `partial` of one."""
+Result = TypeVar("Result")
+Work = Callable[[Resource, Iterable[Item]], Iterator[Result]]
+"""A function that yields a result for each item with a resource, which is a model or an index. It is defined at the top
+of a module, or is a `partial` of such a function, so that it can be sent to another machine."""
 AHEAD = 3
-"""Tasks handed out for each that can run at once: none waits for the driver, and its memory holds few results."""
+"""Tasks that are submitted for each that can run at once, so that no machine waits for this process and few results are
+in memory."""
 RETRIES = 5
-"""Times that a task starts again after its machine or process was lost."""
+"""The number of times that a task starts again after its machine or process was lost."""
 CONNECT_SECONDS = 10
-"""For which an address may not answer."""
+"""Seconds after which an address that does not answer is an error."""
 
 
 class Engine(Protocol):
-    """What computes."""
+    """Runs work on items."""
 
     def map(
-        self, work: Work[Held, Item, Found], held: Held, items: Iterable[Item], *, together: int
-    ) -> Iterator[Found]:
-        """The results of the items, in their order.
+        self, work: Work[Resource, Item, Result], resource: Resource, items: Iterable[Item], *, together: int
+    ) -> Iterator[Result]:
+        """Yield the results of the items, in the order of the items.
 
         Args:
             work: see `Work`.
-            held: does not change any more once it was passed.
+            resource: the model or index; it must not change after this call.
             items: passes of texts, or blocks of queries.
-            together: items that make a piece of work of some seconds.
+            together: number of items per task; it should make a task take some seconds.
 
         Raises:
-            UserError: the work raised it, or what computes is lost.
+            UserError: the work raised it, or the machines that compute are lost.
         """
         ...
 
 
 class Local:
-    """This process."""
+    """Computes in this process."""
 
     def map(
-        self, work: Work[Held, Item, Found], held: Held, items: Iterable[Item], *, together: int
-    ) -> Iterator[Found]:
+        self, work: Work[Resource, Item, Result], resource: Resource, items: Iterable[Item], *, together: int
+    ) -> Iterator[Result]:
         """See `Engine`."""
-        return work(held, items)
+        return work(resource, items)
 
 
 LOCAL = Local()
 
 
 class OnRay:
-    """The Ray cluster of RAY_ADDRESS, which this machine is part of.
+    """Computes on the Ray cluster at RAY_ADDRESS, which this machine is part of.
 
-    A task is some items. It takes as many cores as this process uses, and a GPU if this process has one, of any
-    machine. What is held is sent to each machine once and stays in the processes there. Ray starts the tasks of a
-    machine that was lost again on others; only this process puts results together, so none is there twice.
+    A task consists of some items. It uses as many cores of a machine as this process uses, and a GPU if this process
+    has one. The resource is sent to each machine once and stays in the processes there. When a machine is lost, Ray
+    starts its tasks again on other machines. Only this process collects the results, so no result appears twice.
 
     Raises:
         UserError: Ray is not installed, no cluster answers, or none of its machines is large enough.
@@ -101,35 +103,35 @@ class OnRay:
         self._ray: Any = ray
         self._threads = torch.get_num_threads()
         self._gpus = int(torch.cuda.is_available())
-        if not self._at_once():
-            wanted = f"{self._threads} cores" + " and a GPU" * self._gpus
+        if not self._slots():
+            needs = f"{self._threads} cores" + " and a GPU" * self._gpus
             raise UserError(
-                f"params.yaml: execution.engine: no machine of the Ray cluster has {wanted}, as this process uses; "
-                "start larger ones, or set OMP_NUM_THREADS"
+                f"params.yaml: execution.engine: no machine of the Ray cluster has {needs}, which this process uses; "
+                "start larger machines, or set OMP_NUM_THREADS"
             )
-        needs = ray.remote(
+        remote = ray.remote(
             num_cpus=self._threads, num_gpus=self._gpus, max_retries=RETRIES, scheduling_strategy="SPREAD"
         )
-        self._run: Any = needs(_run)
-        self._sent: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+        self._run: Any = remote(_run)
+        self._references: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
     def map(
-        self, work: Work[Held, Item, Found], held: Held, items: Iterable[Item], *, together: int
-    ) -> Iterator[Found]:
+        self, work: Work[Resource, Item, Result], resource: Resource, items: Iterable[Item], *, together: int
+    ) -> Iterator[Result]:
         """See `Engine`."""
         waiting, tasks = iter(items), deque[Any]()
         while True:
-            while len(tasks) < AHEAD * max(1, self._at_once()) and (some := list(islice(waiting, together))):
-                if held not in self._sent:
-                    self._sent[held] = self._ray.put(held)
-                # in a list: what stands there is not fetched for each task
-                tasks.append(self._run.remote(work, [self._sent[held]], some, self._threads))
+            while len(tasks) < AHEAD * max(1, self._slots()) and (some := list(islice(waiting, together))):
+                if resource not in self._references:
+                    self._references[resource] = self._ray.put(resource)
+                # Ray does not fetch a reference inside a list for each task, so `_fetch` can cache the resource.
+                tasks.append(self._run.remote(work, [self._references[resource]], some, self._threads))
             if not tasks:
                 return
             yield from self._result(tasks.popleft())
 
-    def _at_once(self) -> int:
-        """Tasks that the machines of the cluster can run at once."""
+    def _slots(self) -> int:
+        """The number of tasks that the machines of the cluster can run at once."""
         machines = [machine["Resources"] for machine in self._ray.nodes() if machine["Alive"]]
         cores = [int(machine.get("CPU", 0)) // self._threads for machine in machines]
         if not self._gpus:
@@ -138,7 +140,7 @@ class OnRay:
 
     def _result(self, task: Any) -> list[Any]:
         try:
-            found: list[Any] = self._ray.get(task)
+            results: list[Any] = self._ray.get(task)
         except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise error.cause from None
@@ -153,11 +155,11 @@ class OnRay:
                 f"params.yaml: execution.engine: a part of the work was lost {RETRIES + 1} times or the cluster is "
                 f"gone ({first_line(error)}); look at the machines' memory with `ray status`, then run this again"
             ) from None
-        return found
+        return results
 
 
 def start(name: str) -> Engine:
-    """The engine by its name in params.yaml: `local` or `ray`.
+    """The engine that params.yaml names: `local` or `ray`.
 
     Raises:
         UserError: see `OnRay`.
@@ -166,7 +168,7 @@ def start(name: str) -> Engine:
 
 
 def _check_reachable(address: str) -> None:
-    """Check that something answers there: Ray itself waits for minutes."""
+    """Check that something answers at the address, because Ray itself would wait for minutes."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise UserError(
@@ -182,14 +184,14 @@ def _check_reachable(address: str) -> None:
         ) from None
 
 
-def _run(work: Work[Any, Any, Any], held: list[Any], items: list[Any], threads: int) -> list[Any]:
-    """A task, in a process of the cluster."""
-    torch.set_num_threads(threads)  # also those of a model that is compiled when it arrives
-    return list(work(_fetched(held[0]), items))
+def _run(work: Work[Any, Any, Any], references: list[Any], items: list[Any], threads: int) -> list[Any]:
+    """Run a task in a process of the cluster."""
+    torch.set_num_threads(threads)  # before a model arrives, which may be compiled for this number
+    return list(work(_fetch(references[0]), items))
 
 
 @lru_cache(maxsize=1)
-def _fetched(reference: Any) -> Any:
+def _fetch(reference: Any) -> Any:
     import ray
 
     return ray.get(reference)

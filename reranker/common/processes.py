@@ -1,4 +1,4 @@
-"""Passes through a model shared among the processes of a launcher: each computes its part and gets all results."""
+"""An engine that shares passes through a model among the processes of a launcher. Each process gets all results."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import distributed
 
-from reranker.common.engine import Found, Held, Item, Work
+from reranker.common.engine import Item, Resource, Result, Work
 from reranker.common.errors import UserError, first_line
 
 ROUND = 4
-"""Items of each process between two exchanges, which cost little: progress is shown after each."""
+"""Items that each process computes between two exchanges. An exchange costs little, and progress is shown after it."""
 
 
 class OnProcesses:
-    """The processes that torchrun or accelerate started; all of them make the same calls.
+    """Computes on the processes that torchrun or accelerate started, all of which make the same calls.
 
-    Each has a GPU of its own where there are some. The passes are those of one process, so that the results differ in
-    rounding at most: by the number of threads that each process has.
+    Each process has a GPU of its own if the machine has GPUs. The passes are those of one process, so the results
+    differ at most in rounding, which depends on the number of threads of each process.
 
     Raises:
         UserError: a machine has more processes than GPUs, or the processes do not find each other.
@@ -27,34 +27,34 @@ class OnProcesses:
 
     def __init__(self) -> None:
         if torch.cuda.is_available():
-            place, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-            if place >= gpus:
+            local_rank, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+            if local_rank >= gpus:
                 raise UserError(
                     f"params.yaml: execution.launcher: more processes than the {gpus} GPUs of this machine; start fewer"
                 )
-            torch.cuda.set_device(place)
+            torch.cuda.set_device(local_rank)
         try:
-            distributed.init_process_group("gloo")  # texts and arrays are exchanged, none of them on a GPU
+            distributed.init_process_group("gloo")  # the texts and arrays that are exchanged are not on a GPU
         except (ValueError, RuntimeError) as error:
             raise UserError(
                 f"params.yaml: execution.launcher: its processes do not find each other ({first_line(error)[:100]}); "
                 "use torchrun, or python"
             ) from None
-        self._number, self._place = distributed.get_world_size(), distributed.get_rank()
+        self._number, self._rank = distributed.get_world_size(), distributed.get_rank()
 
     def map(
-        self, work: Work[Held, Item, Found], held: Held, items: Iterable[Item], *, together: int
-    ) -> Iterator[Found]:
+        self, work: Work[Resource, Item, Result], resource: Resource, items: Iterable[Item], *, together: int
+    ) -> Iterator[Result]:
         """See `reranker.common.engine.Engine`; an error of one process is raised in all."""
         waiting = iter(items)
         while some := list(islice(waiting, ROUND * self._number)):
-            # in turn: neighbours cost alike
-            parts = self._exchanged(_computed(work, held, some[self._place :: self._number]))
+            # Items are dealt out in turn, because neighbours take about the same time.
+            parts = self._exchange(_compute(work, resource, some[self._rank :: self._number]))
             for place in range(len(some)):
                 yield parts[place % self._number][place // self._number]
 
-    def _exchanged(self, own: list[Any] | UserError) -> list[list[Any]]:
-        """What each process has computed."""
+    def _exchange(self, own: list[Any] | UserError) -> list[list[Any]]:
+        """Send the own results to the other processes, and return those of each process."""
         parts: list[Any] = [None] * self._number
         distributed.all_gather_object(parts, own)
         for part in parts:
@@ -63,13 +63,13 @@ class OnProcesses:
         return parts
 
 
-def _computed(work: Work[Held, Item, Found], held: Held, items: list[Item]) -> list[Found] | UserError:
+def _compute(work: Work[Resource, Item, Result], resource: Resource, items: list[Item]) -> list[Result] | UserError:
     try:
-        return list(work(held, items))
-    except UserError as error:  # the others wait for an answer
+        return list(work(resource, items))
+    except UserError as error:  # it is exchanged like results, because the other processes wait for them
         return error
 
 
 def processes() -> int:
-    """How many there are: 1 without a launcher."""
+    """The number of processes that the launcher started, or 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))

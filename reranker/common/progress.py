@@ -1,4 +1,4 @@
-"""What a person sees while a stage works: progress with time left, one closing line, one-line errors."""
+"""What a stage prints: progress with the time left, one closing line, and errors of one line."""
 
 import logging
 import os
@@ -18,18 +18,18 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def first_process() -> bool:
-    """Whether this is the first of the processes of a launcher, or alone: it speaks and writes for all."""
+    """Whether this process prints and writes: it is the only one, or the first of those that a launcher started."""
     return os.environ.get("RANK", "0") == "0"
 
 
 class Progress:
-    """A bar on a terminal, a line now and then in a log.
+    """Shows a bar on a terminal, and a line now and then in a log.
 
     Args:
-        label: what is being done, e.g. `train`.
+        label: the name of the work, e.g. `train`.
         total: number of steps.
-        unit: what one step is, e.g. `passages`.
-        done: steps that an earlier run has done.
+        unit: the plural noun for a step, e.g. `passages`.
+        done: number of steps that an earlier run has done.
     """
 
     def __init__(self, label: str, total: int, unit: str, done: int = 0) -> None:
@@ -48,7 +48,7 @@ class Progress:
         self._start = self._last_line = time.monotonic()
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        """Tell that `steps` more are done; `note` is shown behind the count until there is another."""
+        """Add `steps` to the count. `note` is shown behind the count until another note replaces it."""
         self._done += steps
         self._note = note or self._note
         if not self._bar.disable:
@@ -66,7 +66,7 @@ class Progress:
         return first_process() and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES
 
     def reach(self, done: int) -> None:
-        """Tell that `done` steps are done by now."""
+        """Set the count to `done` steps."""
         self.advance(done - self._done)
 
     def close(self) -> None:
@@ -77,26 +77,26 @@ class Progress:
 @contextmanager
 def progress(label: str, total: int, unit: str) -> Iterator[Progress]:
     """A `Progress` that is closed at the end of the block."""
-    shown = Progress(label, total, unit)
+    bar = Progress(label, total, unit)
     try:
-        yield shown
+        yield bar
     finally:
-        shown.close()
+        bar.close()
 
 
 def track(items: Iterable[T], label: str, unit: str, total: int) -> Iterator[T]:
-    """The items, with progress shown."""
-    with progress(label, total, unit) as shown:
+    """Yield the items and show the progress."""
+    with progress(label, total, unit) as bar:
         for item in items:
             yield item
-            shown.advance()
+            bar.advance()
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries' own bars and notices away and the hubs out of reach, and let none report that it is used.
+    """Switch off the libraries' own progress bars and notices, their telemetry, and their access to the hubs.
 
-    Call it before the first import of transformers or datasets: they read these switches on import. A hub is used only
-    when the caller's environment says `HF_HUB_OFFLINE=0`.
+    Call this before the first import of transformers or datasets, which read these switches on import. A hub is used
+    only when the caller's environment says `HF_HUB_OFFLINE=0`.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_DATASETS_OFFLINE", os.environ["HF_HUB_OFFLINE"])
@@ -109,19 +109,19 @@ def quiet_libraries() -> None:
 
 
 def run_stage(main: Callable[[Sequence[str]], str], arguments: Sequence[str]) -> int:
-    """Run a stage and print the line that says what it made; bad input ends it with one line instead.
+    """Run a stage and print the line that says what it made. Bad input ends it with one line instead.
 
-    Of several processes, the first one prints what was made, and under torchrun one alone what went wrong.
+    With several processes, the first prints the closing line. Under torchrun only one process prints an error.
 
     Returns:
         The exit status: 0, 1 for bad input, 130 for an interrupt.
     """
     try:
-        made = main(arguments)
+        closing_line = main(arguments)
         if first_process():
-            print(made, flush=True)
+            print(closing_line, flush=True)
     except UserError as error:
-        _tell_once(f"error: {error}")
+        _print_once(f"error: {error}")
         return 1
     except KeyboardInterrupt:
         print("interrupted: nothing half-written was left behind", file=sys.stderr)
@@ -129,16 +129,16 @@ def run_stage(main: Callable[[Sequence[str]], str], arguments: Sequence[str]) ->
     return 0
 
 
-def _tell_once(line: str) -> None:
-    """Print an error; of the processes of torchrun, which mostly meet it together, the first to come does."""
+def _print_once(line: str) -> None:
+    """Print an error. The processes of torchrun mostly meet it together, and only the first to arrive prints it."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         print(line, file=sys.stderr, flush=True)
         return
     from torch.distributed.rendezvous import rendezvous
 
-    store, *_ = next(rendezvous("env://"))  # of torchrun, and of this attempt
+    store, *_ = next(rendezvous("env://"))  # torchrun has a store for each of its attempts
     if store.add("errors met", 1) == 1:
         print(line, file=sys.stderr, flush=True)
-        store.set("error told", "")
+        store.set("error printed", "")
     else:
-        store.wait(["error told"])  # torchrun ends all processes once one has ended
+        store.wait(["error printed"])  # torchrun ends all processes as soon as one ends

@@ -1,4 +1,4 @@
-"""Commits and experiments as git has them, and dvc.lock: what each stage ran with and what it wrote."""
+"""Reads commits and experiments from git, and dvc.lock, which says what each stage ran with and what it wrote."""
 
 import json
 import subprocess
@@ -15,18 +15,18 @@ from reranker.common.errors import UserError, first_line
 
 T = TypeVar("T")
 EXPERIMENTS = "refs/exps"
-"""Where DVC keeps experiments: refs/exps/AB/CDEF…/NAME, with the hash of the commit that each started from."""
+"""Where DVC keeps experiments, as refs/exps/AB/CDEF…/NAME with the hash of the commit that each started from."""
 CACHE = Path(".dvc/cache/files/md5")
 FOLDER = ".dir"
-"""The end of a folder's hash. In the cache it is the name of a manifest, which lists the hashes of the files."""
-REMEDY = "it takes a commit with the results of `dvc repro`"
+"""The end of a folder's hash. The cache has a manifest under this hash, which lists the hashes of the files."""
+REMEDY = "name a commit that has the results of `dvc repro`"
 ABSENT = "(absent)"
-"""In the place of the value of a key that one of two files of parameters does not have."""
+"""Stands for the value of a key that a file of parameters does not have."""
 
 
 @dataclass(frozen=True)
 class Lock:
-    """dvc.lock."""
+    """The content of dvc.lock."""
 
     stages: Mapping[str, Mapping[str, Any]]
 
@@ -36,29 +36,29 @@ class Lock:
 
     @cached_property
     def _outs(self) -> dict[str, tuple[str, str]]:
-        """The hash of each path that a stage writes, and the stage."""
+        """The hash of each path that a stage writes, with the stage."""
         return {out["path"]: (out["md5"], stage) for stage, body in self.stages.items() for out in body.get("outs", [])}
 
     def out_hash(self, path: str) -> str | None:
         """The hash of a file or folder that a stage writes.
 
         Args:
-            path: as dvc.yaml names it, or of a file in a folder that dvc.yaml names.
+            path: a path that dvc.yaml names, or a file in a folder that dvc.yaml names.
 
         Returns:
-            None where no stage writes it, or where its folder's manifest is not in DVC's cache.
+            The hash, or None if no stage writes the path or the folder's manifest is not in DVC's cache.
         """
         out, md5 = next(((out, md5) for out, (md5, _) in self._outs.items() if within(path, out)), ("", None))
         if md5 is None or out == path:
             return md5
         try:
-            manifest = json.loads(cached(md5).read_bytes())
+            manifest = json.loads(cache_path(md5).read_bytes())
         except (OSError, ValueError):
             return None
         return next((file["md5"] for file in manifest if path == f"{out}/{file['relpath']}"), None)
 
     def upstream(self, stage: str) -> list[str]:
-        """The stage and those whose outputs it needs, directly or through others, sorted."""
+        """The sorted names of the stage and of all stages whose outputs it needs, directly or through other stages."""
         names: set[str] = set()
         waiting = [stage]
         while waiting:
@@ -70,18 +70,18 @@ class Lock:
         return sorted(names)
 
     def source_files(self, stage: str) -> dict[str, str]:
-        """The hash of each file or folder that the stage or one upstream depends on and that no stage writes."""
+        """The hash of each file or folder that no stage writes and that the stage or one upstream of it depends on."""
         deps = {path: md5 for name in self.upstream(stage) for path, md5 in self.deps(name).items()}
         return {path: md5 for path, md5 in deps.items() if not any(_overlap(path, out) for out in self._outs)}
 
     def stale(self, params: Mapping[str, Any], stage: str) -> list[str]:
-        """Those of the stages upstream that did not run with these parameters, or after what they depend on.
+        """The stages upstream that ran with other parameters, or before one of their inputs was written again.
 
-        An experiment of single stages (`dvc exp run … train`) leaves the figures of later ones as they were.
+        An experiment with single stages (`dvc exp run … train`) leaves the figures of later stages as they were.
 
         Args:
-            params: of params.yaml, by its first keys.
-            stage: whose figures are wanted.
+            params: the content of params.yaml.
+            stage: the last of the stages, which is included.
         """
         return [
             name
@@ -111,17 +111,17 @@ def _overlap(path: str, other: str) -> bool:
     return within(path, other) or within(other, path)
 
 
-def cached(md5: str) -> Path:
-    """Where DVC keeps the contents of this hash."""
+def cache_path(md5: str) -> Path:
+    """The path in DVC's cache of the content with this hash."""
     return CACHE / md5[:2] / md5[2:]
 
 
 def read_yaml(text: str) -> dict[str, Any]:
-    """A mapping in YAML 1.2, as DVC reads it: 2e-05 is a number.
+    """Read a mapping in YAML 1.2, as DVC does. In this version 2e-05 is a number.
 
     Raises:
-        ValueError: it is something else.
-        YAMLError: it is no YAML.
+        ValueError: the text is YAML but no mapping.
+        YAMLError: the text is no YAML.
     """
     values = YAML(typ="safe").load(text)
     if not isinstance(values, dict):
@@ -137,22 +137,22 @@ def _lock(text: str) -> Lock:
 
 
 class Revision(NamedTuple):
-    """A commit, or the workspace, and the name that a person knows it by."""
+    """A commit or the workspace, with the name by which a user refers to it."""
 
     name: str
     commit: str | None
-    """What git knows as a commit; None: the workspace."""
+    """A name that git takes for a commit; None stands for the workspace."""
 
     def read(self, path: Path, parse: Callable[[str], T], otherwise: T | None = None) -> T:
-        """A file, parsed.
+        """Read and parse a file.
 
         Args:
-            path: of the file, from the repository's folder.
-            parse: of its text.
-            otherwise: in the place of a file that is not there; None: it must be there.
+            path: the file, relative to the repository's folder.
+            parse: turns the text into the result.
+            otherwise: the result if the file does not exist; None makes that an error.
 
         Raises:
-            UserError: it must be there and is not, or is not what `parse` takes.
+            UserError: the file does not exist and must, or `parse` fails.
         """
         text = self._text(path)
         if text is None and otherwise is not None:
@@ -166,15 +166,15 @@ class Revision(NamedTuple):
 
     def _text(self, path: Path) -> str | None:
         if self.commit is not None:
-            done = _run(["show", "--end-of-options", f"{self.commit}:./{path.as_posix()}"])
-            return None if done.returncode else done.stdout
+            process = _run(["show", "--end-of-options", f"{self.commit}:./{path.as_posix()}"])
+            return None if process.returncode else process.stdout
         try:
             return path.read_text(encoding="utf-8", errors="replace")
         except OSError:
             return None
 
     def lock(self) -> Lock:
-        """Its dvc.lock.
+        """Read the dvc.lock of this revision.
 
         Raises:
             UserError: see `read`.
@@ -182,7 +182,7 @@ class Revision(NamedTuple):
         return self.read(Path("dvc.lock"), _lock)
 
     def files(self, folder: Path) -> list[Path]:
-        """The files under a folder, sorted."""
+        """The sorted paths of the files in a folder and its subfolders."""
         if self.commit is None:
             return sorted(path for path in folder.rglob("*") if path.is_file())
         names = git("ls-tree", "-r", "-z", "--name-only", "--end-of-options", self.commit, "--", folder.as_posix())
@@ -193,28 +193,28 @@ WORKSPACE = Revision("workspace", None)
 
 
 def find(name: str) -> Revision:
-    """The commit of this name, or the experiment.
+    """Find the commit or the experiment with a name.
 
     Raises:
-        UserError: this is no git repository, or neither git nor DVC knows the name.
+        UserError: this is no git repository, neither git nor DVC knows the name, or several experiments have it.
     """
     git("rev-parse", "--git-dir")
-    done = _run(["rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"])
-    if not done.returncode:
-        return Revision(name, done.stdout.strip())
+    process = _run(["rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"])
+    if not process.returncode:
+        return Revision(name, process.stdout.strip())
     hashes = [each.hash for each in experiments() if each.name == name]
     if len(hashes) == 1:
         return Revision(name, hashes[0])
     if hashes:
-        shown = ", ".join(hash[:7] for hash in hashes)
-        raise UserError(f"{name}: several experiments have this name; name one by its hash: {shown}")
+        choices = ", ".join(hash[:7] for hash in hashes)
+        raise UserError(f"{name}: several experiments have this name; name one by its hash: {choices}")
     raise UserError(
         f"{name}: git knows no such revision and DVC no such experiment; see `git branch -a`, `dvc exp list -A`"
     )
 
 
 class Experiment(NamedTuple):
-    """An experiment of DVC that ended, as git has it."""
+    """A finished experiment of DVC, as git has it."""
 
     name: str
     hash: str
@@ -223,19 +223,19 @@ class Experiment(NamedTuple):
 
 
 def experiments() -> list[Experiment]:
-    """Those of this clone, of all commits."""
+    """All experiments in this clone, whatever commit they started from."""
     lines = git("for-each-ref", "--format=%(objectname) %(refname)", EXPERIMENTS).splitlines()
     rows = [(each[0], each[1].split("/", 4)) for line in lines if (each := line.split(" ", 1))]
     return [Experiment(parts[4], hash, parts[2] + parts[3]) for hash, parts in rows if len(parts) == 5]
 
 
 def changed_files(before: str | None, after: str | None, *paths: str) -> list[str]:
-    """Files that git has with other contents in two commits, or in one commit and the workspace, sorted.
+    """The sorted names of files whose contents differ between two commits, or between a commit and the workspace.
 
     Args:
-        before: a commit; None: the workspace, files that git does not track yet included.
-        after: the same.
-        paths: files or folders to look at.
+        before: a commit, or None for the workspace, which includes files that git does not track yet.
+        after: the same for the other side.
+        paths: files or folders to compare.
     """
     if before == after or not paths:
         return []
@@ -247,20 +247,20 @@ def changed_files(before: str | None, after: str | None, *paths: str) -> list[st
 
 
 def git(*arguments: str) -> str:
-    """What a command of git prints.
+    """Run a git command and return what it prints.
 
     Raises:
-        UserError: git is not installed or refuses; the message is its own.
+        UserError: git is not installed or fails; the message has git's own reason.
     """
-    done = _run(arguments)
-    if done.returncode:
-        reason = next(iter(done.stderr.strip().splitlines()), "no reason given").removeprefix("fatal: ")
+    process = _run(arguments)
+    if process.returncode:
+        reason = next(iter(process.stderr.strip().splitlines()), "no reason given").removeprefix("fatal: ")
         raise UserError(f"git {arguments[0]}: {reason}")
-    return done.stdout
+    return process.stdout
 
 
 def _run(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(["git", *arguments], capture_output=True, encoding="utf-8", errors="replace", check=False)
     except FileNotFoundError:
-        raise UserError("git is not installed; install it, the figures of other commits are read with it") from None
+        raise UserError("git is not installed; install it to read the figures of other commits") from None

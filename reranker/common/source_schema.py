@@ -1,4 +1,4 @@
-"""The schema of `sources` in params.yaml: what may be said of each kind of source."""
+"""The schema of `sources` in params.yaml: the keys that each kind of source may have."""
 
 from collections.abc import Callable, Mapping
 from typing import Annotated, Literal
@@ -10,16 +10,16 @@ Name = Annotated[str, Field(min_length=1)]
 
 
 class Section(BaseModel):
-    """Keys of params.yaml: a key that is not declared is an error."""
+    """A section of params.yaml. A key that is not declared is an error."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class SourceSection(Section):
-    """What every source may say."""
+    """The keys that every source may have."""
 
     weight: Annotated[float, Field(gt=0)] = 1.0
-    """How much rather its queries are trained on than those of another source, where not all are."""
+    """How much more often its queries are drawn than those of a source of weight 1, where not all are trained on."""
 
 
 class PackageSource(SourceSection):
@@ -31,20 +31,20 @@ class PackageSource(SourceSection):
 OneOrMore = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
 Names = Annotated[list[Name], OneOrMore]
 Files = Annotated[Names, Field(min_length=1)]
-"""Paths or patterns; one may stand alone."""
+"""Paths or patterns. A single one need not be in a list."""
 
 
 class ColumnNames(Section):
-    """Which column is what."""
+    """The names of the columns of a table, by what they contain."""
 
     def names(self) -> list[str]:
-        """Those that the table must have."""
-        named = [[value] if isinstance(value, str) else value or [] for value in self.model_dump().values()]
-        return [name for names in named for name in names]
+        """The names of the columns that the table must have."""
+        values = [[value] if isinstance(value, str) else value or [] for value in self.model_dump().values()]
+        return [name for names in values for name in names]
 
 
 class JudgmentColumns(ColumnNames):
-    """Of a table of judgments; without a label, every passage is right."""
+    """Columns of a table of judgments. Without a label, every passage is relevant."""
 
     query: Name
     passage: Name
@@ -52,13 +52,13 @@ class JudgmentColumns(ColumnNames):
 
 
 class Columns(JudgmentColumns):
-    """Of a table of examples; each of the negatives is a column of passages that are wrong."""
+    """Columns of a table of examples. Each of the negatives is a column of passages that are not relevant."""
 
     negatives: Names = []
 
 
 class CorpusColumns(ColumnNames):
-    """Of a table of passages."""
+    """Columns of a table of passages."""
 
     id: Name
     text: Name
@@ -66,18 +66,18 @@ class CorpusColumns(ColumnNames):
 
 
 class QueryColumns(ColumnNames):
-    """Of a table of queries."""
+    """Columns of a table of queries."""
 
     id: Name
     text: Name
 
 
-Given = Literal["unsplit", "train", "dev", "test"]
-Alone = BeforeValidator(lambda value: value if isinstance(value, dict) else {"unsplit": value})
-"""What stands without a split is split by prepare."""
-SplitFiles = Annotated[dict[Given, Files], Field(min_length=1), Alone]
+SplitName = Literal["unsplit", "train", "dev", "test"]
+UnsplitByDefault = BeforeValidator(lambda value: value if isinstance(value, dict) else {"unsplit": value})
+"""Files without the name of a split are unsplit, which means that prepare splits them."""
+SplitFiles = Annotated[dict[SplitName, Files], Field(min_length=1), UnsplitByDefault]
 Header = Annotated[list[Name], Field(min_length=1)] | None
-"""Names of the columns of CSV and TSV files without a first line of names."""
+"""The names of the columns of CSV and TSV files that do not begin with a line of names."""
 
 
 class FileSource(SourceSection):
@@ -108,7 +108,7 @@ class Queries(Section):
 
 
 class Judgments(Section):
-    """Files that name a query and a passage by their ids, and how relevant it is."""
+    """Files that say how relevant a passage is for a query, both named by their ids."""
 
     files: SplitFiles
     columns: JudgmentColumns
@@ -125,17 +125,17 @@ class CollectionSource(SourceSection):
 
 
 class BeirSource(SourceSection):
-    """A folder as BEIR lays them out."""
+    """A folder in the layout of BEIR."""
 
     beir: Name
 
 
 class HubSource(SourceSection):
-    """Rows of a data set of the Hugging Face Hub; `split` has the data set's own names of the splits."""
+    """Rows of a data set of the Hugging Face Hub. The values of `split` are the data set's own names of its splits."""
 
     hub: Name
     config: Name | None = None
-    split: Annotated[dict[Given, Name], Field(min_length=1), Alone]
+    split: Annotated[dict[SplitName, Name], Field(min_length=1), UnsplitByDefault]
     revision: Name | None = None
     limit: Count | None = None
     columns: Columns
@@ -149,17 +149,17 @@ KINDS: dict[str, type[Section]] = {
     "beir": BeirSource,
     "hub": HubSource,
 }
-"""The key that tells what a source is."""
+"""The schema of each kind of source, by the key that tells the kind."""
 
 
 def kind_of(kinds: Mapping[str, type[Section]]) -> Callable[[object], str | None]:
-    """What tells the kind of an entry: the only one of these keys that it has; None where there is not one."""
+    """A function that returns the one key of `kinds` that an entry has, or None if it has none or several."""
 
     def kind(entry: object) -> str | None:
         if isinstance(entry, Section):
             return next(kind for kind, model in kinds.items() if isinstance(entry, model))
-        named = [kind for kind in kinds if isinstance(entry, dict) and kind in entry]
-        return named[0] if len(named) == 1 else None
+        keys = [kind for kind in kinds if isinstance(entry, dict) and kind in entry]
+        return keys[0] if len(keys) == 1 else None
 
     return kind
 

@@ -1,4 +1,4 @@
-"""The schema of `systems` in params.yaml: what may be said of each kind of system that is compared."""
+"""The schema of `systems` in params.yaml: the keys that each kind of compared system may have."""
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
@@ -8,12 +8,12 @@ from pydantic import Discriminator, Field, Tag
 from reranker.common.source_schema import Count, Name, Names, Section, kind_of
 
 Length = Annotated[int, Field(ge=8, le=8192)]
-"""Tokens."""
+"""Length in tokens."""
 Retriever = Annotated[Names, Field(min_length=1)]
-"""`bm25` or models; one may stand alone."""
+"""`bm25` or models. A single one need not be in a list."""
 SystemName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
-"""It names files."""
-EVALUATED = {
+"""A name that is also used for files."""
+STANDARD_SYSTEMS = {
     "retriever": "retriever",
     "bm25": "bm25",
     "tuned_static": "static",
@@ -23,17 +23,17 @@ EVALUATED = {
     "fusion_without_cross_encoder": "fused",
     "reranker": "fused",
 }
-"""The systems that evaluate judges, which are compared with those of `systems`, and their kinds."""
+"""The kinds of the systems that evaluate measures, with which those of `systems` are compared."""
 
 
 class RetrieverSystem(Section):
-    """A first stage, as the key `retriever` names it."""
+    """A first-stage retriever, with the values that the key `retriever` may have."""
 
     retriever: Retriever
 
 
 class BiencoderSystem(Section):
-    """An embedding model; null for the prompts: what the model brings."""
+    """An embedding model. Prompts that are null are those that the model comes with."""
 
     biencoder: Name
     max_length: Length | None = None
@@ -48,7 +48,7 @@ class StaticSystem(Section):
 
 
 class CrossEncoderSystem(Section):
-    """A cross-encoder, or its first layers, or an exported one as it is."""
+    """A cross-encoder, the first layers of one, or an exported one."""
 
     cross_encoder: Name
     num_layers: Count | None = None
@@ -56,14 +56,14 @@ class CrossEncoderSystem(Section):
 
 
 class ExperimentSystem(Section):
-    """What another revision has trained; several are repeats of one system."""
+    """A model that another revision has trained. Several revisions are repeats of one system."""
 
     experiment: Annotated[Names, Field(min_length=1)]
     model: Literal["reranker", "cross_encoder"] = "reranker"
 
 
 class FusedSystem(Section):
-    """Other systems' scores, added with weights."""
+    """The weighted sum of other systems' scores."""
 
     fused: Annotated[dict[Name, float], Field(min_length=1)]
 
@@ -86,7 +86,7 @@ SYSTEM_KINDS: dict[str, type[Section]] = {
     "fused": FusedSystem,
     "run": RunSystem,
 }
-"""The key that tells what a system is."""
+"""The schema of each kind of system, by the key that tells the kind."""
 AnySystem = Annotated[
     Annotated[RetrieverSystem, Tag("retriever")]
     | Annotated[BiencoderSystem, Tag("biencoder")]
@@ -101,7 +101,7 @@ Systems = dict[SystemName, AnySystem]
 
 
 def kind(system: System) -> str:
-    """What the tables call it."""
+    """The kind of a system, as the tables name it."""
     if isinstance(system, RetrieverSystem):
         first, *others = system.retriever
         return "hybrid" if others else "bm25" if first == "bm25" else "retriever"
@@ -111,11 +111,11 @@ def kind(system: System) -> str:
 
 
 def in_order(systems: Mapping[str, System]) -> Iterator[tuple[str, System]]:
-    """The systems, each after those whose scores it adds.
+    """Yield the systems in an order in which each comes after the systems whose scores it adds.
 
     Raises:
-        ValueError: a name is one that evaluate uses, a part is no system, stands for several runs, or needs itself;
-            its message is the key and what is allowed, with a bar between.
+        ValueError: a name is one that evaluate uses, or a part is no system, stands for several runs, or needs itself.
+            The message consists of the key and of what is allowed, with a bar between them.
     """
     done: set[str] = set()
 
@@ -123,10 +123,12 @@ def in_order(systems: Mapping[str, System]) -> Iterator[tuple[str, System]]:
         system = systems[name]
         for part in system.fused if isinstance(system, FusedSystem) else ():
             key = f"systems.{name}.fused"
-            if part in EVALUATED:
+            if part in STANDARD_SYSTEMS:
                 continue
             if part not in systems:
-                raise ValueError(f"{key}|'{part}' is no system; there are {', '.join([*EVALUATED, *systems])}")
+                raise ValueError(
+                    f"{key}|'{part}' is no system; the systems are {', '.join([*STANDARD_SYSTEMS, *systems])}"
+                )
             if part in (*above, name):
                 raise ValueError(f"{key}|'{part}' needs the scores of '{name}' itself")
             if len(repeats(systems[part])) > 1:
@@ -137,13 +139,13 @@ def in_order(systems: Mapping[str, System]) -> Iterator[tuple[str, System]]:
             yield name, system
 
     for name in systems:
-        if name in EVALUATED:
-            raise ValueError(f"systems.{name}|is what evaluate calls a system of its own; choose another name")
+        if name in STANDARD_SYSTEMS:
+            raise ValueError(f"systems.{name}|is the name of a system that evaluate measures; choose another name")
         yield from visit(name, ())
 
 
 def repeats(system: System) -> list[System]:
-    """The system itself, or one for each experiment where it names several."""
+    """A list of the system itself, or of one system for each experiment that it names."""
     if not isinstance(system, ExperimentSystem):
         return [system]
     return [system.model_copy(update={"experiment": [name]}) for name in system.experiment]

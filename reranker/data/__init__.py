@@ -1,1 +1,1 @@
-"""From the sources to clean, split tables."""
+"""Turns the sources into clean tables that are split into train, dev and test."""

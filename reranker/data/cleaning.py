@@ -1,4 +1,4 @@
-"""Which examples can be used: each is looked at on its own, and what tells it from others is kept as numbers."""
+"""Drops examples that cannot be used. The texts of the others go to disk, and hashes of the texts stay in memory."""
 
 import hashlib
 import re
@@ -13,10 +13,10 @@ from reranker.common.artifacts import SPLITS
 from reranker.data.text_store import COLUMNS, Spool
 
 UNSPLIT = "unsplit"
-"""In the place of a split that the source does not give: prepare decides."""
-GIVEN = (UNSPLIT, *SPLITS)
-SHOWN = 100
-"""Dropped rows of each reason that are kept to look at."""
+"""Stands for the split of an example whose source gives none, so that prepare decides."""
+SPLIT_NAMES = (UNSPLIT, *SPLITS)
+MAX_EXAMPLES = 100
+"""The largest number of dropped rows that are saved as examples of each reason."""
 REASONS = (
     "query_empty",
     "passage_empty",
@@ -32,76 +32,78 @@ _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Example(NamedTuple):
-    """A question, a passage, and whether it answers it."""
+    """A query, a passage, and whether the passage is relevant for the query."""
 
     origin: str
-    """Where it was found, for messages: a qualified name, a file and row."""
+    """Where the example comes from, for messages: a qualified name, or a file and a row."""
     query: str | None
-    """None: a passage of the corpus, beside what was judged."""
+    """None for a passage of the corpus, which comes without a judgment."""
     passage: str
     relevance: int = 1
-    """Above 0: the passage is right; a larger one is more so. 0: it is judged to be wrong."""
+    """A passage is relevant above 0, and the more so the larger the number. 0 is a judgment that it is not relevant."""
     split: str = UNSPLIT
-    """train, dev or test where the source gives it."""
+    """train, dev or test where the source gives a split."""
     source: str = ""
-    """Its name in params.yaml."""
+    """The name of the source in params.yaml."""
 
 
 class Part(NamedTuple):
-    """Some examples of a source, and how far it is read."""
+    """Some examples of a source, and how much of the source has been read."""
 
     examples: list[Example]
     share: float
-    """Of the source that is read with this part, 0 to 1."""
+    """The share of the source that has been read at the end of this part, from 0 to 1."""
     unused: Sequence[str] = ()
-    """Columns that are there and that nothing is read from."""
+    """Columns of the source that are not read."""
 
 
 class Limits(NamedTuple):
-    """What a usable example looks like; lengths in words or characters, both ends included."""
+    """Limits on the lengths of a usable example, in words or characters. The limits themselves are allowed."""
 
     min_query_words: int
     max_query_words: int
     min_passage_chars: int
 
 
-class Cleaned(NamedTuple):
-    """What cleaning keeps, and what it drops."""
+class CleaningResult(NamedTuple):
+    """The rows that pass cleaning, and a report on the rows that are dropped."""
 
     rows: pd.DataFrame
-    """The index is the row's number in the spool. Columns `KEYS` (numbers that are equal where the texts are:
-    wording, the query's text; query, the same without letter case; passage; each _id, what its id is made of; each
-    _print, its fingerprint; a passage of the corpus alone has 0 for its query), relevance, split (its place in
-    `GIVEN`), source (its place among the names in their order)."""
+    """The index is the row's number in the spool. Columns `KEYS`, relevance, split (its position in `SPLIT_NAMES`),
+    source (its position among the sorted names).
+
+    `KEYS` are hashes of texts: wording of the query's text, query of the same without letter case, passage of the
+    passage's text, each _id of what its id is made of, and each _print of the fingerprint. The hashes of the query are
+    0 for a passage of the corpus that comes without a query."""
     dropped: dict[str, int]
-    """Rows by the reason for which they were dropped."""
+    """The number of dropped rows for each reason."""
     examples: pd.DataFrame
-    """Columns reason, origin, query and passage: the first `SHOWN` dropped rows of each reason."""
+    """Columns reason, origin, query and passage: the first `MAX_EXAMPLES` dropped rows of each reason."""
 
 
 class Cleaner:
-    """Drops examples that cannot be used, in a stream; the texts of the others go to the spool.
+    """Drops examples that cannot be used from a stream, and writes the texts of the others to the spool.
 
-    White space is collapsed in queries and cut off around passages. Each dropped row is counted once, under the first
-    reason that applies. Nothing is lost unseen: kept rows and counts add up to the input.
+    White space is collapsed in queries and stripped from the ends of passages. Each dropped row is counted once, under
+    the first reason that applies, so the remaining rows and the counts add up to the input.
 
     Args:
-        limits: what is usable.
-        sources: their names.
-        spool: empty; takes the rows that are usable on their own.
+        limits: the lengths of a usable example.
+        sources: the names of the sources.
+        spool: an empty spool for the rows that are usable on their own.
     """
 
     def __init__(self, limits: Limits, sources: Iterable[str], spool: Spool) -> None:
         self._limits, self._spool = limits, spool
         self._source = {name: place for place, name in enumerate(sorted(sources))}
-        self._split = {name: place for place, name in enumerate(GIVEN)}
+        self._split = {name: place for place, name in enumerate(SPLIT_NAMES)}
         self._keys = {name: array("Q") for name in KEYS}
-        self._told = {"relevance": array("i"), "split": array("b"), "source": array("h")}
+        self._attributes = {"relevance": array("i"), "split": array("b"), "source": array("h")}
         self._dropped = dict.fromkeys(REASONS, 0)
-        self._shown: list[tuple[str | None, ...]] = []
+        self._examples: list[tuple[str | None, ...]] = []
 
     def add(self, example: Example) -> None:
-        """Look at one more."""
+        """Drop an example, or add it to the rows."""
         query = None if example.query is None else " ".join(example.query.split())
         passage = example.passage.strip()
         if reason := _refusal(query, passage, self._limits):
@@ -109,42 +111,46 @@ class Cleaner:
             return
         self._spool.add(example.origin, query, passage)
         folded = query.casefold() if query is not None else ""
-        asked = [number(query), number(folded), number(folded, 6), number(fingerprint(query))] if query else [0] * 4
-        answer = number(passage), number(passage, 6), number(fingerprint(passage))
-        for keys, key in zip(self._keys.values(), (*asked, *answer), strict=True):
+        query_keys = (
+            [number(query), number(folded), number(folded, 6), number(fingerprint(query))] if query else [0] * 4
+        )
+        passage_keys = number(passage), number(passage, 6), number(fingerprint(passage))
+        for keys, key in zip(self._keys.values(), (*query_keys, *passage_keys), strict=True):
             keys.append(key)
-        told = example.relevance, self._split[example.split], self._source[example.source]
-        for column, value in zip(self._told.values(), told, strict=True):
+        attributes = example.relevance, self._split[example.split], self._source[example.source]
+        for column, value in zip(self._attributes.values(), attributes, strict=True):
             column.append(value)
 
-    def finish(self) -> Cleaned:
-        """Drop what the other rows tell: of rows with the same texts and split the first is kept, with the highest
-        relevance of them; a query for which no passage is right is dropped with all its rows.
-        """  # noqa: D205 - one sentence for two rules
-        columns = self._keys | self._told
-        self._keys, self._told = {}, {}  # of ten million rows there is no room for a copy
+    def finish(self) -> CleaningResult:
+        """Drop rows that the other rows make useless.
+
+        Rows with the same texts and split become the first of them, with their highest relevance. A query without a
+        relevant passage is dropped with all its rows.
+        """
+        columns = self._keys | self._attributes
+        self._keys, self._attributes = {}, {}  # there is no room for a copy of ten million rows
         rows = pd.DataFrame(
             {name: np.frombuffer(column, column.typecode) for name, column in columns.items()}, copy=False
         )
-        # odd factors keep sums of random numbers as random as they are
+        # An odd factor keeps a sum of hashes as random as the hashes are.
         same = pd.Series(rows["wording"].to_numpy() * _ODD + rows["passage"].to_numpy() + rows["split"].to_numpy("u8"))
-        repeated = same.duplicated(keep=False)
-        rows.loc[repeated, "relevance"] = rows["relevance"][repeated].groupby(same[repeated]).transform("max")
-        again = same.duplicated()
-        asked = rows["query"] != 0
-        unanswered = asked & ~again & ~rows["query"].isin(rows["query"][rows["relevance"] > 0])
-        for reason, rows_of in (("same_row", again), ("query_without_right_passage", unanswered)):
+        shared = same.duplicated(keep=False)
+        rows.loc[shared, "relevance"] = rows["relevance"][shared].groupby(same[shared]).transform("max")
+        repeated = same.duplicated()
+        has_query = rows["query"] != 0
+        unanswered = has_query & ~repeated & ~rows["query"].isin(rows["query"][rows["relevance"] > 0])
+        for reason, rows_of in (("same_row", repeated), ("query_without_right_passage", unanswered)):
             self._dropped[reason] = int(rows_of.sum())
-            first = np.flatnonzero(rows_of)[:SHOWN]
+            first = np.flatnonzero(rows_of)[:MAX_EXAMPLES]
             texts = (self._spool.texts(name, first) for name in COLUMNS)
-            self._shown += ((reason, *row) for row in zip(*texts, strict=True))
-        examples = pd.DataFrame(self._shown, columns=["reason", *COLUMNS], dtype="str")
-        return Cleaned(rows[~again & ~unanswered], self._dropped, examples)
+            self._examples += ((reason, *row) for row in zip(*texts, strict=True))
+        examples = pd.DataFrame(self._examples, columns=["reason", *COLUMNS], dtype="str")
+        return CleaningResult(rows[~repeated & ~unanswered], self._dropped, examples)
 
     def _drop(self, reason: str, origin: str, query: str | None, passage: str) -> None:
         self._dropped[reason] += 1
-        if self._dropped[reason] <= SHOWN:
-            self._shown.append((reason, *map(_writable, (origin, query, passage))))
+        if self._dropped[reason] <= MAX_EXAMPLES:
+            self._examples.append((reason, *map(_writable, (origin, query, passage))))
 
 
 def _refusal(query: str | None, passage: str, limits: Limits) -> str | None:
@@ -163,24 +169,24 @@ def _refusal(query: str | None, passage: str, limits: Limits) -> str | None:
 
 
 def _writable(text: str | None) -> str | None:
-    """The text with question marks in the place of lone surrogates, which no file can hold."""
+    """Replace lone surrogates, which no file can hold, by question marks."""
     return None if text is None else text.encode(errors="replace").decode()
 
 
 def is_unicode(text: str) -> bool:
     """Whether a text is free of lone surrogates."""
-    # half of a surrogate pair is a character to Python and an error to every tokenizer and file
+    # Python accepts half of a surrogate pair as a character, but tokenizers and files do not.
     return not re.search("[\ud800-\udfff]", text)
 
 
 def fingerprint(text: str) -> str:
-    """The text without case, digits, punctuation and white space: equal for trivial variants of one text.
+    """Reduce a text to its letters in lower case, so that trivial variants of a text are equal.
 
-    A text without any letter is its own fingerprint.
+    A text without any letter stays as it is.
     """
     return re.sub(r"[\W\d_]+", "", text.casefold()) or text
 
 
 def number(text: str, size: int = 8) -> int:
-    """A hash of so many bytes."""
+    """A hash of a text, as a number of `size` bytes."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=size).digest(), "big")

@@ -1,4 +1,4 @@
-"""From the tables to the rows that the trainers take: which training queries, which right passage, which group."""
+"""Chooses training queries, and a relevant passage for each of them."""
 
 import hashlib
 from collections.abc import Mapping
@@ -12,20 +12,20 @@ from reranker.common.source_schema import SourceSection
 
 
 def training_order(queries: pd.DataFrame, sources: Mapping[str, SourceSection], *, salt: int) -> pd.Series:
-    """The ids of the training queries in the order in which they are taken.
+    """The ids of the training queries, in the random order in which the stages take them.
 
-    It depends on each id, its source's weight and the salt alone, so that added queries slip in between: the first
-    thousand are a random sample that hardly changes when data is added. Of sources with the weights 2 and 1, the
-    first one's queries are drawn twice as often while both last: weighted sampling without replacement (Efraimidis
-    and Spirakis, 2006).
+    The order depends only on each id, the weight of its source and the salt, so that queries that are added later slip
+    in between: the first thousand are a random sample that hardly changes when data is added. With the weights 2 and 1,
+    the queries of the first source are drawn twice as often as long as both sources have queries left. This is weighted
+    sampling without replacement (Efraimidis and Spirakis, 2006).
 
     Args:
         queries: columns query_id, split, source.
-        sources: by name, with their weights.
-        salt: another one gives another order.
+        sources: the sources by name, with their weights.
+        salt: another number gives another order.
 
     Raises:
-        UserError: a query is of another source.
+        UserError: a query is from a source that `sources` lacks.
     """
     train = queries[queries["split"] == "train"]
     for unknown in train.loc[~train["source"].isin(sources), "source"]:
@@ -39,21 +39,21 @@ def training_order(queries: pd.DataFrame, sources: Mapping[str, SourceSection], 
     return train["query_id"].iloc[np.argsort(waits, kind="stable")].reset_index(drop=True)
 
 
-def right_pairs(query_ids: pd.Series, tables: Tables, *, seed: int) -> pd.DataFrame:
-    """One right passage per query, and the group within which rows are not negatives of each other.
+def relevant_pairs(query_ids: pd.Series, tables: Tables, *, seed: int) -> pd.DataFrame:
+    """Choose one relevant passage for each query. Rows of the same group must not be negatives of each other.
 
     Args:
-        query_ids: of the training queries that are wanted.
+        query_ids: ids of training queries; those without a relevant passage are left out.
         tables: the data set.
-        seed: of the choice between several right passages.
+        seed: seed of the choice between several relevant passages.
 
     Returns:
         Columns query_id, passage_id, query, passage, group (a number), in the order of `query_ids`.
     """
     passages, queries, judgments = tables
     groups = pd.Series(pd.factorize(queries["group"])[0], index=queries["query_id"])
-    right = judgments[judgments["relevance"] > 0].sample(frac=1, random_state=seed).drop_duplicates("query_id")
-    rows = pd.DataFrame({"query_id": query_ids}).merge(right[["query_id", "passage_id"]], on="query_id")
+    relevant = judgments[judgments["relevance"] > 0].sample(frac=1, random_state=seed).drop_duplicates("query_id")
+    rows = pd.DataFrame({"query_id": query_ids}).merge(relevant[["query_id", "passage_id"]], on="query_id")
     return rows.assign(
         query=rows["query_id"].map(queries.set_index("query_id")["text"]),
         passage=rows["passage_id"].map(passages.set_index("passage_id")["text"]),

@@ -1,4 +1,4 @@
-"""The texts of the rows on disk, so that any number of them is cleaned and sorted in little memory."""
+"""Keeps the texts of rows on disk, so that any number of rows can be cleaned and sorted in little memory."""
 
 import shutil
 from collections.abc import Iterator
@@ -15,21 +15,21 @@ from reranker.common.errors import UserError
 
 ROWS = 20_000
 CHARS = 16 * 2**20
-"""So many rows, or so many characters, are held before they are written."""
+"""Rows are written when there are `ROWS` of them, or when their passages have more than `CHARS` characters."""
 BUCKET = 50_000
-"""Texts that are put in order together, where there are no more than `BUCKETS` times as many."""
+"""Texts that are sorted at a time; more, if the texts would need more than `BUCKETS` buckets."""
 BUCKETS = 200
 COLUMNS = ("origin", "query", "passage")
 
 
 class Spool:
-    """A file of rows that is written once, then read as often as need be; it is gone when the block ends.
+    """A file of rows that is written once and then read any number of times. It is deleted when the block ends.
 
     Args:
-        folder: for this file and others; whatever lies there is taken away.
+        folder: the folder of this file and of temporary ones. Whatever is in it is deleted.
 
     Raises:
-        UserError: on entry and exit, where the files could not be written.
+        UserError: the files could not be written. The error is raised when the block begins or ends.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -61,7 +61,7 @@ class Spool:
         return UserError(f"{self._folder}: could not be written ({error.strerror or error})")
 
     def add(self, origin: str, query: str | None, passage: str) -> None:
-        """Put a row behind the others."""
+        """Append a row."""
         self._held.append((origin, query, passage))
         self._chars += len(passage)
         if len(self._held) == ROWS or self._chars > CHARS:
@@ -70,7 +70,7 @@ class Spool:
     def _flush(self) -> None:
         columns = zip(*self._held, strict=True) if self._held else [()] * len(COLUMNS)
         if self._writer:
-            # a row group of its own: batches would be gathered in memory until there are a million rows
+            # Each table becomes a row group. The writer would gather batches in memory up to a million rows.
             self._writer.write_table(pa.table([pa.array(column) for column in columns], schema=self._schema))
         self._held, self._chars = [], 0
 
@@ -81,39 +81,39 @@ class Spool:
             self._writer = None
 
     def _batches(self, column: str) -> Iterator[tuple[int, pa.Array]]:
-        """The column's texts in runs, each with the number of its first row."""
+        """The texts of a column in batches, each with the number of its first row."""
         self._close()
         start = 0
-        with pq.ParquetFile(self._path, pre_buffer=False) as file:  # else the whole column comes to stay
+        with pq.ParquetFile(self._path, pre_buffer=False) as file:  # a buffer would hold the whole column
             for batch in file.iter_batches(ROWS, columns=[column]):
                 yield start, batch.column(0)
                 start += len(batch)
 
     def texts(self, column: str, rows: NDArray[np.int64]) -> list[str]:
-        """The texts of some rows, in the order of `rows`; they are held in memory.
+        """Read the texts of some rows into memory, in the order of `rows`.
 
         Args:
             column: origin, query or passage.
-            rows: their numbers, from 0.
+            rows: numbers of the rows, from 0.
         """
         order = np.argsort(rows, kind="stable")
-        found: list[str] = []
+        in_file_order: list[str] = []
         for start, texts in self._batches(column):
             low, high = np.searchsorted(rows[order], [start, start + len(texts)])
-            found += texts.take(pa.array(rows[order[low:high]] - start)).to_pylist()
+            in_file_order += texts.take(pa.array(rows[order[low:high]] - start)).to_pylist()
         places = np.empty(len(rows), np.int64)
         places[order] = np.arange(len(rows))
-        return [found[place] for place in places]
+        return [in_file_order[place] for place in places]
 
     def ordered(self, column: str, rows: NDArray[np.int64]) -> Iterator[list[str]]:
-        """The texts of any number of rows, in the order of `rows`: an external bucket sort.
+        """Read the texts of any number of rows in the order of `rows`, with an external bucket sort.
 
         Args:
             column: origin, query or passage.
-            rows: their numbers, from 0; each at most once.
+            rows: numbers of the rows, from 0, each at most once.
 
         Yields:
-            Runs of them.
+            The texts of consecutive items of `rows`.
         """
         size = max(BUCKET, -(-len(rows) // BUCKETS))
         paths = [self._folder / f"{column}-{start}.arrow" for start in range(0, len(rows), size)]
@@ -124,12 +124,12 @@ class Spool:
         sorted_rows = rows[by_row]
         for start, texts in self._batches(column):
             low, high = np.searchsorted(sorted_rows, [start, start + len(texts)])
-            places, here = by_row[low:high], sorted_rows[low:high] - start
+            places, offsets = by_row[low:high], sorted_rows[low:high] - start
             bucket = places // size
             for number in np.unique(bucket):
                 some = bucket == number
                 writers[number].write_batch(
-                    pa.record_batch([pa.array(places[some]), texts.take(pa.array(here[some]))], schema=schema)
+                    pa.record_batch([pa.array(places[some]), texts.take(pa.array(offsets[some]))], schema=schema)
                 )
         for writer in writers:
             writer.close()

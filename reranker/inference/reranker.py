@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from transformers import PreTrainedTokenizerBase
 
-from reranker.common.artifacts import PRODUCER, missing, read_weights
+from reranker.common.artifacts import PRODUCER, missing_error, read_weights
 from reranker.common.errors import UserError
 from reranker.common.model_files import check_words, loading
 from reranker.inference.compute import Compute, choose_compute
@@ -130,7 +130,7 @@ def load_ranker(folder: Path) -> Ranker:
     """
     if not folder.is_dir():
         if folder in PRODUCER:
-            raise missing(folder)
+            raise missing_error(folder)
         raise UserError(f"model '{folder}' does not exist; name a folder with a model in it")
     if (folder / "fusion.json").exists():
         return Reranker(folder)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from reranker.data.duplicates import runs
+from reranker.data.duplicates import shingles
 
 Places = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -66,7 +66,7 @@ class Guards(NamedTuple):
         return np.asarray(np.einsum("ij,ij->i", self.vectors[first], self.vectors[second]) >= self.similarity)
 
     def _contained(self, first: Places, second: Places) -> Mask:
-        own = {place: runs(self.texts[place]) for place in {*first.tolist(), *second.tolist()}}
+        own = {place: shingles(self.texts[place]) for place in {*first.tolist(), *second.tolist()}}
         shares = (
             len(np.intersect1d(own[a], own[b], assume_unique=True)) / min(len(own[a]), len(own[b]))
             for a, b in zip(first.tolist(), second.tolist(), strict=True)

@@ -10,7 +10,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from reranker.common.artifacts import PAIR_COLUMNS
-from reranker.data.cleaning import GIVEN, UNSPLIT, fingerprint, is_unicode, number
+from reranker.data.cleaning import SPLIT_NAMES, UNSPLIT, fingerprint, is_unicode, number
 from reranker.data.dataset import assign_splits, settle_splits
 from reranker.data.sources import cells, files
 from reranker.pairs.params import PairColumns, Task
@@ -139,13 +139,13 @@ def leaked(pairs: Sequence[Pair], task: Task) -> list[Pair]:
 
     Pairs in nearly the same words are not looked for.
     """
-    place = {split: number for number, split in enumerate(GIVEN)}
+    place = {split: number for number, split in enumerate(SPLIT_NAMES)}
     first: dict[tuple[str, ...], int] = {}
     for pair in pairs:
         if pair.split != UNSPLIT:
             names = key(pair, task)
-            first[names] = min(place[pair.split], first.get(names, len(GIVEN)))
-    return [pair for pair in pairs if place[pair.split] > first.get(key(pair, task), len(GIVEN))]
+            first[names] = min(place[pair.split], first.get(names, len(SPLIT_NAMES)))
+    return [pair for pair in pairs if place[pair.split] > first.get(key(pair, task), len(SPLIT_NAMES))]
 
 
 class Built(NamedTuple):
@@ -180,11 +180,11 @@ def build(pairs: Sequence[Pair], dev_share: float, test_share: float) -> Built:
     # texts are sorted, so the first of each group does not depend on the order of the rows
     first = [texts[number] for number in np.unique(group, return_index=True)[1]]
     drawn = assign_splits([f"{number(text):x}" for text in first], dev_share, test_share)
-    given = np.array([GIVEN.index(pair.split) for pair in pairs])
+    given = np.array([SPLIT_NAMES.index(pair.split) for pair in pairs])
     split, other = (settle_splits(groups, given, drawn[groups]) for groups in group[ends])
     rows = [
         (f"{number(pair.first + chr(0) + pair.second):016x}", *pair[1:3],
-         names.index(pair.name) if pair.name else pair.label, pair.name, GIVEN[own])
+         names.index(pair.name) if pair.name else pair.label, pair.name, SPLIT_NAMES[own])
         for pair, own, others in zip(pairs, split, other, strict=True)
         if own == others
     ]  # fmt: skip

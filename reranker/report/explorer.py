@@ -40,7 +40,7 @@ REASONS = (NONE, MISSED, NEAR, CUT)
 """In the order in which they are looked for."""
 CONTAINED = 0.8
 """Share of the shorter passage's runs of words from which two passages are taken to be nearly the same."""
-runs = lru_cache(100_000)(duplicates.runs)
+runs = lru_cache(100_000)(duplicates.shingles)
 """A passage stands in the rankings of many queries."""
 
 

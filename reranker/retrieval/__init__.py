@@ -1,1 +1,1 @@
-"""Rank the corpus for a query."""
+"""Ranks the corpus for queries."""

@@ -1,7 +1,7 @@
-"""BM25 of given pairs, with the statistics of a corpus: a signal of exact words beside the models.
+"""Scores pairs with BM25 and the statistics of a corpus, as a signal of exact words beside the models' scores.
 
-A first stage ranks a whole corpus and is a matter of retrieval; here single pairs are scored, also of
-passages that the corpus does not have, as a reranker must.
+A reranker scores single pairs, also with passages that the corpus does not have. `retrievers.Lexical` ranks a whole
+corpus with BM25.
 """
 
 import json
@@ -22,47 +22,47 @@ B = 0.75
 
 
 class Statistics(NamedTuple):
-    """What BM25 needs to know of a corpus."""
+    """The statistics of a corpus that BM25 needs."""
 
     passages: int
     mean_length: float
-    """Words per passage."""
+    """Mean number of words of a passage."""
     frequency: dict[str, int]
-    """Number of passages that have a word."""
+    """The number of passages that contain each word."""
 
 
 def words(text: str) -> list[str]:
-    """Runs of letters and digits in lower case; `_` and punctuation separate."""
+    """The words of a text, which are runs of letters and digits, in lower case."""
     return [word for word, _ in word_spans(text)]
 
 
 def word_spans(text: str) -> list[tuple[str, int]]:
-    """The words of a text, each with the place of its first character."""
-    return [(found.group().casefold(), found.start()) for found in re.finditer(r"[^\W_]+", text)]
+    """The words of a text, each with the position of its first character."""
+    return [(match.group().casefold(), match.start()) for match in re.finditer(r"[^\W_]+", text)]
 
 
 def statistics(passages: Iterable[str]) -> Statistics:
-    """Count a corpus."""
+    """Compute the statistics of a corpus."""
     frequency: Counter[str] = Counter()
     number = total = 0
     for passage in passages:
-        found = words(passage)
+        in_passage = words(passage)
         number += 1
-        total += len(found)
-        frequency.update(set(found))
+        total += len(in_passage)
+        frequency.update(set(in_passage))
     return Statistics(number, total / max(number, 1), dict(sorted(frequency.items())))
 
 
-def bm25(counted: Statistics, queries: Sequence[str], passages: Sequence[str]) -> NDArray[np.float64]:
-    """BM25 of each query with the passage at the same place, as Lucene defines it (Kamphuis et al., ECIR 2020).
+def bm25(corpus: Statistics, queries: Sequence[str], passages: Sequence[str]) -> NDArray[np.float64]:
+    """BM25 of each query with the passage at the same position, as Lucene defines it (Kamphuis et al., ECIR 2020).
 
     Args:
-        counted: of the corpus.
+        corpus: statistics of the corpus.
         queries: n texts.
-        passages: n texts; each distinct one is split into words once.
+        passages: n texts; each distinct text is split into words once.
 
     Returns:
-        n scores, 0 where no word is shared.
+        n scores, which are 0 for pairs without a common word.
     """
     bags: dict[str, Counter[str]] = {}
     scores = np.zeros(len(queries))
@@ -70,26 +70,26 @@ def bm25(counted: Statistics, queries: Sequence[str], passages: Sequence[str]) -
         bag = bags.get(passage)
         if bag is None:
             bag = bags[passage] = Counter(words(passage))
-        length = K1 * (1 - B + B * bag.total() / (counted.mean_length or 1))
+        length = K1 * (1 - B + B * bag.total() / (corpus.mean_length or 1))
         for word in words(query):
             if times := bag.get(word):
-                scores[place] += rarity(counted, word) * times / (times + length)
+                scores[place] += rarity(corpus, word) * times / (times + length)
     return scores
 
 
-def rarity(counted: Statistics, word: str) -> float:
-    """Inverse document frequency of a word as Lucene defines it; above 0 for every word."""
-    seen = counted.frequency.get(word, 0)
-    return math.log(1 + (counted.passages - seen + 0.5) / (seen + 0.5))
+def rarity(corpus: Statistics, word: str) -> float:
+    """Inverse document frequency of a word as Lucene defines it, which is above 0 for every word."""
+    frequency = corpus.frequency.get(word, 0)
+    return math.log(1 + (corpus.passages - frequency + 0.5) / (frequency + 0.5))
 
 
-def dump(counted: Statistics) -> str:
-    """The statistics as JSON."""
-    return json.dumps(counted._asdict(), ensure_ascii=False)
+def dump(corpus: Statistics) -> str:
+    """Write statistics as JSON."""
+    return json.dumps(corpus._asdict(), ensure_ascii=False)
 
 
 def load(path: Path) -> Statistics:
-    """Statistics that `dump` made.
+    """Read statistics that `dump` wrote.
 
     Raises:
         UserError: the file is missing or damaged.

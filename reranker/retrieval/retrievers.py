@@ -1,4 +1,4 @@
-"""First-stage retrievers: by vectors, by words, and reciprocal rank fusion of several."""
+"""First-stage retrievers: by vectors, by words, and by reciprocal rank fusion of several retrievers."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -18,31 +18,31 @@ from reranker.retrieval.ranking import FirstStage, Ranking, Vectors, best_first
 
 Places = NDArray[np.int64]
 CELLS = 4_194_304
-"""Scores that are held at once: 16 MB."""
+"""The number of scores that are held at once, which take 16 MB."""
 WIDTH = 32_768
-"""Passages that are looked at together for ranks."""
+"""The number of passages whose scores are compared at a time for ranks."""
 QUERIES = 4096
-"""Queries per block: what progress shows."""
+"""Queries per block. Progress is shown after each block."""
 GROUPS = 8
-"""Groups of passages per passage that is wanted, when the best are looked for."""
+"""Groups of passages for each passage to find, in the search for the best scores."""
 SMALLEST = np.finfo(np.float32).tiny
-"""Below every score of a passage that shares a word."""
+"""A number below the score of every passage that shares a word with the query."""
 RRF_QUERIES = 1024
-"""Queries whose rankings are merged together."""
+"""The number of queries whose rankings are fused at a time."""
 RRF_DEPTH = 1000
-"""Passages of each retriever whose ranks count."""
+"""The number of passages of each retriever whose ranks count."""
 RRF_K = 60
 """The constant of reciprocal rank fusion in Cormack, Clarke and Buettcher (SIGIR 2009)."""
 
 
 class Dense:
-    """Inner products of vectors.
+    """Ranks by inner products of vectors.
 
     Args:
-        passages: shape (passages, dimensions).
-        queries: shape (queries, dimensions).
-        index: of the passages. An approximate one misses some; scores and ranks are exact all the same.
-        engine: what searches it; scores and ranks are computed here.
+        passages: vectors of shape (passages, dimensions).
+        queries: vectors of shape (queries, dimensions).
+        index: the index of the passages. An approximate one misses some passages, but scores and ranks are exact.
+        engine: runs the searches; scores and ranks are computed in this process.
 
     Raises:
         UserError: the dimensions differ or a value of the queries is not finite.
@@ -63,8 +63,8 @@ class Dense:
         """See `FirstStage`."""
         depth = min(depth, len(self._passages))
         blocks = (self._queries[part] for part in _blocks(queries))
-        found = self._engine.map(partial(_searched, depth=depth), self._index, blocks, together=1)
-        return _together(found, queries, depth, label)
+        rankings = self._engine.map(partial(_search_blocks, depth=depth), self._index, blocks, together=1)
+        return _concatenate(rankings, queries, depth, label)
 
     def scores(self, queries: Places, passages: Places) -> Vectors:
         """See `FirstStage`."""
@@ -83,9 +83,9 @@ class Dense:
         return better + 1
 
     def _better(self, queries: Places, scores: Vectors, start: int, part: Vectors, longest: float) -> Places:
-        """How many passages of a part score higher, shape (pairs,).
+        """The number of passages of a part that score higher; shape (pairs,).
 
-        A matrix product rounds differently from the score, so what is as near as rounding allows is scored again.
+        A matrix product rounds differently from the score, so passages within the rounding error are scored again.
         """
         vectors = self._queries[queries]
         products = vectors @ part.T
@@ -98,13 +98,13 @@ class Dense:
 
 
 class Lexical:
-    """BM25 as Lucene defines it, with the words of `bm25.words`: only passages that share a word are found.
+    """Ranks by BM25 as Lucene defines it, with the words of `bm25.words`. It finds only passages that share a word.
 
     Lù (2024), BM25S: orders of magnitude faster lexical search via eager sparse scoring.
 
     Args:
-        passages: texts.
-        queries: texts.
+        passages: texts of the passages.
+        queries: texts of the queries.
     """
 
     def __init__(self, passages: Sequence[str], queries: Sequence[str]) -> None:
@@ -120,41 +120,41 @@ class Lexical:
         ]
         self._starts = np.zeros(1, dtype=np.int64)
         if vocabulary:
-            counted = bm25s.BM25(k1=K1, b=B, method="lucene", csc_backend="scipy")
-            counted.index((ids, vocabulary), create_empty_token=False, show_progress=False)
-            self._weights, self._found, self._starts = (counted.scores[key] for key in ("data", "indices", "indptr"))
+            scorer = bm25s.BM25(k1=K1, b=B, method="lucene", csc_backend="scipy")
+            scorer.index((ids, vocabulary), create_empty_token=False, show_progress=False)
+            self._weights, self._rows, self._starts = (scorer.scores[key] for key in ("data", "indices", "indptr"))
             shape = self._passages, len(vocabulary)
-            self._matrix = csc_array((self._weights, self._found, self._starts), shape=shape)
+            self._matrix = csc_array((self._weights, self._rows, self._starts), shape=shape)
 
     def search(self, queries: Places, depth: int, *, label: str) -> Ranking:
         """See `FirstStage`."""
         depth = min(depth, self._passages)
-        return _together((self._search(part, depth) for part in _blocks(queries)), queries, depth, label)
+        return _concatenate((self._search(part, depth) for part in _blocks(queries)), queries, depth, label)
 
     def _search(self, queries: Places, depth: int) -> Ranking:
-        found = _nothing(len(queries), depth)
+        ranking = _empty_ranking(len(queries), depth)
         buffer = self._buffer()
         members = max(1, self._passages // (GROUPS * max(1, depth)))
         whole = self._passages // members * members
         for row, query in enumerate(queries):
             scores = self._scores_of(query, buffer)
-            # as many passages as are wanted reach the score of the last of the groups' best
-            best = scores[:whole].reshape(members, -1).max(axis=0)
-            cut = np.partition(best, len(best) - depth)[len(best) - depth] if depth else np.float32(0)
+            # At least `depth` passages reach the best score of the group that is at rank `depth` among the groups.
+            maxima = scores[:whole].reshape(members, -1).max(axis=0)
+            cut = np.partition(maxima, len(maxima) - depth)[len(maxima) - depth] if depth else np.float32(0)
             (some,) = np.nonzero(scores >= max(cut, SMALLEST))
-            ranked = best_first(some[None], scores[some][None], depth)
-            width = ranked.positions.shape[1]
-            found.positions[row, :width], found.scores[row, :width] = ranked.positions[0], ranked.scores[0]
-        return found
+            best = best_first(some[None], scores[some][None], depth)
+            width = best.positions.shape[1]
+            ranking.positions[row, :width], ranking.scores[row, :width] = best.positions[0], best.scores[0]
+        return ranking
 
     def scores(self, queries: Places, passages: Places) -> Vectors:
         """See `FirstStage`."""
         scores = np.zeros(len(queries), dtype=np.float32)
-        of = [self._queries[query] for query in queries]
-        pair = np.repeat(np.arange(len(of)), [len(part) for part in of])
+        words_of = [self._queries[query] for query in queries]
+        pair = np.repeat(np.arange(len(words_of)), [len(ids) for ids in words_of])
         if len(pair):
-            # one by one in the order of the query's words, as `_scores_of` adds: the sums are equal to the bit
-            np.add.at(scores, pair, self._matrix[passages[pair], np.concatenate(of)])
+            # The order of the words is that of `_scores_of`, so that the sums are equal to the bit.
+            np.add.at(scores, pair, self._matrix[passages[pair], np.concatenate(words_of)])
         return scores
 
     def ranks(self, queries: Places, passages: Places) -> Places:
@@ -173,28 +173,28 @@ class Lexical:
         buffer.fill(0)
         for word in self._queries[query]:
             part = slice(self._starts[word], self._starts[word + 1])
-            np.add.at(buffer, self._found[part], self._weights[part])
+            np.add.at(buffer, self._rows[part], self._weights[part])
         return buffer
 
 
 class ReciprocalRankFusion:
-    """Reciprocal rank fusion: the sum of 1 / (60 + rank) over the retrievers that find a passage.
+    """Ranks by reciprocal rank fusion: the sum of 1 / (60 + rank) over the retrievers that find a passage.
 
-    Cormack, Clarke and Buettcher (SIGIR 2009). A passage that none of them finds has score 0 and the rank after the
-    last one that is found.
+    See Cormack, Clarke and Buettcher (SIGIR 2009). A passage that no retriever finds has the score 0, and its rank
+    follows the last passage that one of them finds.
 
     Args:
         parts: retrievers of the same passages and queries.
-        first: passages of each retriever whose ranks count.
+        first: number of passages of each retriever whose ranks count.
     """
 
     def __init__(self, parts: Sequence[FirstStage], first: int = RRF_DEPTH) -> None:
         self._parts, self._first = parts, first
 
     def search(self, queries: Places, depth: int, *, label: str) -> Ranking:
-        """See `FirstStage`; no more passages than all retrievers give."""
+        """See `FirstStage`. It finds no more passages than all retrievers together."""
         depth = min(depth, self._first * len(self._parts))
-        return _together((self._rank(part, label) for part in _blocks(queries)), queries, depth, label)
+        return _concatenate((self._rank(part, label) for part in _blocks(queries)), queries, depth, label)
 
     def scores(self, queries: Places, passages: Places) -> Vectors:
         """See `FirstStage`."""
@@ -209,19 +209,19 @@ class ReciprocalRankFusion:
         by_query = _by_query(queries)
         for start in range(0, len(by_query), RRF_QUERIES):
             block = by_query[start : start + RRF_QUERIES]
-            found = self._rank(np.array([query for query, _ in block]), "reciprocal rank fusion")
+            ranking = self._rank(np.array([query for query, _ in block]), "reciprocal rank fusion")
             pairs = np.concatenate([rows for _, rows in block])
-            of = np.repeat(np.arange(len(block)), [len(rows) for _, rows in block])
-            step = max(1, CELLS // found.positions.shape[1])
-            for at in range(0, len(pairs), step):
-                some, row = pairs[at : at + step], of[at : at + step]
-                here = found.positions[row] == passages[some][:, None]
-                scores[some] = np.where(here, found.scores[row], 0).sum(axis=1)
-                better[some] = (found.scores[row] > scores[some][:, None]).sum(axis=1)
+            row_of = np.repeat(np.arange(len(block)), [len(rows) for _, rows in block])
+            step = max(1, CELLS // ranking.positions.shape[1])
+            for first in range(0, len(pairs), step):
+                some, row = pairs[first : first + step], row_of[first : first + step]
+                is_passage = ranking.positions[row] == passages[some][:, None]
+                scores[some] = np.where(is_passage, ranking.scores[row], 0).sum(axis=1)
+                better[some] = (ranking.scores[row] > scores[some][:, None]).sum(axis=1)
         return scores, better + 1
 
     def _rank(self, queries: Places, label: str) -> Ranking:
-        """Every passage that a retriever finds, best first; shape (queries, passages of all retrievers)."""
+        """Rank every passage that a retriever finds; shape (queries, passages of all retrievers)."""
         rankings = [part.search(queries, self._first, label=label).positions for part in self._parts]
         starts = range(0, max(1, len(queries)), RRF_QUERIES)
         blocks = [_merge([each[start : start + RRF_QUERIES] for each in rankings]) for start in starts]
@@ -229,15 +229,15 @@ class ReciprocalRankFusion:
 
 
 def _merge(rankings: Sequence[Places]) -> Ranking:
-    """Reciprocal rank fusion of rankings of the same queries; shapes (queries, depth of each)."""
+    """Fuse rankings of the same queries, each of shape (queries, depth)."""
     positions = np.concatenate(rankings, axis=1)
     shares = 1 / (RRF_K + np.concatenate([np.arange(1, each.shape[1] + 1) for each in rankings]))
-    # sorted by position, then by retriever: the sum does not depend on where the others rank the passage
+    # Passages are sorted by position and then by retriever, so that a sum always has the same order of its terms.
     keys = np.sort((positions << 32) | np.arange(len(shares)), axis=1)
     positions, scores = keys >> 32, shares[keys & 0xFFFFFFFF]
     first = np.ones(positions.shape, dtype=bool)
     first[:, 1:] = positions[:, 1:] != positions[:, :-1]
-    for ahead in range(1, len(rankings)):  # the first of equal neighbours takes the others' shares
+    for ahead in range(1, len(rankings)):  # the first of equal neighbours gets the shares of the others
         same = positions[:, ahead:] == positions[:, :-ahead]
         scores[:, :-ahead] += np.where(same, scores[:, ahead:], 0)
     return best_first(np.where(first, positions, -1), scores.astype(np.float32), positions.shape[1])
@@ -248,31 +248,31 @@ def _blocks(queries: Places) -> Iterator[Places]:
         yield queries[start : start + QUERIES]
 
 
-def _searched(index: Index, blocks: Iterable[Vectors], *, depth: int) -> Iterator[Ranking]:
+def _search_blocks(index: Index, blocks: Iterable[Vectors], *, depth: int) -> Iterator[Ranking]:
     for block in blocks:
         yield index.search(block, depth)
 
 
-def _together(rankings: Iterable[Ranking], queries: Places, depth: int, label: str) -> Ranking:
-    """The rankings of the blocks of some queries as one."""
-    found = _nothing(len(queries), depth)
-    with progress(label, len(queries), "queries") as shown:
+def _concatenate(rankings: Iterable[Ranking], queries: Places, depth: int, label: str) -> Ranking:
+    """Join the rankings of the blocks of queries into one ranking."""
+    ranking = _empty_ranking(len(queries), depth)
+    with progress(label, len(queries), "queries") as bar:
         for start, some in zip(range(0, len(queries), QUERIES), rankings, strict=True):
             part = slice(start, start + QUERIES)
             width = min(depth, some.positions.shape[1])
-            found.positions[part, :width] = some.positions[:, :width]
-            found.scores[part, :width] = some.scores[:, :width]
-            shown.advance(len(queries[part]))
-    return found
+            ranking.positions[part, :width] = some.positions[:, :width]
+            ranking.scores[part, :width] = some.scores[:, :width]
+            bar.advance(len(queries[part]))
+    return ranking
 
 
-def _nothing(queries: int, depth: int) -> Ranking:
+def _empty_ranking(queries: int, depth: int) -> Ranking:
     return Ranking(np.full((queries, depth), -1, dtype=np.int64), np.full((queries, depth), -np.inf, dtype=np.float32))
 
 
 def _by_query(queries: Places) -> list[tuple[int, Places]]:
-    """Each distinct query with the rows that have it."""
+    """Each distinct query, with the positions at which it appears."""
     order = np.argsort(queries, kind="stable")
     distinct, starts = np.unique(queries[order], return_index=True)
-    parts = np.split(order, starts[1:])[: len(distinct)]  # of no queries it makes one part
+    parts = np.split(order, starts[1:])[: len(distinct)]  # without queries it gives one part
     return list(zip(distinct.tolist(), parts, strict=True))

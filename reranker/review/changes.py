@@ -164,7 +164,7 @@ def query_texts(ids: Iterable[str], head: Run) -> dict[str, str]:
     """
     wanted = list(ids)
     md5 = head.lock.out_hash(PATHS.queries.as_posix())
-    for path in (*([revisions.cached(md5)] if md5 else []), PATHS.queries):
+    for path in (*([revisions.cache_path(md5)] if md5 else []), PATHS.queries):
         if path.is_file():
             table = pd.read_parquet(path, columns=["query_id", "text"]).set_index("query_id")["text"]
             return {query: table[query] for query in wanted if query in table}

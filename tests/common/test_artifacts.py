@@ -200,8 +200,8 @@ def test_tables_come_back_as_prepare_wrote_them():
     ("name", "column", "values", "message"),
     [
         ("passages", "text", ["one", None], "column text: row 1 has no value"),
-        ("passages", "passage_id", ["p1", "p1"], "column passage_id: 'p1' is there twice"),
-        ("queries", "query_id", ["q2", "q2"], "column query_id: 'q2' is there twice"),
+        ("passages", "passage_id", ["p1", "p1"], "column passage_id: 'p1' appears twice"),
+        ("queries", "query_id", ["q2", "q2"], "column query_id: 'q2' appears twice"),
         ("queries", "split", ["train", "testing"], "column split: 'testing' is none of train, dev, test"),
         ("judgments", "query_id", ["q1", "q3"], "column query_id: 'q3' is not in data/prepared/queries.parquet"),
         ("judgments", "passage_id", ["p0", "p1"], "column passage_id: 'p0' is not in data/prepared/passages.parquet"),
@@ -217,7 +217,7 @@ def test_table_that_contradicts_itself_or_another_is_named(name: str, column: st
 @pytest.mark.usefixtures("prepared")
 def test_judgment_that_is_there_twice_is_named():
     write_table(pd.concat([PREPARED["judgments"]] * 2), PATHS.judgments)
-    with pytest.raises(UserError, match="query 'q1' and passage 'p1' are there twice"):
+    with pytest.raises(UserError, match="query 'q1' and passage 'p1' appear twice"):
         read_tables()
 
 

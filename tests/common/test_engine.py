@@ -1,4 +1,4 @@
-"""Work on a Ray cluster of two machines, which are processes here: the bytes of one process, whatever is lost."""
+"""Tests that a Ray cluster gives the bytes of one process. Its two machines are processes here, and one may be lost."""
 
 import fcntl
 import importlib
@@ -46,7 +46,7 @@ def sentences(number: int) -> list[str]:
 
 
 class Machines:
-    """A cluster, and the engine on it."""
+    """A Ray cluster and an engine on it."""
 
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
@@ -62,7 +62,7 @@ class Machines:
         session = self.cluster.head_node.get_session_dir_path()
         ray.shutdown()
         self.cluster.shutdown()
-        shutil.rmtree(session, ignore_errors=True)  # which Ray leaves in the temporary folder
+        shutil.rmtree(session, ignore_errors=True)  # Ray leaves it in the temporary folder
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def machines() -> Iterator[Machines]:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few texts are many tasks."""
+    """Make many tasks of a few texts."""
     monkeypatch.setattr(scoring, "BATCH", 4)
     monkeypatch.setattr(scoring, "LENGTHS", 16)
     monkeypatch.setattr(scoring, "TOGETHER", 3)
@@ -110,25 +110,25 @@ def test_vectors_scores_and_rankings_have_the_bytes_of_one_process(
     reranker = CrossEncoder(cross_encoder)
     for precision in ("float32", "bfloat16"):
         scores = score_pairs(reranker, texts, texts[::-1], label="", compute=Compute(precision))
-        found = score_pairs(
+        result = score_pairs(
             reranker, texts, texts[::-1], label="", precision=precision, compute=Compute(engine=machines.engine)
         )
-        np.testing.assert_array_equal(found, scores)
+        np.testing.assert_array_equal(result, scores)
 
     passages = np.random.default_rng(2).normal(size=(1500, 32)).astype(np.float32)
     for name in ("flat", "ivf_pq", "hnsw"):
         lookup = index.build(name, passages, queries=len(vectors))
-        expected, found = (
+        expected, result = (
             Dense(passages, vectors, lookup, engine).search(np.arange(len(vectors)), 10, label="")
             for engine in (LOCAL, machines.engine)
         )
-        np.testing.assert_array_equal(found.positions, expected.positions)
-        np.testing.assert_array_equal(found.scores, expected.scores)
+        np.testing.assert_array_equal(result.positions, expected.positions)
+        np.testing.assert_array_equal(result.scores, expected.scores)
 
 
 @pytest.fixture
 def minable(tmp_path: Path, biencoder: str, cross_encoder: str) -> Path:
-    """A folder with real docstrings, to be ranked by words and two models and to be scored anew."""
+    """A folder with real docstrings, which mine ranks by words and two models and scores with a rescorer."""
     folder = tmp_path / "local"
     shutil.copytree(biencoder, folder / "models" / "biencoder")
     load_static("bundled/static-256").save_pretrained(str(folder / "models" / "static"), create_model_card=False)
@@ -145,13 +145,13 @@ def minable(tmp_path: Path, biencoder: str, cross_encoder: str) -> Path:
         "train_queries": 40,
     }
     change(folder / "params.yaml", **values)
-    command = [sys.executable, "-m", "stages.prepare"]  # which forks, and this process has the threads of Ray
+    command = [sys.executable, "-m", "stages.prepare"]  # it forks, which is not safe here with the threads of Ray
     subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, check=True)
     return folder
 
 
-def mined(folder: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """The files that the stage writes, but for times."""
+def run_mine(folder: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """Run the stage and return the files that it writes, except for times."""
     monkeypatch.chdir(folder)
     text = (folder / "params.yaml").read_text(encoding="utf-8")
     (folder / "params.yaml").write_text(text.replace("engine: local", f"engine: {engine}"), encoding="utf-8")
@@ -170,14 +170,14 @@ def test_stage_mine_finds_on_the_cluster_what_it_finds_in_one_process(
     computed: list[str] = []
     run = OnRay.map
 
-    def watched(self: OnRay, work: Any, held: object, items: Iterable[Any], *, together: int) -> Iterator[Any]:
-        computed.append(type(held).__name__)
-        return run(self, work, held, items, together=together)
+    def watched(self: OnRay, work: Any, resource: object, items: Iterable[Any], *, together: int) -> Iterator[Any]:
+        computed.append(type(resource).__name__)
+        return run(self, work, resource, items, together=together)
 
     monkeypatch.setattr(OnRay, "map", watched)
-    local = mined(minable, "local", monkeypatch)
+    local = run_mine(minable, "local", monkeypatch)
     assert computed == []
-    assert mined(there, "ray", monkeypatch) == local
+    assert run_mine(there, "ray", monkeypatch) == local
     assert {*computed} > {"SentenceTransformer", "CrossEncoder"}  # and an index
     rows = pd.read_parquet(there / "data" / "mined" / "negatives.parquet")
     assert rows["query_id"].nunique() == 40
@@ -185,15 +185,15 @@ def test_stage_mine_finds_on_the_cluster_what_it_finds_in_one_process(
     assert set(pd.read_parquet(there / "data" / "mined" / "candidates.parquet")["split"]) == {"dev", "test"}
 
 
-class Counted:
-    """An engine that counts what it is given."""
+class CountingEngine:
+    """An engine that counts the calls of `map`."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.maps = engine, 0
 
-    def map(self, work: Any, held: Any, items: Iterable[Any], *, together: int) -> Iterator[Any]:
+    def map(self, work: Any, resource: Any, items: Iterable[Any], *, together: int) -> Iterator[Any]:
         self.maps += 1
-        return self.engine.map(work, held, items, together=together)
+        return self.engine.map(work, resource, items, together=together)
 
 
 @pytest.mark.slow
@@ -218,14 +218,14 @@ def test_systems_that_are_compared_have_the_bytes_of_one_process(
         "cross_encoder": (CrossEncoderSystem(cross_encoder=cross_encoder), 2),
     }
     for name, (system, maps) in systems.items():
-        engine = Counted(machines.engine)
+        engine = CountingEngine(machines.engine)
         elsewhere = settings._replace(compute=Compute(engine=engine))
         with opened(system, settings, name) as here, opened(system, elsewhere, name) as there:
             np.testing.assert_array_equal(there.scores(pairs), here.scores(pairs), err_msg=name)
         assert engine.maps == maps, name
-    engine = Counted(machines.engine)
-    found = shipped(PATHS.reranker, settings._replace(compute=Compute(engine=engine))).scores(pairs)
-    np.testing.assert_array_equal(found, shipped(PATHS.reranker, settings).scores(pairs))
+    engine = CountingEngine(machines.engine)
+    result = shipped(PATHS.reranker, settings._replace(compute=Compute(engine=engine))).scores(pairs)
+    np.testing.assert_array_equal(result, shipped(PATHS.reranker, settings).scores(pairs))
     assert engine.maps == 5  # lengths and passes of both transformers, the static embedding
 
 
@@ -246,7 +246,7 @@ def test_vector_that_is_not_finite_is_the_same_line_as_here(machines: Machines, 
 
 @pytest.mark.slow
 def test_machine_that_lacks_a_package_is_one_line(machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "only_here.py").write_text("def same(held, items):\n    yield from items\n")
+    (tmp_path / "only_here.py").write_text("def same(resource, items):\n    yield from items\n")
     monkeypatch.syspath_prepend(tmp_path)
     work = importlib.import_module("only_here").same
     message = r"^params.yaml: execution.engine: a machine .* cannot run this \(.*No module named 'only_here'\); install"
@@ -262,23 +262,23 @@ def test_nothing_is_lost_or_twice_when_a_machine_dies(machines: Machines, bienco
     pipe, lock = tmp_path / "pipe", tmp_path / "lock"
     os.mkfifo(pipe)
     lost = machines.cluster.add_node(num_cpus=1)
-    told: list[bytes] = []
+    messages: list[bytes] = []
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
 
         def kill_when_it_has_started() -> None:
-            told.append(pipe.read_bytes())
+            messages.append(pipe.read_bytes())
             machines.cluster.remove_node(lost, allow_graceful=False)
             fcntl.flock(file, fcntl.LOCK_UN)
 
         killer = threading.Thread(target=kill_when_it_has_started, daemon=True)
         killer.start()
         work = partial(until_lost, doomed=lost.node_id, pipe=pipe, lock=lock)
-        found = list(machines.engine.map(work, model, parts, together=1))
+        result = list(machines.engine.map(work, model, parts, together=1))
         killer.join()
-    assert told == [b"started"]
-    assert len(found) == len(expected)
-    np.testing.assert_array_equal(np.concatenate(found), np.concatenate(expected))
+    assert messages == [b"started"]
+    assert len(result) == len(expected)
+    np.testing.assert_array_equal(np.concatenate(result), np.concatenate(expected))
 
 
 def test_cluster_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch):

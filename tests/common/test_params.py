@@ -12,7 +12,7 @@ from settings import change, place
 COMMITTED = Path(__file__).resolve().parents[2] / "params.yaml"
 
 
-def written(folder: Path, text: str) -> Path:
+def write(folder: Path, text: str) -> Path:
     path = folder / "params.yaml"
     path.write_text(text, encoding="utf-8")
     return path
@@ -23,9 +23,9 @@ def without_lr() -> str:
     return "".join(line for line in lines if not line.startswith("lr:"))
 
 
-def changed(folder: Path, **values: object) -> Path:
+def change_committed(folder: Path, **values: object) -> Path:
     """The committed parameters with other values."""
-    path = written(folder, COMMITTED.read_text(encoding="utf-8"))
+    path = write(folder, COMMITTED.read_text(encoding="utf-8"))
     change(path, **values)
     return path
 
@@ -47,13 +47,13 @@ def test_committed_parameters_are_valid_and_name_each_key_of_the_schema():
 
 @pytest.mark.parametrize("number", ["2e-05", "2E-5", "2.e-05", "0.2e-4", "0.00002", "+2e-05"])
 def test_number_in_scientific_notation_is_a_float(tmp_path: Path, number: str):
-    value = load_params(written(tmp_path, without_lr() + f"lr: {number}\n")).lr
+    value = load_params(write(tmp_path, without_lr() + f"lr: {number}\n")).lr
     assert isinstance(value, float)
     assert value == 2e-5
 
 
 def test_whole_number_is_a_rate_too(tmp_path: Path):
-    assert load_params(changed(tmp_path, lr=1)).lr == 1
+    assert load_params(change_committed(tmp_path, lr=1)).lr == 1
 
 
 @pytest.mark.parametrize(
@@ -66,12 +66,12 @@ def test_whole_number_is_a_rate_too(tmp_path: Path):
     ],
 )
 def test_unknown_key_is_named_with_the_nearest_known_one(tmp_path: Path, key: object, remedy: str):
-    path = written(tmp_path, COMMITTED.read_text(encoding="utf-8") + f"\n{key}: 1\n")
+    path = write(tmp_path, COMMITTED.read_text(encoding="utf-8") + f"\n{key}: 1\n")
     assert problem(path) == f"unknown key '{key}'; {remedy}"
 
 
 def test_missing_key_is_named(tmp_path: Path):
-    assert "key 'lr' is missing; add it" in problem(written(tmp_path, without_lr()))
+    assert "key 'lr' is missing; add it" in problem(write(tmp_path, without_lr()))
 
 
 @pytest.mark.parametrize(
@@ -113,20 +113,20 @@ def test_missing_key_is_named(tmp_path: Path):
     ],
 )
 def test_value_that_is_not_allowed_is_named_with_what_is(tmp_path: Path, key: str, value: object, allowed: str):
-    message = problem(changed(tmp_path, **{key: value}))
+    message = problem(change_committed(tmp_path, **{key: value}))
     assert message.startswith(f"{place(key)}: {value!r} is not allowed: it ")
     assert allowed in message
 
 
 def test_evaluations_are_a_number_or_ascending_steps(tmp_path: Path):
-    assert load_params(changed(tmp_path, evaluations=3)).dev.evaluations == 3
-    assert load_params(changed(tmp_path, evaluations=[50, 100])).dev.evaluations == [50, 100]
+    assert load_params(change_committed(tmp_path, evaluations=3)).dev.evaluations == 3
+    assert load_params(change_committed(tmp_path, evaluations=[50, 100])).dev.evaluations == [50, 100]
     for steps in ([100, 50], [50, 50]):
         assert (
-            problem(changed(tmp_path, evaluations=steps))
+            problem(change_committed(tmp_path, evaluations=steps))
             == f"dev.evaluations: {steps}: must be ascending steps, each once"
         )
-    assert problem(changed(tmp_path, evaluations=[0, 50])).startswith(
+    assert problem(change_committed(tmp_path, evaluations=[0, 50])).startswith(
         "dev.evaluations: 0 is not allowed: it should be "
     )
 
@@ -187,20 +187,20 @@ def test_evaluations_are_a_number_or_ascending_steps(tmp_path: Path):
     ],
 )
 def test_problem_of_a_source_is_named_with_its_place(tmp_path: Path, source: object, message: str):
-    assert problem(changed(tmp_path, sources={"mine": source})).startswith(message)
+    assert problem(change_committed(tmp_path, sources={"mine": source})).startswith(message)
 
 
 def test_source_without_a_name_is_said_to_be_so(tmp_path: Path):
     assert "'' is not allowed: it should have at least 1 character" in problem(
-        changed(tmp_path, sources={"": {"packages": ["numpy"]}})
+        change_committed(tmp_path, sources={"": {"packages": ["numpy"]}})
     )
 
 
 def test_files_of_a_source_are_one_or_several(tmp_path: Path):
     columns = {"query": "q", "passage": "p"}
     several = {"one": {"files": "a.csv", "columns": columns}, "two": {"files": ["b.csv", "c.csv"], "columns": columns}}
-    found = load_params(changed(tmp_path, sources=several)).sources
-    assert [found["one"].files, found["two"].files] == [{"unsplit": ["a.csv"]}, {"unsplit": ["b.csv", "c.csv"]}]
+    result = load_params(change_committed(tmp_path, sources=several)).sources
+    assert [result["one"].files, result["two"].files] == [{"unsplit": ["a.csv"]}, {"unsplit": ["b.csv", "c.csv"]}]
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_files_of_a_source_are_one_or_several(tmp_path: Path):
     ],
 )
 def test_keys_that_do_not_fit_together_are_named(tmp_path: Path, values: dict[str, object], key: str, rule: str):
-    message = problem(changed(tmp_path, **values))
+    message = problem(change_committed(tmp_path, **values))
     assert message.startswith(key)
     assert rule in message
 
@@ -244,18 +244,18 @@ def test_keys_that_do_not_fit_together_are_named(tmp_path: Path, values: dict[st
 def test_problem_inside_a_key_of_training_is_named_with_its_place(
     tmp_path: Path, values: dict[str, object], message: str
 ):
-    assert problem(changed(tmp_path, **values)).startswith(message)
+    assert problem(change_committed(tmp_path, **values)).startswith(message)
 
 
 def test_loss_is_one_or_one_for_each_source_and_one_evaluator_may_stand_alone(tmp_path: Path):
     by_source = {"faq": "mse", "docs": "lambda"}
-    assert load_params(changed(tmp_path, loss=by_source)).loss == by_source
-    assert load_params(changed(tmp_path, loss="adr_mse")).loss == "adr_mse"
-    assert load_params(changed(tmp_path, evaluators="all_positives")).dev.evaluators == ["all_positives"]
+    assert load_params(change_committed(tmp_path, loss=by_source)).loss == by_source
+    assert load_params(change_committed(tmp_path, loss="adr_mse")).loss == "adr_mse"
+    assert load_params(change_committed(tmp_path, evaluators="all_positives")).dev.evaluators == ["all_positives"]
 
 
 def test_experiment_can_add_to_what_is_empty_and_take_another_loss_or_adapters(tmp_path: Path):
-    path = written(tmp_path, COMMITTED.read_text(encoding="utf-8"))
+    path = write(tmp_path, COMMITTED.read_text(encoding="utf-8"))
     adapters = "lora={r: 4, lora_alpha: 8, lora_dropout: 0.0, target_modules: null}"
     apply_overrides(
         path, ["+trainer.max_steps=5", "+loss_arguments.k=3", "loss=lambda", "dev.evaluators=[all_positives]", adapters]
@@ -267,19 +267,19 @@ def test_experiment_can_add_to_what_is_empty_and_take_another_loss_or_adapters(t
 
 
 def test_range_that_just_holds_the_negatives_is_allowed(tmp_path: Path):
-    assert load_params(changed(tmp_path, range_min=5, num_negatives=4, range_max=9)).negatives.range_max == 9
+    assert load_params(change_committed(tmp_path, range_min=5, num_negatives=4, range_max=9)).negatives.range_max == 9
 
 
 @pytest.mark.parametrize("text", ["lr: [1", "a: *nowhere", "\tlr: 1", "lr: 1: 2"])
 def test_malformed_yaml_is_said_to_be_so_with_the_line(tmp_path: Path, text: str):
-    message = problem(written(tmp_path, text))
+    message = problem(write(tmp_path, text))
     assert message.startswith("not valid YAML:")
     assert "line 1" in message
 
 
-@pytest.mark.parametrize(("text", "found"), [("", "NoneType"), ("- lr", "list"), ("lr", "str")])
-def test_file_without_keys_is_said_to_be_so(tmp_path: Path, text: str, found: str):
-    assert problem(written(tmp_path, text)) == f"must be `key: value` lines, found {found}"
+@pytest.mark.parametrize(("text", "kind"), [("", "NoneType"), ("- lr", "list"), ("lr", "str")])
+def test_file_without_keys_is_said_to_be_so(tmp_path: Path, text: str, kind: str):
+    assert problem(write(tmp_path, text)) == f"must be `key: value` lines, not {kind}"
 
 
 def test_bytes_that_are_not_utf8_are_said_to_be_so(tmp_path: Path):
@@ -298,7 +298,7 @@ def test_parameters_cannot_be_changed_after_reading():
 
 
 def test_key_that_stands_there_twice_is_an_error(tmp_path: Path):
-    path = written(tmp_path, COMMITTED.read_text(encoding="utf-8") + "lr: 1e-5\n")
+    path = write(tmp_path, COMMITTED.read_text(encoding="utf-8") + "lr: 1e-5\n")
     with pytest.raises(UserError, match=r"not valid YAML: .*duplicate key .lr."):
         load_params(path)
 
@@ -319,7 +319,7 @@ BLOCKS = [
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_sources_of_the_docs_are_allowed(tmp_path: Path, block: str):
-    sources = load_params(changed(tmp_path, **yaml.safe_load(block))).sources
+    sources = load_params(change_committed(tmp_path, **yaml.safe_load(block))).sources
     assert sources.keys() == yaml.safe_load(block)["sources"].keys()
 
 

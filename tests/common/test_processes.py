@@ -1,4 +1,4 @@
-"""A stage on several processes of a launcher writes what it writes on one."""
+"""Tests that a stage writes the same on several processes of a launcher as on one."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ ACCELERATE = (
     *("--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"),
 )
 MARK = "pineapples"
-"""A word of one query alone."""
+"""A word that only one query has."""
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +44,7 @@ def start(folder: Path, stage: str, *launcher: str) -> subprocess.CompletedProce
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """As many as each of the processes has: another number rounds otherwise."""
+    """Use one thread, as each of the processes does, because another number rounds differently."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -53,7 +53,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def scorable(tmp_path_factory: pytest.TempPathFactory, biencoder: str, cross_encoder: str) -> Path:
-    """A folder with questions about real docstrings, 18 candidates each and a few more, and tiny models."""
+    """A folder with tiny models and with questions on real docstrings, each with 18 candidates and the last with 13."""
     folder = tmp_path_factory.mktemp("launched") / "one"
     folder.mkdir()
     shutil.copy(ROOT / "params.yaml", folder)
@@ -110,7 +110,7 @@ def test_two_processes_score_the_rows_of_one_in_their_order(
 
 
 def damage(folder: Path) -> None:
-    """Let the passes that MARK is in, which one process has, give no number."""
+    """Damage a weight so that the passes with MARK, which only one process computes, give NaN."""
     path = folder / "models/reranker"
     tokenizer = CrossEncoder(str(path)).tokenizer
     weights = load_file(path / "model.safetensors")
@@ -124,7 +124,7 @@ def damage(folder: Path) -> None:
 
 
 def needs_ray(folder: Path) -> None:
-    """Let a Ray cluster compute, where there is none."""
+    """Ask for a Ray cluster although there is none."""
     text = (folder / "params.yaml").read_text(encoding="utf-8")
     (folder / "params.yaml").write_text(text.replace("engine: local", "engine: ray"), encoding="utf-8")
 
@@ -143,8 +143,8 @@ def test_an_error_ends_all_processes_with_one_line(scorable: Path, tmp_path: Pat
     break_it(two)
     done = start(two, "stages.score cross_encoder", *TORCHRUN)
     assert (done.returncode, done.stdout) == (1, "")
-    (told,) = (told for told in done.stderr.splitlines() if told.startswith("error: "))
-    assert told.startswith(line)
+    (error,) = (text for text in done.stderr.splitlines() if text.startswith("error: "))
+    assert error.startswith(line)
     assert "stages/score.py" not in done.stderr  # torchrun's own report follows, without a traceback of the stage
     assert not (two / "data" / "scored").exists()
 

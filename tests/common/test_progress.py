@@ -23,7 +23,7 @@ SWITCHES = (
 
 @pytest.fixture
 def bare_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No switch is set; what the test sets, and the filters of warnings and logs, are put back."""
+    """Unset all switches, and restore them and the filters of warnings and logs after the test."""
     logger = logging.getLogger("sentence_transformers")
     level = logger.level
     for switch in SWITCHES:
@@ -81,10 +81,10 @@ def test_hubs_are_in_reach_when_the_user_says_so(monkeypatch: pytest.MonkeyPatch
 def test_warnings_of_the_libraries_are_hidden_and_of_others_kept():
     warnings.simplefilter("always")
     quiet_libraries()
-    with warnings.catch_warnings(record=True) as shown:
+    with warnings.catch_warnings(record=True) as caught:
         for module in ("transformers.trainer", "torch", "torchlike", "reranker.data.dataset"):
             warnings.warn_explicit(f"from {module}", UserWarning, "file.py", 1, module=module)
-    assert [str(warning.message) for warning in shown] == ["from torchlike", "from reranker.data.dataset"]
+    assert [str(warning.message) for warning in caught] == ["from torchlike", "from reranker.data.dataset"]
 
 
 def test_track_gives_every_item_and_is_silent_when_quick(capsys: pytest.CaptureFixture[str]):
@@ -96,10 +96,10 @@ def test_log_has_a_line_with_count_time_left_and_note(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
-    with progress.progress("train", 2000, "pairs") as shown:
-        shown.advance(1500, note="loss 0.25")
-        shown.advance(500)
+    with progress.progress("train", 2000, "pairs") as bar:
+        bar.advance(1500, note="loss 0.25")
+        bar.advance(500)
     err = capsys.readouterr().err
     assert err.startswith("train: 1,500 of 2,000 pairs · ")
     assert err.endswith(" left · loss 0.25\n")
-    assert err.count("\n") == 1  # the end is told by the stage's closing line
+    assert err.count("\n") == 1  # the stage's closing line tells the end

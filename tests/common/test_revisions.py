@@ -1,11 +1,11 @@
-"""dvc.lock read: which stages and files a result rests on, which are stale, and what DVC's cache knows of folders."""
+"""Tests of dvc.lock: stages and files that a result depends on, stale stages, and files of folders in DVC's cache."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from reranker.common.revisions import Lock, cached
+from reranker.common.revisions import Lock, cache_path
 
 STAGES = {
     "prepare": {"deps": [{"path": "data/raw", "md5": "r"}], "outs": [{"path": "data/prepared", "md5": "abcd.dir"}]},
@@ -28,7 +28,7 @@ LOCK = Lock(STAGES)
 def manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What DVC's cache has of data/prepared."""
     monkeypatch.chdir(tmp_path)
-    path = cached("abcd.dir")
+    path = cache_path("abcd.dir")
     path.parent.mkdir(parents=True)
     files = [{"md5": "q", "relpath": "queries.parquet"}, {"md5": "p", "relpath": "more/passages.parquet"}]
     path.write_text(json.dumps(files))

@@ -7,7 +7,7 @@ import yaml
 
 from reranker.common.errors import UserError
 from reranker.common.params import load_params
-from reranker.common.system_schema import EVALUATED, SYSTEM_KINDS, in_order, kind, repeats
+from reranker.common.system_schema import STANDARD_SYSTEMS, SYSTEM_KINDS, in_order, kind, repeats
 from reranker.report.tables import LABELS
 from settings import change
 
@@ -38,7 +38,7 @@ def test_systems_of_the_docs_are_allowed_and_of_every_kind(tmp_path: Path):
 
 
 def test_systems_of_evaluate_are_those_that_have_labels():
-    assert list(EVALUATED) == list(LABELS)
+    assert list(STANDARD_SYSTEMS) == list(LABELS)
 
 
 def test_every_kind_is_read_and_named(tmp_path: Path):
@@ -85,7 +85,10 @@ def test_every_kind_is_read_and_named(tmp_path: Path):
             {"fused": {"bm25": float("inf")}},
             "systems.mine.fused.bm25: inf is not allowed: it should be a finite",
         ),
-        ({"fused": {"gone": 1}}, "systems.mine.fused: {'gone': 1}: 'gone' is no system; there are retriever, bm25,"),
+        (
+            {"fused": {"gone": 1}},
+            "systems.mine.fused: {'gone': 1}: 'gone' is no system; the systems are retriever, bm25,",
+        ),
         ({"fused": {"mine": 1}}, "systems.mine.fused: {'mine': 1}: 'mine' needs the scores of 'mine' itself"),
     ],
 )
@@ -98,9 +101,15 @@ def test_problem_of_a_system_is_named_with_its_place(tmp_path: Path, system: obj
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"systems": {"reranker": {"run": "a"}}}, "systems.reranker: {'run': 'a'}: is what evaluate calls a system"),
+        (
+            {"systems": {"reranker": {"run": "a"}}},
+            "systems.reranker: {'run': 'a'}: is the name of a system that evaluate measures",
+        ),
         ({"systems": {"a/b": {"run": "a"}}}, "systems.a/b: 'a/b' is not allowed: it should match pattern"),
-        ({"systems": {}, "baseline": "student_1"}, "baseline: 'student_1': is no system; there are retriever, bm25"),
+        (
+            {"systems": {}, "baseline": "student_1"},
+            "baseline: 'student_1': is no system; the systems are retriever, bm25",
+        ),
         (
             {"systems": {"a": {"fused": {"b": 1}}, "b": {"fused": {"a": 1}}}},
             "systems.b.fused: {'a': 1}: 'a' needs the scores of 'b' itself",

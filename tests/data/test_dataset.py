@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from prepared import clean, tables
 from reranker.common.artifacts import Tables
 from reranker.data import duplicates
-from reranker.data.cleaning import GIVEN, SHOWN, UNSPLIT, Example, Limits, fingerprint
+from reranker.data.cleaning import MAX_EXAMPLES, SPLIT_NAMES, UNSPLIT, Example, Limits, fingerprint
 from reranker.data.dataset import assign_splits
 
 LIMITS = Limits(min_query_words=2, max_query_words=4, min_passage_chars=5)
@@ -24,26 +24,26 @@ UNRELATED = st.lists(st.tuples(st.sampled_from(["plot a line", "close a file"]),
 quick = settings(max_examples=40, deadline=None, database=None)
 
 
-def built(rows: list[tuple[str | None, str]], near_duplicates: float | None = None) -> Tables:
-    """The tables of pairs."""
+def build_tables(rows: list[tuple[str | None, str]], near_duplicates: float | None = None) -> Tables:
+    """Build the tables of pairs of texts."""
     return tables((Example("here", *row) for row in rows), near_duplicates=near_duplicates)
 
 
-def kept(*examples: Example) -> list[str]:
-    """Where the rows that are kept come from."""
+def remaining_origins(*examples: Example) -> list[str]:
+    """The origins of the rows that remain after cleaning."""
     return [examples[row].origin for row in clean(examples, LIMITS).rows.index]
 
 
-def told(found: Tables) -> dict[tuple[str, str], int]:
+def relevances(result: Tables) -> dict[tuple[str, str], int]:
     """Relevance by the texts of query and passage."""
-    table = found.judgments.merge(found.queries, on="query_id").merge(
-        found.passages, on="passage_id", suffixes=("", "_passage")
+    table = result.judgments.merge(result.queries, on="query_id").merge(
+        result.passages, on="passage_id", suffixes=("", "_passage")
     )
     return dict(zip(zip(table["text"], table["text_passage"], strict=True), table["relevance"], strict=True))
 
 
 def linked_components(pairs: list[tuple[str, str]]) -> list[set[str]]:
-    """Sets of case-folded queries that are linked by a text with the same fingerprint, found by merging sets."""
+    """Sets of case-folded queries that are linked by a text with the same fingerprint, computed by merging sets."""
     components: list[set[tuple[str, str]]] = []
     for query, passage in pairs:
         own = {("query", query.casefold()), ("q", fingerprint(query)), ("p", fingerprint(passage))}
@@ -72,12 +72,12 @@ def test_unusable_row_is_dropped_for_its_reason(query: str, passage: str, reason
 
 
 def test_first_dropped_rows_of_each_reason_are_kept_to_look_at():
-    examples = [Example(f"row {number}", "sort", "long enough") for number in range(SHOWN + 20)]
+    examples = [Example(f"row {number}", "sort", "long enough") for number in range(MAX_EXAMPLES + 20)]
     examples += [Example("empty", "sort it", " "), Example("wrong", "sort  it", "not in place", 0)]
-    _, dropped, shown = clean(examples, LIMITS)
-    assert dropped["query_short"] == SHOWN + 20
-    assert shown["origin"].tolist() == [f"row {number}" for number in range(SHOWN)] + ["empty", "wrong"]
-    assert shown.iloc[-1].to_dict() == {
+    _, dropped, dropped_rows = clean(examples, LIMITS)
+    assert dropped["query_short"] == MAX_EXAMPLES + 20
+    assert dropped_rows["origin"].tolist() == [f"row {number}" for number in range(MAX_EXAMPLES)] + ["empty", "wrong"]
+    assert dropped_rows.iloc[-1].to_dict() == {
         "reason": "query_without_right_passage",
         "origin": "wrong",
         "query": "sort it",
@@ -93,9 +93,9 @@ def test_lengths_at_the_limits_are_kept():
 
 def test_white_space_is_normalised_and_a_repeated_row_dropped():
     examples = [Example("a", " sort\n it ", " in place\n"), Example("b", "sort it", "in place")]
-    assert kept(*examples) == ["a"]
+    assert remaining_origins(*examples) == ["a"]
     assert clean(examples).dropped["same_row"] == 1
-    assert told(tables(examples)) == {("sort it", "in place"): 1}
+    assert relevances(tables(examples)) == {("sort it", "in place"): 1}
 
 
 def test_of_two_judgments_of_one_row_the_higher_is_kept():
@@ -104,7 +104,7 @@ def test_of_two_judgments_of_one_row_the_higher_is_kept():
         rows, dropped, _ = clean(order)
         assert rows["relevance"].tolist() == [2]
         assert dropped["same_row"] == 1
-        assert told(tables(order)) == {("sort it", "in place"): 2}
+        assert relevances(tables(order)) == {("sort it", "in place"): 2}
 
 
 def test_rows_of_a_query_without_a_right_passage_are_dropped():
@@ -114,15 +114,15 @@ def test_rows_of_a_query_without_a_right_passage_are_dropped():
         Example("c", "shuffle it", "in place", 0),
         Example("d", "shuffle it", "or not", 0),
     ]
-    assert kept(*examples) == ["a", "b"]
+    assert remaining_origins(*examples) == ["a", "b"]
     dropped = clean(examples).dropped
     assert {name: number for name, number in dropped.items() if number} == {"query_without_right_passage": 2}
 
 
 def test_relevance_reaches_the_judgments_and_the_highest_of_merged_rows_counts():
     rows = [("sort it", "one", 2), ("Sort it", "one", 0), ("sort it", "two", 0)]
-    found = told(tables(Example("here", *row) for row in rows))
-    assert {passage: relevance for (_, passage), relevance in found.items()} == {"one": 2, "two": 0}
+    result = relevances(tables(Example("here", *row) for row in rows))
+    assert {passage: relevance for (_, passage), relevance in result.items()} == {"one": 2, "two": 0}
 
 
 def test_passage_that_is_judged_wrong_links_no_queries():
@@ -141,35 +141,35 @@ def test_every_row_is_kept_or_counted(pairs: list[tuple[str, str]]):
 
 def test_equal_passages_are_one_and_equal_queries_share_their_right_passages():
     pairs = [("sort it", "one"), ("sort it", "two"), ("shuffle it", "one")]
-    found = built(pairs)
-    assert sorted(found.passages["text"]) == ["one", "two"]
-    assert sorted(found.queries["text"]) == ["shuffle it", "sort it"]
-    assert told(found) == dict.fromkeys(pairs, 1)
+    result = build_tables(pairs)
+    assert sorted(result.passages["text"]) == ["one", "two"]
+    assert sorted(result.queries["text"]) == ["shuffle it", "sort it"]
+    assert relevances(result) == dict.fromkeys(pairs, 1)
 
 
 def test_queries_that_differ_in_case_are_one_with_the_passages_of_both():
-    found = built([("Sort it", "one"), ("sort it", "two")])
-    assert found.queries["text"].item() in ("Sort it", "sort it")
-    assert sorted(passage for _, passage in told(found)) == ["one", "two"]
+    result = build_tables([("Sort it", "one"), ("sort it", "two")])
+    assert result.queries["text"].item() in ("Sort it", "sort it")
+    assert sorted(passage for _, passage in relevances(result)) == ["one", "two"]
 
 
 @quick
 @given(ROWS, st.randoms(use_true_random=False))
 def test_order_of_the_rows_does_not_matter(pairs, random):
     shuffled = random.sample(pairs, len(pairs))
-    for first, second in zip(built(pairs), built(shuffled), strict=True):
+    for first, second in zip(build_tables(pairs), build_tables(shuffled), strict=True):
         pd.testing.assert_frame_equal(first, second)
 
 
 def test_text_of_a_merged_query_does_not_depend_on_the_order_of_the_rows():
     pairs = [("sort it", "one"), ("Sort it", "two"), ("SORT it", "three")]
-    assert built(pairs).queries["text"].item() == built(pairs[::-1]).queries["text"].item()
+    assert build_tables(pairs).queries["text"].item() == build_tables(pairs[::-1]).queries["text"].item()
 
 
 @quick
 @given(ROWS)
 def test_tables_are_sorted_unique_and_refer_to_each_other(pairs):
-    passages, queries, judgments = built(pairs)
+    passages, queries, judgments = build_tables(pairs)
     assert passages["passage_id"].is_unique
     assert queries["query_id"].is_unique
     assert not judgments.duplicated(["query_id", "passage_id"]).any()
@@ -184,7 +184,7 @@ def test_tables_are_sorted_unique_and_refer_to_each_other(pairs):
 @quick
 @given(ROWS)
 def test_linked_queries_are_one_group_and_others_are_not(pairs):
-    queries = built(pairs).queries
+    queries = build_tables(pairs).queries
     members = defaultdict(set)
     for group, text in zip(queries["group"], queries["text"], strict=True):
         members[group].add(text.casefold())
@@ -194,7 +194,7 @@ def test_linked_queries_are_one_group_and_others_are_not(pairs):
 @quick
 @given(ROWS)
 def test_no_link_crosses_a_split(pairs):
-    queries = built(pairs).queries
+    queries = build_tables(pairs).queries
     split = dict(zip(queries["text"].str.casefold(), queries["split"], strict=True))
     for component in linked_components(pairs):
         assert len({split[text] for text in component}) == 1
@@ -203,7 +203,7 @@ def test_no_link_crosses_a_split(pairs):
 @quick
 @given(ROWS, UNRELATED)
 def test_split_and_ids_stay_when_unrelated_rows_are_added(pairs, unrelated):
-    before, after = built(pairs), built(unrelated + pairs)
+    before, after = build_tables(pairs), build_tables(unrelated + pairs)
     pd.testing.assert_frame_equal(before.queries, after.queries.merge(before.queries["query_id"]))
     pd.testing.assert_frame_equal(before.passages, after.passages.merge(before.passages["passage_id"]))
 
@@ -218,16 +218,16 @@ def test_split_and_ids_stay_when_unrelated_rows_are_added(pairs, unrelated):
     ],
 )
 def test_linked_queries_share_a_group(pairs):
-    queries = built([*pairs, ("unrelated", "alone")]).queries
+    queries = build_tables([*pairs, ("unrelated", "alone")]).queries
     assert queries["group"].nunique() == 2
     assert (queries.groupby("group")["query_id"].min() == queries["group"].unique()).all()
 
 
 def test_query_text_does_not_link_to_an_equal_passage_text():
-    assert built([("sort", "order"), ("order", "shuffle")]).queries["group"].nunique() == 2
+    assert build_tables([("sort", "order"), ("order", "shuffle")]).queries["group"].nunique() == 2
 
 
-TRAIN, DEV, TEST = (GIVEN.index(split) for split in ("train", "dev", "test"))
+TRAIN, DEV, TEST = (SPLIT_NAMES.index(split) for split in ("train", "dev", "test"))
 
 
 def test_shares_of_the_groups_are_roughly_met():
@@ -272,8 +272,8 @@ def split_of(rows: list[tuple[str | None, str, str]], **shares: float) -> dict[s
 
 
 def test_given_split_is_kept_and_an_unsplit_query_goes_with_its_group():
-    found = split_of(SPLIT_ROWS)
-    assert found == {
+    result = split_of(SPLIT_ROWS)
+    assert result == {
         "sort it": "test",
         "sort them": "train",
         "plot it": "train",
@@ -283,15 +283,15 @@ def test_given_split_is_kept_and_an_unsplit_query_goes_with_its_group():
 
 
 def test_query_given_to_two_splits_is_in_the_one_that_is_looked_at_latest():
-    found = split_of([*SPLIT_ROWS, ("Sort them", "two", "test")])
-    assert {text.casefold(): split for text, split in found.items()}["sort them"] == "test"
+    result = split_of([*SPLIT_ROWS, ("Sort them", "two", "test")])
+    assert {text.casefold(): split for text, split in result.items()}["sort them"] == "test"
 
 
 def test_split_that_no_source_gives_is_drawn_from_the_train_queries():
     words = [chr(97 + first) + chr(97 + second) for first in range(20) for second in range(10)]
     train = [(f"how to {word}", f"this is {word}", "train") for word in words]
-    found = split_of([("sort it", "one", "test"), *train], dev=0.3, test=0.3)
-    sizes = pd.Series(found).value_counts()
+    result = split_of([("sort it", "one", "test"), *train], dev=0.3, test=0.3)
+    sizes = pd.Series(result).value_counts()
     assert sizes["test"] == 1
     assert 40 <= sizes["dev"] <= 80
     assert sizes["train"] + sizes["dev"] == 200
@@ -299,10 +299,10 @@ def test_split_that_no_source_gives_is_drawn_from_the_train_queries():
 
 def test_passage_of_the_corpus_alone_is_kept_and_has_no_query():
     examples = [Example("a", None, "in place"), Example("b", "sort it", "in place")]
-    assert kept(*examples) == ["a", "b"]
-    found = tables(examples)
-    assert found.passages["text"].tolist() == ["in place"]
-    assert told(found) == {("sort it", "in place"): 1}
+    assert remaining_origins(*examples) == ["a", "b"]
+    result = tables(examples)
+    assert result.passages["text"].tolist() == ["in place"]
+    assert relevances(result) == {("sort it", "in place"): 1}
 
 
 def test_unusable_passage_of_the_corpus_is_dropped_for_its_reason():
@@ -326,39 +326,39 @@ LONG = " ".join(WORDS)
     ],
 )
 def test_near_duplicates_share_a_group_and_so_do_their_queries(other: str, alike: bool):
-    found = built([("sort it", LONG), ("shuffle it", other), ("plot it", "a line")], near_duplicates=0.9)
-    assert found.passages["group"].nunique() == found.queries["group"].nunique() == 2 + (not alike)
-    assert set(found.passages["group"]) <= set(found.passages["passage_id"])
+    result = build_tables([("sort it", LONG), ("shuffle it", other), ("plot it", "a line")], near_duplicates=0.9)
+    assert result.passages["group"].nunique() == result.queries["group"].nunique() == 2 + (not alike)
+    assert set(result.passages["group"]) <= set(result.passages["passage_id"])
 
 
 def test_near_duplicates_are_left_alone_where_they_are_not_wanted():
-    found = built([("sort it", LONG), ("shuffle it", f"{LONG} and so on")], near_duplicates=None)
-    assert found.queries["group"].nunique() == 2
+    result = build_tables([("sort it", LONG), ("shuffle it", f"{LONG} and so on")], near_duplicates=None)
+    assert result.queries["group"].nunique() == 2
 
 
 def test_right_passages_are_compared_first_where_there_are_too_many(monkeypatch):
-    monkeypatch.setattr(duplicates, "MOST", 2)
+    monkeypatch.setattr(duplicates, "MAX_PASSAGES", 2)
     corpus = [(None, f"{LONG} {word}") for word in ("one", "two", "three", "four")]
-    found = built([*corpus, ("sort it", LONG), ("shuffle it", f"{LONG} and so on")], near_duplicates=0.9)
-    assert found.queries["group"].nunique() == 1
-    assert found.passages["group"].nunique() == 5
+    result = build_tables([*corpus, ("sort it", LONG), ("shuffle it", f"{LONG} and so on")], near_duplicates=0.9)
+    assert result.queries["group"].nunique() == 1
+    assert result.passages["group"].nunique() == 5
 
 
-# found by hashing numbers: their blake2b hashes of 6 bytes are equal
+# A search over numbers gave these two texts, whose blake2b hashes of 6 bytes are equal.
 COLLIDING = "text number 1660146", "text number 23586657"
 
 
 def test_ids_of_texts_that_share_one_are_lengthened():
     rows = [("sort it", COLLIDING[0]), ("shuffle it", COLLIDING[1]), ("plot it", "a line")]
-    found = built(rows)
-    ids = found.passages.set_index("text")["passage_id"]
+    result = build_tables(rows)
+    ids = result.passages.set_index("text")["passage_id"]
     assert ids.str.len().to_dict() == {COLLIDING[0]: 29, COLLIDING[1]: 29, "a line": 13}
     assert ids.str[:13].nunique() == 2
-    assert told(found) == dict.fromkeys(rows, 1)
+    assert relevances(result) == dict.fromkeys(rows, 1)
 
 
 def test_text_that_only_shares_an_id_is_no_other_query():
     rows = [(COLLIDING[0], "one"), (COLLIDING[1], "two")]
-    found = built(rows)
-    assert found.queries["query_id"].is_unique
-    assert told(found) == dict.fromkeys(rows, 1)
+    result = build_tables(rows)
+    assert result.queries["query_id"].is_unique
+    assert relevances(result) == dict.fromkeys(rows, 1)

@@ -1,34 +1,34 @@
 import pandas as pd
 import pytest
 
-from prepared import leaks as found_in
+from prepared import leaks as leaks_of
 from reranker.data import leakage
-from reranker.data.cleaning import GIVEN, UNSPLIT, Example
+from reranker.data.cleaning import SPLIT_NAMES, UNSPLIT, Example
 from reranker.data.leakage import Bound, Leak, Leaks
 
 LONG = "what is the usual treatment of a child with high fever and cough"
 
 
 def find(*pairs: tuple[str | None, str]) -> Leaks:
-    """The leaks between rows that stand at row 1, row 2 and so on."""
-    return found_in(
+    """The leaks between rows with the origins row 1, row 2 and so on."""
+    return leaks_of(
         Example(f"row {row}", query, "in place", 1, split) for row, (query, split) in enumerate(pairs, start=1)
     )
 
 
 def test_equal_query_of_an_earlier_split_is_found_whatever_its_case():
-    found = find(("Sort it", "train"), ("sort it", "test"), ("plot it", "dev"))
-    assert found == Leaks(1, 0, [Leak("sort it", "test", "row 2", "Sort it", "train", "row 1", True)], [])
+    leaks = find(("Sort it", "train"), ("sort it", "test"), ("plot it", "dev"))
+    assert leaks == Leaks(1, 0, [Leak("sort it", "test", "row 2", "Sort it", "train", "row 1", True)], [])
 
 
 def test_nearly_equal_query_is_found_and_a_different_one_is_not():
-    found = find((LONG, "train"), (f"{LONG}?", "dev"), ("how long does a cough last?", "dev"))
-    assert found == Leaks(0, 1, [Leak(f"{LONG}?", "dev", "row 2", LONG, "train", "row 1", False)], [])
+    leaks = find((LONG, "train"), (f"{LONG}?", "dev"), ("how long does a cough last?", "dev"))
+    assert leaks == Leaks(0, 1, [Leak(f"{LONG}?", "dev", "row 2", LONG, "train", "row 1", False)], [])
 
 
 def test_test_is_compared_with_dev_too():
-    found = find(("sort it", "dev"), ("sort it", "test"))
-    assert found.examples == [Leak("sort it", "test", "row 2", "sort it", "dev", "row 1", True)]
+    leaks = find(("sort it", "dev"), ("sort it", "test"))
+    assert leaks.examples == [Leak("sort it", "test", "row 2", "sort it", "dev", "row 1", True)]
 
 
 def test_queries_within_a_split_and_unsplit_ones_are_no_leaks():
@@ -45,18 +45,18 @@ def test_every_block_is_looked_at(monkeypatch):
 
 def test_description_has_the_numbers_an_example_and_the_places_of_the_first_three():
     queries = ["sort it", "plot it", "close it", "open it"]
-    found = find(
+    leaks = find(
         *((query, split) for split in ("train", "test") for query in queries), (LONG, "dev"), (f"{LONG}?", "test")
     )
-    assert leakage.describe(found) == (
+    assert leakage.describe(leaks) == (
         "5 of the queries of dev or test are also in an earlier split (4 in the same words, 1 in nearly the same), "
         "such as 'sort it' (test, row 5) and 'sort it' (train, row 1); also row 6 and row 2; also row 7 and row 3"
     )
 
 
 def test_table_has_a_row_for_each_example_or_its_columns_alone():
-    found = leakage.table(find(("Sort it", "train"), ("sort it", "test")))
-    assert found.to_dict("records") == [
+    leaks = leakage.table(find(("Sort it", "train"), ("sort it", "test")))
+    assert leaks.to_dict("records") == [
         {
             "query": "sort it",
             "split": "test",
@@ -69,7 +69,7 @@ def test_table_has_a_row_for_each_example_or_its_columns_alone():
     ]
     none = leakage.table(find(("sort it", "test")))
     assert none.empty
-    assert none.dtypes.equals(found.dtypes)
+    assert none.dtypes.equals(leaks.dtypes)
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,8 @@ def test_table_has_a_row_for_each_example_or_its_columns_alone():
     [(3, 2, []), (2, 2, [Bound("test", 2, 2, 2, 3)]), (3, 1, [Bound("test", 1, 2, 3, 3)])],
 )
 def test_bound_that_leaves_queries_out_is_told(monkeypatch, most, most_held_out, bounds):
-    monkeypatch.setattr(leakage, "MOST", most)
-    monkeypatch.setattr(leakage, "MOST_HELD_OUT", most_held_out)
+    monkeypatch.setattr(leakage, "MAX_EARLIER", most)
+    monkeypatch.setattr(leakage, "MAX_HELD_OUT", most_held_out)
     pairs = [
         ("sort it", "train"),
         ("plot it", "train"),
@@ -90,7 +90,7 @@ def test_bound_that_leaves_queries_out_is_told(monkeypatch, most, most_held_out,
 
 
 def test_equal_queries_of_a_given_split_and_those_alone_in_theirs_meet_no_bound(monkeypatch):
-    monkeypatch.setattr(leakage, "MOST_HELD_OUT", 1)
+    monkeypatch.setattr(leakage, "MAX_HELD_OUT", 1)
     twice = [("sort it", "train"), ("plot it", "train"), ("sort it", "test"), ("plot it", "test")]
     assert find(*twice).bounds == []
     assert find(("sort it", "test"), ("plot it", "test")).bounds == []
@@ -104,9 +104,9 @@ def test_bound_is_described_in_numbers():
 
 def test_queries_of_a_group_are_counted_but_for_those_of_its_earliest_split():
     rows = [("a", "train"), ("a", "dev"), ("a", "test"), ("a", "test"), ("b", "dev"), ("b", "test"), ("c", "test")]
-    queries = pd.DataFrame([(group, GIVEN.index(split)) for group, split in rows], columns=["group", "split"])
+    queries = pd.DataFrame([(group, SPLIT_NAMES.index(split)) for group, split in rows], columns=["group", "split"])
     assert leakage.across_splits(queries) == 4
-    assert leakage.across_splits(queries[queries["split"] == GIVEN.index("test")]) == 0
+    assert leakage.across_splits(queries[queries["split"] == SPLIT_NAMES.index("test")]) == 0
 
 
 def test_queries_too_short_for_a_run_of_three_characters():
@@ -114,9 +114,9 @@ def test_queries_too_short_for_a_run_of_three_characters():
 
 
 def test_equal_queries_are_counted_to_the_last_and_the_first_are_shown(monkeypatch):
-    monkeypatch.setattr(leakage, "SHOWN", 2)
-    monkeypatch.setattr(leakage, "MOST", 1)
+    monkeypatch.setattr(leakage, "MAX_EXAMPLES", 2)
+    monkeypatch.setattr(leakage, "MAX_EARLIER", 1)
     queries = [f"{LONG} since day {number}" for number in range(5)]
-    found = find(*((query, split) for split in ("train", "test") for query in queries))
-    assert (found.equal, found.near) == (5, 0)
-    assert [leak.query for leak in found.examples] == queries[:2]
+    leaks = find(*((query, split) for split in ("train", "test") for query in queries))
+    assert (leaks.equal, leaks.near) == (5, 0)
+    assert [leak.query for leak in leaks.examples] == queries[:2]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from reranker.common.artifacts import Tables
 from reranker.common.errors import UserError
 from reranker.common.source_schema import PackageSource
-from reranker.data.sampling import right_pairs, training_order
+from reranker.data.sampling import relevant_pairs, training_order
 from reranker.training.examples import training_groups
 
 ids = st.lists(st.text(min_size=1, max_size=6), unique=True, max_size=20)
@@ -22,37 +22,37 @@ def sources(**weights: float) -> dict[str, PackageSource]:
     return {name: PackageSource(packages=["numpy"], weight=weight) for name, weight in weights.items()}
 
 
-def ordered(names: list[str], salt: int = 1) -> list[str]:
+def order_of(names: list[str], salt: int = 1) -> list[str]:
     return training_order(queries(names), sources(docs=1.0), salt=salt).tolist()
 
 
 @given(ids)
 def test_hash_order_loses_and_repeats_no_id(names):
-    assert sorted(ordered(names)) == sorted(names)
+    assert sorted(order_of(names)) == sorted(names)
 
 
 @given(ids, st.randoms(use_true_random=False))
 def test_hash_order_does_not_depend_on_the_order_given(names, random):
-    assert ordered(random.sample(names, len(names))) == ordered(names)
+    assert order_of(random.sample(names, len(names))) == order_of(names)
 
 
 @given(ids, ids)
 def test_added_ids_slip_in_between_without_moving_the_others(names, added):
-    together = ordered(list(dict.fromkeys([*names, *added])))
-    assert [name for name in together if name in set(names)] == ordered(names)
+    together = order_of(list(dict.fromkeys([*names, *added])))
+    assert [name for name in together if name in set(names)] == order_of(names)
 
 
 def test_salt_changes_the_hash_order_and_a_new_index_is_given():
     names = [f"q{number}" for number in range(50)]
-    assert ordered(names) != ordered(names, salt=2)
-    assert ordered(names) not in (names, sorted(names))
-    found = training_order(queries(names).set_index(pd.RangeIndex(100, 150)), sources(docs=1.0), salt=1)
-    assert found.index.tolist() == list(range(50))
-    assert found.tolist() == ordered(names)
+    assert order_of(names) != order_of(names, salt=2)
+    assert order_of(names) not in (names, sorted(names))
+    order = training_order(queries(names).set_index(pd.RangeIndex(100, 150)), sources(docs=1.0), salt=1)
+    assert order.index.tolist() == list(range(50))
+    assert order.tolist() == order_of(names)
 
 
 def test_first_of_the_hash_order_are_a_fair_sample():
-    first = ordered([f"q{number:04}" for number in range(4000)])[:1000]
+    first = order_of([f"q{number:04}" for number in range(4000)])[:1000]
     assert 420 < sum(name < "q2000" for name in first) < 580
 
 
@@ -69,12 +69,12 @@ def test_queries_of_a_weightier_source_come_earlier_in_proportion():
 
 def test_equal_weights_do_not_change_the_order():
     names = [f"q{number}" for number in range(50)]
-    assert training_order(queries(names), sources(docs=7.0), salt=1).tolist() == ordered(names)
+    assert training_order(queries(names), sources(docs=7.0), salt=1).tolist() == order_of(names)
 
 
 def test_order_is_that_of_the_hashes():
     names = [f"q{number}" for number in range(300)]
-    assert ordered(names, salt=4) == sorted(
+    assert order_of(names, salt=4) == sorted(
         names, key=lambda name: blake2b(f"4:{name}".encode(), digest_size=8).digest()
     )
 
@@ -86,7 +86,7 @@ def test_source_without_a_weight_is_named():
 
 @pytest.fixture
 def tables() -> Tables:
-    """q1 and q2 are a group and share p2; q3 stands alone and has a wrong passage too; q4 has no right passage."""
+    """q1 and q2 are a group and share p2; q3 also has a passage that is not relevant; q4 has no relevant one."""
     right = [("q1", "p1", 1), ("q1", "p2", 1), ("q2", "p2", 1), ("q3", "p4", 2), ("q3", "p3", 0), ("q4", "p3", 0)]
     texts = {"p1": "Read a table.", "p2": "Read a file.", "p3": "Sort a list.", "p4": "Find a path."}
     return Tables(
@@ -99,7 +99,7 @@ def tables() -> Tables:
 
 
 def test_each_query_gets_one_right_passage_with_both_texts_in_the_order_asked_for(tables):
-    rows = right_pairs(pd.Series(["q3", "q1", "q2"], index=[7, 5, 6]), tables, seed=1)
+    rows = relevant_pairs(pd.Series(["q3", "q1", "q2"], index=[7, 5, 6]), tables, seed=1)
     assert rows.columns.tolist() == ["query_id", "passage_id", "query", "passage", "group"]
     assert rows["query_id"].tolist() == ["q3", "q1", "q2"]
     assert rows["query"].tolist() == ["route", "how to read", "open it"]
@@ -109,18 +109,18 @@ def test_each_query_gets_one_right_passage_with_both_texts_in_the_order_asked_fo
 
 
 def test_rows_of_one_group_share_a_number_and_others_do_not(tables):
-    group = right_pairs(pd.Series(["q1", "q2", "q3"]), tables, seed=1).set_index("query_id")["group"]
+    group = relevant_pairs(pd.Series(["q1", "q2", "q3"]), tables, seed=1).set_index("query_id")["group"]
     assert group["q1"] == group["q2"] != group["q3"]
     assert pd.api.types.is_integer_dtype(group)
 
 
 def test_query_without_a_right_passage_is_left_out(tables):
-    assert right_pairs(pd.Series(["q4", "q3"]), tables, seed=1)["query_id"].tolist() == ["q3"]
+    assert relevant_pairs(pd.Series(["q4", "q3"]), tables, seed=1)["query_id"].tolist() == ["q3"]
 
 
 def test_choice_between_several_right_passages_repeats_with_its_seed_and_reaches_all(tables):
-    chosen = [right_pairs(pd.Series(["q1"]), tables, seed=seed)["passage_id"].item() for seed in range(12)]
-    again = [right_pairs(pd.Series(["q1"]), tables, seed=seed)["passage_id"].item() for seed in range(12)]
+    chosen = [relevant_pairs(pd.Series(["q1"]), tables, seed=seed)["passage_id"].item() for seed in range(12)]
+    again = [relevant_pairs(pd.Series(["q1"]), tables, seed=seed)["passage_id"].item() for seed in range(12)]
     assert chosen == again
     assert set(chosen) == {"p1", "p2"}
 

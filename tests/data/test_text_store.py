@@ -10,14 +10,14 @@ from reranker.data.text_store import Spool
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few rows are many."""
+    """Make a few rows fill several batches and buckets."""
     monkeypatch.setattr(text_store, "ROWS", 3)
     monkeypatch.setattr(text_store, "CHARS", 40)
     monkeypatch.setattr(text_store, "BUCKET", 4)
     monkeypatch.setattr(text_store, "BUCKETS", 5)
 
 
-def filled(texts: Spool, number: int) -> None:
+def fill(texts: Spool, number: int) -> None:
     for row in range(number):
         texts.add(f"row {row}", None if row % 3 == 0 else f"query {row}", f"passage {row}\n" + "é" * (row % 50))
 
@@ -27,17 +27,17 @@ def filled(texts: Spool, number: int) -> None:
 def test_texts_come_back_in_any_order(tmp_path: Path, number: int):
     rows = np.random.default_rng(1).permutation(number)[: number // 2 + 1]
     with Spool(tmp_path / "spool") as texts:
-        filled(texts, number)
+        fill(texts, number)
         assert texts.texts("origin", rows) == [f"row {row}" for row in rows]
         assert texts.texts("query", rows) == [None if row % 3 == 0 else f"query {row}" for row in rows]
-        found = [text for run in texts.ordered("passage", rows) for text in run]
-        assert found == [f"passage {row}\n" + "é" * (row % 50) for row in rows]
+        result = [text for run in texts.ordered("passage", rows) for text in run]
+        assert result == [f"passage {row}\n" + "é" * (row % 50) for row in rows]
 
 
 @pytest.mark.usefixtures("small")
 def test_there_are_no_more_buckets_than_files_may_be_open(tmp_path: Path):
     with Spool(tmp_path / "spool") as texts:
-        filled(texts, 50)
+        fill(texts, 50)
         assert [len(run) for run in texts.ordered("origin", np.arange(50))] == [10] * 5
 
 
@@ -48,7 +48,7 @@ def test_no_rows_have_no_texts(tmp_path: Path):
 
 
 def fail(texts: Spool, error: BaseException) -> None:
-    filled(texts, 5)
+    fill(texts, 5)
     raise error
 
 
@@ -63,7 +63,7 @@ def test_what_an_earlier_run_left_is_taken_away(tmp_path: Path):
     (tmp_path / "spool").mkdir()
     (tmp_path / "spool" / "rows.parquet").write_text("half of it")
     with Spool(tmp_path / "spool") as texts:
-        filled(texts, 2)
+        fill(texts, 2)
         assert texts.texts("origin", np.array([1])) == ["row 1"]
 
 

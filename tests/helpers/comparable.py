@@ -9,8 +9,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
 
-from reranker.common.artifacts import SCORED
-from reranker.common.system_schema import EVALUATED
+from reranker.common.artifacts import SCORE_STAGE_SYSTEMS
+from reranker.common.system_schema import STANDARD_SYSTEMS
 from reranker.retrieval import bm25
 from settings import change
 
@@ -93,9 +93,9 @@ class Comparable:
         pairs = pd.DataFrame(rows, columns=["query_id", "passage_id", "rank"])
         dev = pd.DataFrame({"query_id": ["d0"], "passage_id": ["p4"], "rank": [1], "split": ["dev"]})
         self._write("mined/candidates", **pd.concat([pairs.assign(split="test"), dev]).to_dict("list"))
-        for place, system in enumerate(EVALUATED):  # the first keeps the retriever's order, the others vary it
+        for place, system in enumerate(STANDARD_SYSTEMS):  # the first keeps the retriever's order, the others vary it
             scores = [1 / rank if place == 0 else (rank * (place + 2)) % 7 for rank in pairs["rank"]]
-            folder = "scored" if system in SCORED else "evaluated"
+            folder = "scored" if system in SCORE_STAGE_SYSTEMS else "evaluated"
             self._write(f"{folder}/{system}", **pairs[["query_id", "passage_id"]].to_dict("list"), score=scores)
 
     def run_file(self, text: str, name: str = "other.trec") -> str:

@@ -52,12 +52,12 @@ def test_row_with_a_label_to_skip_is_dropped_whatever_the_task_wants(tmp_path: P
 @pytest.mark.parametrize(
     ("labels", "task", "message"),
     [
-        ([0.5, 5.1], "score", "row 2: column 'label' holds '5.1'; a number from 0 to 5 is wanted"),
-        (["high"], "score", "row 1: column 'label' holds 'high'; a number from 0 to 5 is wanted"),
-        (["nan"], "score", "row 1: column 'label' holds 'nan'; a number from 0 to 5 is wanted"),
-        ([1, 0.5], "duplicates", "row 2: column 'label' holds '0.5'; a whole number from 0 to 1 is wanted"),
-        ([1, 2], "duplicates", "row 2: column 'label' holds '2'; a whole number from 0 to 1 is wanted"),
-        (["a", None], "class", "row 2: column 'label' holds ''; an id is wanted"),
+        ([0.5, 5.1], "score", "row 2: column 'label' holds '5.1'; it must be a number from 0 to 5"),
+        (["high"], "score", "row 1: column 'label' holds 'high'; it must be a number from 0 to 5"),
+        (["nan"], "score", "row 1: column 'label' holds 'nan'; it must be a number from 0 to 5"),
+        ([1, 0.5], "duplicates", "row 2: column 'label' holds '0.5'; it must be a whole number from 0 to 1"),
+        ([1, 2], "duplicates", "row 2: column 'label' holds '2'; it must be a whole number from 0 to 1"),
+        (["a", None], "class", "row 2: column 'label' holds ''; it must be an id"),
     ],
 )
 def test_label_that_does_not_suit_the_task_is_named(tmp_path: Path, labels: list[object], task: Task, message: str):
@@ -69,7 +69,7 @@ def test_label_that_does_not_suit_the_task_is_named(tmp_path: Path, labels: list
 def test_missing_column_is_named_with_the_nearest(tmp_path: Path):
     path = tmp_path / "pairs.csv"
     path.write_text("one,too,label\na,b,1\n", encoding="utf-8")
-    with pytest.raises(UserError, match="no column 'two'; there are one, too, label; did you mean 'too'"):
+    with pytest.raises(UserError, match="no column 'two'; the columns are one, too, label; did you mean 'too'"):
         list(data.read(files.read(path, COLUMNS.names()), COLUMNS, "score", lowest=0, highest=1))
 
 

@@ -15,7 +15,7 @@ texts = st.lists(st.sampled_from(["ant", "bee", "cat", "dog", "elk"]), max_size=
 
 
 def by_the_book(corpus: list[str], query: str, passage: str) -> float:
-    """BM25 as Kamphuis et al. write it for Lucene, word by word, without any statistics kept."""
+    """BM25 as Kamphuis et al. write it for Lucene, word by word and without stored statistics."""
     lengths = [len(text.split()) for text in corpus]
     mean = sum(lengths) / len(lengths) or 1
     total = 0.0
@@ -62,7 +62,7 @@ def test_word_that_the_corpus_does_not_have_counts_as_the_rarest():
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "expected"),
     [
         ("read_csv(path, sep=',')", ["read", "csv", "path", "sep"]),
         ("np.argsort: O(n·log n)", ["np", "argsort", "o", "n", "log", "n"]),
@@ -71,8 +71,8 @@ def test_word_that_the_corpus_does_not_have_counts_as_the_rarest():
         ("__ -- \n", []),
     ],
 )
-def test_words_are_runs_of_letters_and_digits_in_one_case(text, found):
-    assert words(text) == found
+def test_words_are_runs_of_letters_and_digits_in_one_case(text, expected):
+    assert words(text) == expected
 
 
 def test_empty_corpus_and_no_pairs_are_fine():

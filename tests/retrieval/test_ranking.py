@@ -80,12 +80,12 @@ def test_missed_right_passages_get_their_rank_in_the_whole_corpus(vectors):
     passages, queries = vectors
     ids, query_ids = pd.Series([f"p{at:02}" for at in range(50)]), pd.Series([f"q{at}" for at in range(6)])
     complete = candidates(search(passages, queries, 50), query_ids, ids)
-    found = complete[complete["rank"] <= 10]
+    top = complete[complete["rank"] <= 10]
     judgments = complete[complete["rank"].isin([1, 10, 11, 37])].assign(
         relevance=lambda t: (t["rank"] != 11).astype(int)
     )
-    missed = missed_positives(found, judgments, dense(passages, queries), query_ids, ids)
-    assert missed["rank"].tolist() == [37] * 6  # ranks 1 and 10 were found, rank 11 is judged not right
+    missed = missed_positives(top, judgments, dense(passages, queries), query_ids, ids)
+    assert missed["rank"].tolist() == [37] * 6  # ranks 1 and 10 are candidates, and rank 11 is not relevant
     expected = complete[complete["rank"] == 37].reset_index(drop=True)
     pd.testing.assert_frame_equal(missed[["query_id", "passage_id"]], expected[["query_id", "passage_id"]])
     np.testing.assert_allclose(missed["score"], expected["score"], rtol=1e-5)

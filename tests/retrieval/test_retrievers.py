@@ -6,7 +6,7 @@ from reranker.retrieval import bm25, index, retrievers
 from reranker.retrieval.ranking import FirstStage
 from reranker.retrieval.retrievers import Dense, Lexical, ReciprocalRankFusion
 
-PASSAGES = [str(getattr(str, name).__doc__) for name in sorted(dir(str))]  # with the same one several times
+PASSAGES = [str(getattr(str, name).__doc__) for name in sorted(dir(str))]  # some of them are equal
 QUERIES = [
     "split a string at whitespace",
     "the the the case",
@@ -19,15 +19,15 @@ QUERIES = [
 CORPUS, ALL = np.arange(len(PASSAGES)), np.arange(len(QUERIES))
 
 
-def embedded(texts: list[str], seed: int = 1) -> np.ndarray:
-    """Counts of their letters, projected at random, with length 1; equal texts have equal vectors."""
+def embed_letters(texts: list[str], seed: int = 1) -> np.ndarray:
+    """Random projections of the counts of letters, normalised to length 1. Equal texts have equal vectors."""
     letters = np.array([[text.count(letter) for letter in "abcdefghijklmnopqrstuvwxyz "] for text in texts])
     vectors = letters @ np.random.default_rng(seed).normal(size=(27, 12)) + 1e-3
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype("float32")
 
 
 def dense(name: str = "flat") -> Dense:
-    passages, queries = embedded(PASSAGES), embedded(QUERIES)
+    passages, queries = embed_letters(PASSAGES), embed_letters(QUERIES)
     return Dense(passages, queries, index.build(name, passages, queries=len(queries)))
 
 
@@ -48,7 +48,7 @@ def stages() -> list[FirstStage]:
 
 
 def all_scores(stage: FirstStage) -> np.ndarray:
-    """Shape (queries, passages)."""
+    """The scores of all pairs; shape (queries, passages)."""
     pairs = np.repeat(ALL, len(CORPUS)), np.tile(CORPUS, len(ALL))
     return stage.scores(*pairs).reshape(len(ALL), len(CORPUS))
 
@@ -57,18 +57,18 @@ def all_scores(stage: FirstStage) -> np.ndarray:
 def test_search_scores_and_ranks_agree_to_the_bit(stage):
     scores = all_scores(stage)
     for depth in (1, 10, 500):
-        found = stage.search(ALL, depth, label="test")
-        there = found.positions >= 0
+        ranking = stage.search(ALL, depth, label="test")
+        there = ranking.positions >= 0
         row = np.nonzero(there)[0]
-        np.testing.assert_array_equal(found.scores[there], scores[row, found.positions[there]])
-        assert np.isneginf(found.scores[~there]).all()
+        np.testing.assert_array_equal(ranking.scores[there], scores[row, ranking.positions[there]])
+        assert np.isneginf(ranking.scores[~there]).all()
         np.testing.assert_array_equal(there.sum(axis=1), np.minimum(depth, (scores != 0).sum(axis=1)))
-        # nothing that was left out is better than what was found
+        # no passage that was left out is better than the last one of the ranking
         left_out = scores.copy()
-        left_out[row, found.positions[there]] = -np.inf
+        left_out[row, ranking.positions[there]] = -np.inf
         full = there.all(axis=1)
-        assert (left_out[full].max(axis=1) <= found.scores[full, -1]).all()
-        assert (np.diff(np.where(there, found.scores, -1e9), axis=1) <= 0).all()
+        assert (left_out[full].max(axis=1) <= ranking.scores[full, -1]).all()
+        assert (np.diff(np.where(there, ranking.scores, -1e9), axis=1) <= 0).all()
     ranks = stage.ranks(np.repeat(ALL, len(CORPUS)), np.tile(CORPUS, len(ALL))).reshape(scores.shape)
     np.testing.assert_array_equal(ranks, (scores[:, None, :] > scores[:, :, None]).sum(axis=2) + 1)
 
@@ -119,8 +119,8 @@ def test_words_score_as_bm25_of_single_pairs():
 
 def test_only_passages_that_share_a_word_are_found():
     stage = Lexical(["read a csv file", "sort a list", "", "read, READ the_table!"], ["read", "sort_list", "none", ""])
-    found = stage.search(np.arange(4), 3, label="test")
-    assert found.positions.tolist() == [[3, 0, -1], [1, -1, -1], [-1, -1, -1], [-1, -1, -1]]
+    ranking = stage.search(np.arange(4), 3, label="test")
+    assert ranking.positions.tolist() == [[3, 0, -1], [1, -1, -1], [-1, -1, -1], [-1, -1, -1]]
     assert stage.ranks(np.array([0, 0, 2]), np.array([0, 1, 1])).tolist() == [2, 3, 1]
 
 
@@ -135,29 +135,29 @@ def test_corpus_without_words_finds_nothing(passages):
 
 def test_reciprocal_rank_fusion_adds_the_shares_of_the_ranks():
     stage = ReciprocalRankFusion([line(4, 3, 2, 1), line(1, 2, 4, 3)])
-    found = stage.search(np.array([0]), 4, label="test")
+    ranking = stage.search(np.array([0]), 4, label="test")
     shares = {0: 1 / 61 + 1 / 64, 1: 1 / 62 + 1 / 63, 2: 1 / 63 + 1 / 61, 3: 1 / 64 + 1 / 62}
-    assert found.positions.tolist() == [sorted(shares, key=lambda place: -shares[place])]
-    np.testing.assert_allclose(found.scores[0], sorted(shares.values(), reverse=True), rtol=1e-6)
+    assert ranking.positions.tolist() == [sorted(shares, key=lambda place: -shares[place])]
+    np.testing.assert_allclose(ranking.scores[0], sorted(shares.values(), reverse=True), rtol=1e-6)
 
 
 def test_passage_that_no_retriever_finds_has_no_score_and_the_rank_after_the_last():
     stage = ReciprocalRankFusion([line(5, 4, 3, 2, 1), line(4, 5, 3, 2, 1)], first=2)
-    found = stage.search(np.array([0]), 4, label="test")
-    assert found.positions.tolist() == [[1, 0, -1, -1]]  # equal scores by position, from the last
+    ranking = stage.search(np.array([0]), 4, label="test")
+    assert ranking.positions.tolist() == [[1, 0, -1, -1]]  # equal scores by position, from the last
     pairs = np.zeros(3, dtype=np.int64), np.array([0, 1, 4])
     np.testing.assert_allclose(stage.scores(*pairs), [1 / 61 + 1 / 62, 1 / 61 + 1 / 62, 0], rtol=1e-6)
     assert stage.ranks(*pairs).tolist() == [1, 1, 3]
 
 
 def test_vectors_of_two_models_are_an_error_of_one_line():
-    passages = embedded(PASSAGES)
+    passages = embed_letters(PASSAGES)
     with pytest.raises(UserError, match="passages have 12 dimensions and those of the queries 5; embed both"):
-        Dense(passages, embedded(QUERIES)[:, :5], index.build("flat", passages, queries=7))
+        Dense(passages, embed_letters(QUERIES)[:, :5], index.build("flat", passages, queries=7))
 
 
 def test_query_vector_that_is_no_vector_is_an_error_that_names_its_row():
-    passages, queries = embedded(PASSAGES), embedded(QUERIES)
+    passages, queries = embed_letters(PASSAGES), embed_letters(QUERIES)
     queries[4, 2] = np.nan
     with pytest.raises(UserError, match="vectors of the queries: row 4 "):
         Dense(passages, queries, index.build("flat", passages, queries=7))

@@ -250,7 +250,7 @@ def test_revision_that_nobody_knows_is_an_error(copy: Path, capsys: pytest.Captu
 
 def test_commit_without_figures_is_an_error(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     succeed(copy, "git checkout -q -b without", "git rm -q metrics/evaluate.json", "git commit -qm without")
-    assert "no ndcg@10 in metrics/evaluate.json; it takes a commit with the results" in message(
+    assert "no ndcg@10 in metrics/evaluate.json; name a commit that has the results" in message(
         capsys, "main", "--head", "HEAD"
     )
 

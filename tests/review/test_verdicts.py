@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from reranker.common.revisions import Lock, cached
+from reranker.common.revisions import Lock, cache_path
 from reranker.review.changes import Change, changed_code, changed_data, changed_values, doubts, reasons_against
 from reranker.review.page import CHARACTERS, MARKER, ROWS, Review, review_page
 from reranker.review.runs import Run
@@ -170,7 +170,7 @@ def test_data_in_a_folder_is_named_by_its_tables_where_both_manifests_tell(
     assert changed_data(side(), head) == [Change("data/prepared", "(absent)", "bbbbbbb")]
     assert doubts(base, head, [], []) == []
     for md5, passages in (("aaaaaaaa", "old"), ("bbbbbbbb", "new")):
-        path = cached(f"{md5}.dir")
+        path = cache_path(f"{md5}.dir")
         path.parent.mkdir(parents=True)
         files = {"passages.parquet": passages, "queries.parquet": "same", "leaks.parquet": md5}
         path.write_text(json.dumps([{"md5": hash, "relpath": name} for name, hash in files.items()]))

@@ -17,7 +17,7 @@ from comparable import CANDIDATES, PASSAGES, QUERIES, RIGHT, ROOT, Comparable, m
 from reranker.common.errors import UserError
 from reranker.common.model_files import fingerprint
 from reranker.common.progress import run_stage
-from reranker.common.system_schema import EVALUATED
+from reranker.common.system_schema import STANDARD_SYSTEMS
 from reranker.evaluation.comparison import MODES
 from reranker.evaluation.costs import COST_COLUMNS
 from reranker.evaluation.systems import added_z_scores, reciprocal_rank_fusion
@@ -102,7 +102,7 @@ def test_each_kind_scores_the_candidates_as_its_model_does(place, biencoder, cro
         np.testing.assert_allclose(in_order(place.scores(name)), scores, atol=1e-5, err_msg=name)
     assert len({tuple(np.round(scores, 3)) for scores in expected.values()}) == len(expected)
     found = place.comparison()
-    assert list(found.index) == [*EVALUATED, *expected, "other"]
+    assert list(found.index) == [*STANDARD_SYSTEMS, *expected, "other"]
     kinds = ["bm25", "hybrid", "biencoder", "static", "cross_encoder", "cross_encoder", "fused", "run"]
     assert found["kind"].tolist()[8:] == kinds
     assert found.loc["other", "ndcg@10"] == pytest.approx(2 / 3)  # t2's right passage was not retrieved
@@ -149,7 +149,7 @@ def test_failure_of_one_system_keeps_the_others_and_ends_with_an_error(place, cr
         "missing); name a folder or a Hub id that holds a whole model"
     )
     found = place.comparison()
-    assert list(found.index) == [*EVALUATED, "words"]
+    assert list(found.index) == [*STANDARD_SYSTEMS, "words"]
     assert found["gain_vs_baseline"].isna().all()
     assert found["gain_vs_best"].notna().sum() == 8
     assert sorted(path.name for path in Path("data/compared").iterdir()) == ["words.parquet", "words.trec"]
@@ -225,7 +225,7 @@ def test_dvc_leaves_what_is_kept_to_the_next_run(repository):
     shutil.copytree("models/reranker", "models/late")
     shell(repository.path, "dvc", "repro", "-q", "--single-item", "compare")
     assert Path("data/compared/words.parquet").stat().st_mtime_ns == before
-    assert list(repository.comparison().index) == [*EVALUATED, *systems]
+    assert list(repository.comparison().index) == [*STANDARD_SYSTEMS, *systems]
 
 
 def test_damaged_scores_are_computed_again(place, computed):
@@ -319,8 +319,8 @@ def test_exported_folder_that_is_missing_cut_short_or_changed_is_one_line_and_th
             assert about[name].endswith(f"has the {key} that it was exported with; leave {key} out")
         assert list(about) == list(systems)[:-1]
         assert "6 of 7 systems failed" in last or "6 systems failed" in last
-    assert list(place.comparison().index) == [*EVALUATED, "int8"]
-    assert pd.read_csv("metrics/costs.csv")["system"].tolist() == [*EVALUATED, "int8"]
+    assert list(place.comparison().index) == [*STANDARD_SYSTEMS, "int8"]
+    assert pd.read_csv("metrics/costs.csv")["system"].tolist() == [*STANDARD_SYSTEMS, "int8"]
 
 
 def test_exported_folder_of_another_reranker_is_told_however_often(place, exported, computed, capsys):
@@ -461,9 +461,9 @@ def test_revision_that_is_unknown_or_has_no_model_or_whose_model_is_nowhere_is_n
         compare.main([])
     lines = dict(line.removeprefix("error: systems.").split(": ", 1) for line in said(capsys))
     assert lines["unknown"].startswith("seed-99: git knows no such revision and DVC no such experiment")
-    assert lines["without"].startswith("start: it has no dvc.lock; it takes a commit with the results of `dvc repro`")
+    assert lines["without"].startswith("start: it has no dvc.lock; name a commit that has the results of `dvc repro`")
     assert lines["nowhere"].startswith("experiment 'seed-14': models/reranker is in no cache and no remote")
-    assert list(repository.comparison().index) == list(EVALUATED)
+    assert list(repository.comparison().index) == list(STANDARD_SYSTEMS)
 
 
 def test_model_is_fetched_from_a_remote_and_other_queries_are_told(repository, tmp_path, capsys):
@@ -498,7 +498,7 @@ def test_costs_are_of_every_system_that_can_score_a_query(place, cross_encoder):
     found = pd.read_csv("metrics/costs.csv")
     assert tuple(found) == COST_COLUMNS
     found = found.set_index("system")
-    assert list(found.index) == [*EVALUATED, "hybrid", "cut", "sum"]
+    assert list(found.index) == [*STANDARD_SYSTEMS, "hybrid", "cut", "sum"]
     sizes = found["parameters"].to_dict()
     parts = sum(sizes[name] for name in ("cross_encoder", "tuned_biencoder", "tuned_static"))
     assert (sizes["bm25"], sizes["retriever"], sizes["reranker"]) == (0, 0, parts)
@@ -516,4 +516,4 @@ def test_failure_of_one_system_keeps_the_costs_of_the_others(place, capsys):
         costs_stage.main([])
     (line,) = said(capsys)
     assert line.startswith("error: systems.gone: params.yaml: model 'models/none'")
-    assert pd.read_csv("metrics/costs.csv")["system"].tolist() == [*EVALUATED, "words"]
+    assert pd.read_csv("metrics/costs.csv")["system"].tolist() == [*STANDARD_SYSTEMS, "words"]

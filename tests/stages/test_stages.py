@@ -198,7 +198,7 @@ def test_params_that_are_not_yaml_are_refused_with_the_place(place):
 @pytest.mark.parametrize("content", ["", "- a\n- b\n", "just words\n"])
 def test_params_without_keys_are_refused(place, content):
     (place.path / "params.yaml").write_text(content, encoding="utf-8")
-    assert place.error("prepare").startswith("params.yaml: must be `key: value` lines, found ")
+    assert place.error("prepare").startswith("params.yaml: must be `key: value` lines, not ")
 
 
 @pytest.mark.parametrize("stage", stages("prepare", "evaluate", "train"))
@@ -283,7 +283,7 @@ def test_file_of_rows_becomes_the_tables(faq):
         (
             "passage: answer",
             "passage: anser",
-            "data/raw/faq.csv: no column 'anser'; there are question, answer, good; ",
+            "data/raw/faq.csv: no column 'anser'; the columns are question, answer, good; ",
         ),
         (
             "label: good",
@@ -366,8 +366,8 @@ def test_query_of_test_with_the_right_passage_of_one_of_train_is_told_and_counte
 
 def test_bounds_that_leave_texts_out_are_told(beir, monkeypatch, capsys):
     monkeypatch.chdir(beir.path)
-    monkeypatch.setattr(leakage, "MOST", 50)
-    monkeypatch.setattr(duplicates, "MOST", 90)
+    monkeypatch.setattr(leakage, "MAX_EARLIER", 50)
+    monkeypatch.setattr(duplicates, "MAX_PASSAGES", 90)
     monkeypatch.setattr(prepare, "COUNTED", 85)
     prepare.main([])
     assert capsys.readouterr().out.splitlines() == [

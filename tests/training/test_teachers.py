@@ -101,7 +101,7 @@ def test_scores_of_a_file_are_found_by_the_ids_of_the_pairs(raw: Path, kind):
     ("table", "message"),
     [
         (SCORES.head(1), "no score for query 'q2' and passage 'p2'; add the row"),
-        (pd.concat([SCORES, SCORES.tail(1)]), "query 'q2' and passage 'p9' are there twice; keep one row"),
+        (pd.concat([SCORES, SCORES.tail(1)]), "query 'q2' and passage 'p9' appear twice; keep one row"),
         (SCORES.assign(score=["1", "high", "2"]), "row 2: the score 'high' is not a finite number"),
         (SCORES.assign(score=["1", "2", "inf"]), "row 3: the score 'inf' is not a finite number"),
         (SCORES.drop(columns="score"), "not a table with the columns query_id, passage_id, score ("),

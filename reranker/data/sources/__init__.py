@@ -1,5 +1,5 @@
-"""Where the text comes from: each kind of source reads its format and yields `Example` records, uncleaned.
+"""Readers of each kind of source. They yield `Example` records that are not cleaned yet.
 
-A source knows a format and nothing of what happens to the rows later; cleaning, duplicates and splits are the
-business of `reranker.dataset`.
+A reader knows its format and nothing of what happens to the rows later. Cleaning, duplicates and splits are in the
+other modules of `reranker.data`.
 """

@@ -1,4 +1,4 @@
-"""A corpus, queries and judgments in files of their own, joined by ids; also the folders of BEIR."""
+"""Reads a corpus, queries and judgments from separate files that are joined by ids, or from a BEIR folder."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -10,69 +10,73 @@ from reranker.common.errors import UserError
 from reranker.common.source_schema import BeirSource, CollectionSource, CorpusColumns, Judgments, Queries
 from reranker.data.cleaning import Example, Part
 from reranker.data.sources import cells, files
-from reranker.data.sources.streams import COMPRESSED, together
+from reranker.data.sources.streams import COMPRESSED, chunks
 
 
 def beir(folder: str) -> CollectionSource:
-    """The files of a BEIR folder: corpus.jsonl, queries.jsonl (each also packed) and qrels/{train,dev,test}.tsv.
+    """Describe the files of a BEIR folder as a collection.
+
+    They are corpus.jsonl, queries.jsonl (each may be compressed) and at least one of qrels/{train,dev,test}.tsv.
 
     Raises:
-        UserError: the folder lies elsewhere than in data/raw; one of the first two is not there, or none of the last.
+        UserError: the folder is not in data/raw, or lacks one of these files.
     """
     path = files.inside_raw(folder)
     qrels = {split: path / "qrels" / f"{split}.tsv" for split in SPLITS}
-    given = {split: [str(file)] for split, file in qrels.items() if files.exists(file)}
-    if not given:
+    by_split = {split: [str(file)] for split, file in qrels.items() if files.exists(file)}
+    if not by_split:
         raise UserError(f"{path}/qrels: no train.tsv, dev.tsv or test.tsv; a BEIR folder has its judgments there")
     return CollectionSource.model_validate(
         {
-            "corpus": {"files": _packed(path, "corpus"), "columns": {"id": "_id", "title": "title", "text": "text"}},
-            "queries": {"files": _packed(path, "queries"), "columns": {"id": "_id", "text": "text"}},
+            "corpus": {"files": _jsonl(path, "corpus"), "columns": {"id": "_id", "title": "title", "text": "text"}},
+            "queries": {"files": _jsonl(path, "queries"), "columns": {"id": "_id", "text": "text"}},
             "judgments": {
-                "files": given,
+                "files": by_split,
                 "columns": {"query": "query-id", "passage": "corpus-id", "label": "score"},
             },
         }
     )
 
 
-def _packed(folder: Path, name: str) -> str:
+def _jsonl(folder: Path, name: str) -> str:
     for ending in ("", *COMPRESSED):
         path = folder / f"{name}.jsonl{ending}"
         if files.exists(path):
             return str(path)
-    raise UserError(f"{folder}: no {name}.jsonl, plain or as {' or '.join(COMPRESSED)}; a BEIR folder has one")
+    raise UserError(
+        f"{folder}: no {name}.jsonl, plain or compressed as {' or '.join(COMPRESSED)}; a BEIR folder has one"
+    )
 
 
-class Judged(NamedTuple):
-    """What was said of a passage."""
+class Judgment(NamedTuple):
+    """A judgment of a passage."""
 
-    where: str
+    origin: str
     query: str
     relevance: int
     split: str
 
 
 def read(source: CollectionSource | BeirSource) -> Iterator[Part]:
-    """Every passage of the corpus, followed by an example for each of its judgments.
+    """Read every passage of the corpus, each followed by an example for each of its judgments.
 
-    The judged queries and the ids are held in memory, the corpus is streamed. A query that nothing was judged for is
+    The queries, the judgments and the ids are held in memory, and the corpus is streamed. A query without a judgment is
     left out.
 
     Yields:
-        Some passages with their examples. A title is put before the passage, as BEIR's own tools do; in a BEIR folder
-        passages may lack it.
+        Some passages with their examples. A title is put before the passage, as BEIR's own tools do. Passages of a BEIR
+        folder may lack a title.
 
     Raises:
-        UserError: an id stands twice in the corpus or in the queries, or a judgment names an unknown one; a column is
-            missing or a cell holds what it should not; see also `files.find` and `files.read`.
+        UserError: an id appears twice in the corpus or in the queries, a judgment names an id that does not exist, a
+            column is missing, or a cell holds a wrong value; see also `files.find` and `files.read`.
     """
     optional = ["title"] if isinstance(source, BeirSource) else []
     if isinstance(source, BeirSource):
         source = beir(source.beir)
     queries, unused = _queries(source.queries)
-    judged, also_unused = _judgments(source.judgments, queries)
-    unused += also_unused
+    judgments, unused_of_judgments = _judgments(source.judgments, queries)
+    unused += unused_of_judgments
     seen: set[str] = set()
     paths = files.find(source.corpus.files)
     columns = source.corpus.columns
@@ -80,24 +84,24 @@ def read(source: CollectionSource | BeirSource) -> Iterator[Part]:
         table = files.read(path, columns.names(), source.corpus.header, source.corpus.quoted)
         unused += cells.require(table, columns.names(), optional)
         done = 0
-        for some in together(table.rows):
+        for some in chunks(table.rows):
             examples: list[Example] = []
             for line, row in enumerate(some, start=done + 1):
                 where = f"{path}: row {line}"
                 identifier = _new_id(row, where, columns.id, seen)
                 passage = _passage(row, where, columns)
                 examples.append(Example(where, None, passage, 0))
-                for one in judged.pop(identifier, []):
-                    examples.append(Example(one.where, one.query, passage, one.relevance, one.split))
+                for origin, query, relevance, split in judgments.pop(identifier, []):
+                    examples.append(Example(origin, query, passage, relevance, split))
             done += len(some)
             yield Part(examples, (number + table.share()) / len(paths), list(dict.fromkeys(unused)))
-    for identifier, [first, *_] in judged.items():
-        raise UserError(f"{first.where}: the corpus has no passage with the id '{identifier}'")
+    for identifier, [first, *_] in judgments.items():
+        raise UserError(f"{first.origin}: the corpus has no passage with the id '{identifier}'")
 
 
 def _queries(source: Queries) -> tuple[dict[str, str], list[str]]:
-    """The queries by their ids, and the columns that nothing is read from."""
-    found: dict[str, str] = {}
+    """The texts of the queries by their ids, and the columns that are not read."""
+    texts: dict[str, str] = {}
     seen: set[str] = set()
     unused: list[str] = []
     for path in files.find(source.files):
@@ -106,36 +110,36 @@ def _queries(source: Queries) -> tuple[dict[str, str], list[str]]:
         for line, row in enumerate(table.rows, start=1):
             where = f"{path}: row {line}"
             identifier = _new_id(row, where, source.columns.id, seen)
-            found[identifier] = cells.text(row.get(source.columns.text), where, source.columns.text)
-    return found, unused
+            texts[identifier] = cells.text(row.get(source.columns.text), where, source.columns.text)
+    return texts, unused
 
 
-def _judgments(source: Judgments, queries: Mapping[str, str]) -> tuple[dict[str, list[Judged]], list[str]]:
-    """What was said of each passage, by its id, and the columns that nothing is read from."""
-    found: dict[str, list[Judged]] = defaultdict(list)
+def _judgments(source: Judgments, queries: Mapping[str, str]) -> tuple[dict[str, list[Judgment]], list[str]]:
+    """The judgments of each passage by its id, and the columns that are not read."""
+    judgments: dict[str, list[Judgment]] = defaultdict(list)
     unused: list[str] = []
     columns = source.columns
-    for split, named in source.files.items():
-        for path in files.find(named):
+    for split, patterns in source.files.items():
+        for path in files.find(patterns):
             table = files.read(path, columns.names(), source.header, source.quoted)
             unused += cells.require(table, columns.names())
             for line, row in enumerate(table.rows, start=1):
                 where = f"{path}: row {line}"
                 query = cells.identifier(row.get(columns.query), where, columns.query)
                 if query not in queries:
-                    raise UserError(f"{where}: the queries have none with the id '{query}'")
+                    raise UserError(f"{where}: there is no query with the id '{query}'")
                 passage = cells.identifier(row.get(columns.passage), where, columns.passage)
                 relevance = 1
                 if columns.label is not None:
                     relevance = cells.relevance(row.get(columns.label), where, columns.label, negative=True)
-                found[passage].append(Judged(where, queries[query], relevance, split))
-    return found, unused
+                judgments[passage].append(Judgment(where, queries[query], relevance, split))
+    return judgments, unused
 
 
 def _new_id(row: files.Row, where: str, column: str, seen: set[str]) -> str:
     identifier = cells.identifier(row.get(column), where, column)
     if identifier in seen:
-        raise UserError(f"{where}: the id '{identifier}' stands there for the second time; each must be one of its own")
+        raise UserError(f"{where}: the id '{identifier}' appears for the second time; each id must be unique")
     seen.add(identifier)
     return identifier
 

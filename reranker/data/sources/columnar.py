@@ -1,6 +1,7 @@
-"""Parquet and Arrow files, batch by batch; no column is read that nobody wants.
+"""Reads Parquet and Arrow files batch by batch. Only the requested columns are read.
 
-A text that a file holds once can be the cell of every row. So cells are counted before they become Python values.
+A text that a file stores once can be the cell of every row, so the sizes of cells are checked before they become Python
+values.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,33 +17,33 @@ from numpy.typing import NDArray
 
 from reranker.common.errors import UserError
 from reranker.data.sources import streams
-from reranker.data.sources.streams import Expansion, Row, Table, failing
+from reranker.data.sources.streams import Expansion, Row, Table, user_errors
 
 Batches = Iterable[tuple[Path, Any, float]]
-"""Record batches, each with the file that it stands in and how much is read by then, 0 to 1."""
+"""Record batches, each with its file and the share of all files that has been read with it, from 0 to 1."""
 
 
-def parquet(path: Path, wanted: Sequence[str]) -> Table:
-    """The rows of a Parquet file.
+def parquet(path: Path, column_names: Sequence[str]) -> Table:
+    """Open a Parquet file.
 
     Raises:
-        UserError: the file is damaged, a wanted column holds neither texts nor numbers, or cells are too long; also
-            while the rows are read.
+        UserError: the file is damaged, a requested column holds neither texts nor numbers, or cells are too long. It
+            may be raised while the rows are read.
     """
-    with failing(path):
-        plain = pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20)  # else the whole file comes to stay
+    with user_errors(path):
+        plain = pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20)  # a larger buffer would hold the whole file
         leaves = [plain.schema.column(number) for number in range(len(plain.schema))]
         texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
-        # slower, but what is there once is in memory once
-        coded = pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20, read_dictionary=texts)
+        # This reader is slower, but a text that the file stores once is in memory once.
+        with_dictionary = pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20, read_dictionary=texts)
         names = plain.schema_arrow.names
-        columns = _columns(path, plain.schema_arrow, wanted)
+        columns = _columns(path, plain.schema_arrow, column_names)
 
     def batches() -> Iterator[tuple[Path, Any, float]]:
         done = 0
         for group in range(plain.num_row_groups):
-            start = next(coded.iter_batches(1, [group], columns), None)
-            file = coded if start and any(map(_may_be_long, start.columns)) else plain
+            start = next(with_dictionary.iter_batches(1, [group], columns), None)
+            file = with_dictionary if start and any(map(_may_be_long, start.columns)) else plain
             for batch in file.iter_batches(streams.ROWS, [group], columns):
                 done += batch.num_rows
                 yield path, batch, done / max(plain.metadata.num_rows, 1)
@@ -51,40 +52,40 @@ def parquet(path: Path, wanted: Sequence[str]) -> Table:
 
 
 def _may_be_long(column: Any) -> bool:
-    """Whether `ROWS` rows of a Parquet column may exceed `MAX_LINE` by the dictionary of this part of it."""
+    """Whether `ROWS` rows of a Parquet column may exceed `MAX_LINE`, judged by the dictionary of the row group."""
     if not pa.types.is_dictionary(column.type):
         return _is_list(column.type)
     return streams.ROWS * int(sizes(column.dictionary).max(initial=0)) > streams.MAX_LINE
 
 
-def arrow(path: Path, wanted: Sequence[str], parts: Sequence[Path] = ()) -> Table:
-    """The rows of an Arrow file, of the file or the stream format.
+def arrow(path: Path, column_names: Sequence[str], parts: Sequence[Path] = ()) -> Table:
+    """Open an Arrow file, in the file format or the stream format.
 
     Args:
-        path: of the file, or of the folder of its parts.
-        wanted: columns that are needed.
-        parts: files with the same columns that follow each other; the path alone if left out.
+        path: the file, or the folder of its parts.
+        column_names: the columns to read.
+        parts: files with the same columns that are read one after the other, or nothing to read `path`.
 
     Raises:
-        UserError: the file is damaged, a wanted column holds neither texts nor numbers, or cells are too long; also
-            while the rows are read.
+        UserError: the file is damaged, a requested column holds neither texts nor numbers, or cells are too long. It
+            may be raised while the rows are read.
     """
     parts = parts or [path]
-    schema, _ = _opened(parts[0])
-    with failing(path):
-        names, columns = schema.names, _columns(path, schema, wanted)
+    schema, _ = _open(parts[0])
+    with user_errors(path):
+        names, columns = schema.names, _columns(path, schema, column_names)
 
     def batches() -> Iterator[tuple[Path, Any, float]]:
         for number, part in enumerate(parts):
-            for batch, share in _opened(part)[1]:
+            for batch, share in _open(part)[1]:
                 yield part, batch, (number + share) / len(parts)
 
     return _table(path, names, batches(), columns)
 
 
-def _opened(path: Path) -> tuple[Any, Iterator[tuple[Any, float]]]:
-    """The schema, and the batches with how much of the file is read by then."""
-    with failing(path):
+def _open(path: Path) -> tuple[Any, Iterator[tuple[Any, float]]]:
+    """The schema, and the batches, each with the share of the file that has been read with it."""
+    with user_errors(path):
         content = pa.memory_map(str(path))
         if content.read(6) == b"ARROW1":
             file = pa.ipc.open_file(content)
@@ -95,15 +96,15 @@ def _opened(path: Path) -> tuple[Any, Iterator[tuple[Any, float]]]:
         return stream.schema, ((batch, content.tell() / content.size()) for batch in stream)
 
 
-def _columns(path: Path, schema: Any, wanted: Sequence[str]) -> list[str]:
-    """The wanted columns that are there."""
-    found = [name for name in wanted if name in schema.names]
-    for name in found:
+def _columns(path: Path, schema: Any, column_names: Sequence[str]) -> list[str]:
+    """The requested columns that the file has."""
+    columns = [name for name in column_names if name in schema.names]
+    for name in columns:
         if not _is_readable(schema.field(name).type):
             raise UserError(
-                f"{path}: column '{name}' is of the type {schema.field(name).type}; texts, numbers and lists are read"
+                f"{path}: column '{name}' has the type {schema.field(name).type}; it must hold texts, numbers or lists"
             )
-    return found
+    return columns
 
 
 def _is_readable(kind: Any) -> bool:
@@ -128,20 +129,20 @@ def _table(path: Path, names: Sequence[str], batches: Batches, columns: Sequence
         nonlocal done
         number = 0
         expansions: dict[Path, Expansion] = {}
-        with failing(path):
+        with user_errors(path):
             for file, whole, share in batches:
                 done = min(share, 1.0)
                 expansion = expansions.setdefault(file, Expansion(file))
                 batch = whole.select(columns)
-                batch.validate(full=True)  # Arrow trusts a file: a damaged offset would read anywhere in memory
+                batch.validate(full=True)  # otherwise a damaged offset would make Arrow read anywhere in memory
                 for start in range(0, batch.num_rows, streams.ROWS):
                     piece = batch.slice(start, streams.ROWS)
-                    held = sum((sizes(column) for column in piece.columns), start=np.zeros(len(piece), np.int64))
-                    if held.max() > streams.MAX_LINE:
-                        row = number + int(np.argmax(held > streams.MAX_LINE)) + 1
+                    row_sizes = sum((sizes(column) for column in piece.columns), start=np.zeros(len(piece), np.int64))
+                    if row_sizes.max() > streams.MAX_LINE:
+                        row = number + int(np.argmax(row_sizes > streams.MAX_LINE)) + 1
                         raise UserError(f"{path}: row {row} is longer than {streams.MAX_LINE // 2**20} MiB")
-                    expansion.take(int(held.sum()))
-                    for first, last in pairwise(_cuts(held)):
+                    expansion.take(int(row_sizes.sum()))
+                    for first, last in pairwise(_cuts(row_sizes)):
                         yield from _values(piece.slice(first, last - first))
                     number += len(piece)
         done = 1.0
@@ -150,7 +151,7 @@ def _table(path: Path, names: Sequence[str], batches: Batches, columns: Sequence
 
 
 def _cuts(sizes: NDArray[np.int64]) -> list[int]:
-    """Where to cut rows into runs of up to `MAX_LINE` together, with both ends; no row is longer."""
+    """Where to cut rows into parts of up to `MAX_LINE` bytes each, with both ends. No row is longer than that."""
     ends = np.cumsum(sizes)
     cuts = [0]
     while cuts[-1] < len(sizes):
@@ -166,26 +167,26 @@ def _values(rows: Any) -> list[Row]:
 
 
 def sizes(array: Any) -> NDArray[np.int64]:
-    """Bytes of the texts in each cell, and 8 for each item of a list; shape (rows,)."""
+    """Bytes of the texts in each cell, with 8 bytes for each item of a list; shape (rows,)."""
     kind = array.type
     if pa.types.is_dictionary(kind):
-        found = pc.take(pa.array(sizes(array.dictionary)), array.indices)
+        lengths = pc.take(pa.array(sizes(array.dictionary)), array.indices)
     elif _is_list(kind):
-        found = pc.multiply(pc.list_value_length(array).cast(pa.int64()), 8)
+        lengths = pc.multiply(pc.list_value_length(array).cast(pa.int64()), 8)
         if not (_is_list(kind.value_type) or _is_text(kind.value_type) or pa.types.is_dictionary(kind.value_type)):
-            return _numbers(found)
+            return _numbers(lengths)
         items = np.bincount(pc.list_parent_indices(array), sizes(array.flatten()), minlength=len(array))
-        return _numbers(found) + items.astype(np.int64)
+        return _numbers(lengths) + items.astype(np.int64)
     elif pa.types.is_string_view(kind):
         views = np.frombuffer(array.buffers()[1], "<i4").reshape(-1, 4)  # each begins with the length of its text
-        found = pc.if_else(array.is_valid(), pa.array(views[array.offset : array.offset + len(array), 0]), 0)
+        lengths = pc.if_else(array.is_valid(), pa.array(views[array.offset : array.offset + len(array), 0]), 0)
     elif _is_text(kind):
-        found = pc.binary_length(array)
+        lengths = pc.binary_length(array)
     else:
         return np.zeros(len(array), np.int64)
-    return _numbers(found)
+    return _numbers(lengths)
 
 
 def _numbers(array: Any) -> NDArray[np.int64]:
-    found: NDArray[np.int64] = pc.fill_null(array, 0).to_numpy(zero_copy_only=False).astype(np.int64)
-    return found
+    numbers: NDArray[np.int64] = pc.fill_null(array, 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return numbers

@@ -1,4 +1,4 @@
-"""From the rows of a table to examples."""
+"""Turns the rows of a table into examples."""
 
 from collections.abc import Iterator, Mapping
 
@@ -6,29 +6,29 @@ from reranker.common.errors import UserError
 from reranker.common.source_schema import Columns
 from reranker.data.cleaning import UNSPLIT, Example, Part
 from reranker.data.sources import cells
-from reranker.data.sources.streams import Table, together
+from reranker.data.sources.streams import Table, chunks
 
 
 def read(table: Table, columns: Columns, split: str = UNSPLIT) -> Iterator[Part]:
-    """One example per row, or one per item where the passage's cell is a list.
+    """Read one example from each row, or one from each item where the cell of the passage is a list.
 
     Args:
-        table: rows with at least the columns named.
-        columns: what is where. Without a label every passage is right; with one, its cell is the relevance, or a
-            list with one for each of the passages. Those in the columns of negatives, of which a row may lack some, are
-            judged to be wrong.
-        split: that the file gives its queries.
+        table: rows that have at least these columns.
+        columns: names of the columns. Without a label every passage is relevant. With a label, its cell is the
+            relevance, or a list of the relevance of each passage. Passages in the columns of negatives, of which a row
+            may lack some, get the relevance 0.
+        split: the split of the file's queries.
 
     Yields:
         The examples of some rows. An empty or null cell gives an empty text, which cleaning drops and counts.
 
     Raises:
-        UserError: a column is missing, or a cell holds what is no text or no relevance; the message names the
-            file, the row (from 1) and the column.
+        UserError: a column is missing, or a cell holds no text or no relevance; the message names the file, the row
+            (from 1) and the column.
     """
     unused = cells.require(table, columns.names())
     done = 0
-    for some in together(table.rows):
+    for some in chunks(table.rows):
         examples: list[Example] = []
         for number, row in enumerate(some, start=done + 1):
             examples += _of_row(f"{table.origin}: row {number}", row, columns, split)

@@ -1,4 +1,4 @@
-"""Docstrings of installed packages: real text on every machine, from the package registry alone."""
+"""Reads docstrings of installed packages, which are real text that needs no other download than the packages."""
 
 import ast
 import inspect
@@ -12,27 +12,27 @@ from pathlib import Path
 from reranker.common.errors import UserError
 from reranker.data.cleaning import Example, Part
 
-Documented = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 FIELDS = re.compile(
     r"\s*((args|arguments|parameters|returns?|yields|raises|examples?|notes?|see also)\s*:|\w+ ?\(`)", re.IGNORECASE
 )
-"""How a docstring begins that has no summary."""
+"""Matches the beginning of a docstring that has no summary."""
 
 
 def read(packages: Sequence[str]) -> Iterator[Part]:
-    """Docstrings: the summary is the query, the rest the passage.
+    """Read docstrings, whose summary is the query and whose rest is the passage.
 
-    The packages' source files are parsed, on all cores, and never imported. Names that begin with `_` and
-    test files are left out: they document nothing that a user looks for. Files that begin with `_` are read,
-    for packages define their public names there.
+    The packages' source files are parsed on all cores and never imported. Definitions whose names begin with `_` and
+    test files are left out, because they document nothing that a user looks for. Files whose names begin with `_` are
+    read, because packages define public names there.
 
     Args:
         packages: distribution names as `pip list` shows them, e.g. `scikit-learn`.
 
     Yields:
-        Per package, one example per module and public definition that has a docstring, in the order of the file
-        paths. Definitions are read at the top of a file and inside one that is read, not under `if` or `try`.
-        The passage is empty where the docstring is a summary only, the query where it has none.
+        The examples of each package, one for each module and public definition that has a docstring, in the order of
+        the file paths. Definitions are read at the top of a file and inside public classes and functions, but not under
+        `if` or `try`. The passage is empty if the docstring is only a summary. The query is empty if there is none.
 
     Raises:
         UserError: a package is not installed, or its installation lists no files.
@@ -40,8 +40,8 @@ def read(packages: Sequence[str]) -> Iterator[Part]:
     files = {package: _source_files(package) for package in packages}
     with ProcessPoolExecutor() as pool:
         for number, package in enumerate(packages, start=1):
-            found = pool.map(_file_examples, files[package], chunksize=32)
-            yield Part([example for examples in found for example in examples], number / len(packages))
+            by_file = pool.map(_file_examples, files[package], chunksize=32)
+            yield Part([example for examples in by_file for example in examples], number / len(packages))
 
 
 def _distribution(package: str) -> metadata.Distribution:
@@ -59,7 +59,7 @@ def _source_files(package: str) -> list[Path]:
     if not files:
         raise UserError(f"params.yaml: sources: the installation of '{package}' lists no files; reinstall it with pip")
     paths = [Path(str(file.locate())) for file in sorted(files) if file.suffix == ".py" and _is_public(file.parts)]
-    return [path for path in paths if path.exists()]  # an installation may list files that were taken away
+    return [path for path in paths if path.exists()]  # an installation may list files that were deleted
 
 
 def _is_public(parts: tuple[str, ...]) -> bool:
@@ -72,10 +72,10 @@ def _is_public(parts: tuple[str, ...]) -> bool:
 def _file_examples(path: Path) -> list[Example]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a package's own invalid escapes say nothing to the user
+            warnings.simplefilter("ignore")  # a package's invalid escapes do not concern the user
             tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):
-        return []  # templates and Python 2 fixtures that some packages ship
+        return []  # some packages ship templates and Python 2 fixtures
     return list(_node_examples(tree, _module_name(path)))
 
 
@@ -88,11 +88,11 @@ def _module_name(path: Path) -> str:
     return ".".join(reversed(names)) or path.stem
 
 
-def _node_examples(node: ast.Module | Documented, name: str) -> Iterator[Example]:
+def _node_examples(node: ast.Module | Definition, name: str) -> Iterator[Example]:
     docstring = ast.get_docstring(node)
     if docstring:
         summary, _, rest = inspect.cleandoc(docstring).partition("\n\n")
         yield Example(name, "" if FIELDS.match(summary) else summary, rest)
     for child in node.body:
-        if isinstance(child, Documented) and not child.name.startswith("_"):
+        if isinstance(child, Definition) and not child.name.startswith("_"):
             yield from _node_examples(child, f"{name}.{child.name}")

@@ -1,4 +1,4 @@
-"""Which reader reads which source."""
+"""Chooses the reader of a source."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -9,7 +9,7 @@ from reranker.data.sources import collection, columns, files, hub, pydocs
 
 
 def read(source: Source) -> Iterator[Part]:
-    """The examples of a source, part by part: of a package, or of a run of a table's rows.
+    """Read the examples of a source in parts, each from a package or from some rows of a table.
 
     Raises:
         UserError: see `pydocs.read`, `files.find`, `files.read`, `hub.read`, `columns.read` and `collection.read`.
@@ -17,28 +17,28 @@ def read(source: Source) -> Iterator[Part]:
     if isinstance(source, PackageSource):
         yield from pydocs.read(source.packages)
     elif isinstance(source, (FileSource, HubSource)):
-        opened = _files(source) if isinstance(source, FileSource) else _hub(source)
-        for number, (split, table) in enumerate(opened):
-            for part in columns.read(table(), source.columns, split):
-                yield part._replace(share=(number + part.share) / len(opened))
+        tables = _files(source) if isinstance(source, FileSource) else _hub(source)
+        for number, (split, open_table) in enumerate(tables):
+            for part in columns.read(open_table(), source.columns, split):
+                yield part._replace(share=(number + part.share) / len(tables))
     else:
         yield from collection.read(source)
 
 
-Opened = list[tuple[str, Callable[[], files.Table]]]
-"""Tables that are opened in their turn, with the split that each gives."""
+SplitTables = list[tuple[str, Callable[[], files.Table]]]
+"""For each table, its split and a function that opens it."""
 
 
-def _files(source: FileSource) -> Opened:
-    read = partial(files.read, wanted=source.columns.names(), header=source.header, quoted=source.quoted)
-    return [(split, partial(read, path)) for split, named in source.files.items() for path in files.find(named)]
+def _files(source: FileSource) -> SplitTables:
+    read = partial(files.read, column_names=source.columns.names(), header=source.header, quoted=source.quoted)
+    return [(split, partial(read, path)) for split, patterns in source.files.items() for path in files.find(patterns)]
 
 
-def _hub(source: HubSource) -> Opened:
+def _hub(source: HubSource) -> SplitTables:
     read = partial(
         hub.read,
         source.hub,
-        wanted=source.columns.names(),
+        column_names=source.columns.names(),
         config=source.config,
         revision=source.revision,
         limit=source.limit,

@@ -1,4 +1,4 @@
-"""What is read of a file at a time, and how much of it at most: the bytes of a text, the rows of a table."""
+"""Streams the bytes of files and the rows of tables, and limits how much is read."""
 
 import codecs
 import csv
@@ -13,46 +13,46 @@ import pyarrow as pa
 from reranker.common.errors import UserError
 
 MAX_LINE = 64 * 2**20
-"""Bytes of the longest line or row, and characters of the longest cell of CSV, that are read."""
+"""The largest number of bytes of a line or row, and of characters of a cell of CSV."""
 MAX_EXPANSION = 200
 MAX_UNCHECKED = 2**30
-"""A file may hold this many bytes unpacked, or `MAX_EXPANSION` times its own size if that is more."""
+"""A file may have this many bytes after decompression, or `MAX_EXPANSION` times its own size if that is more."""
 ROWS = 1_000
-"""Rows that are held together at most."""
+"""The largest number of rows that are held at a time."""
 BOM = b"\xef\xbb\xbf"
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 Row = Mapping[str, object]
 
 
 class Table(NamedTuple):
-    """The rows of a file, not read yet."""
+    """An open file whose rows have not been read yet."""
 
     origin: str
-    """The file, for messages."""
+    """The name of the file, for messages."""
     names: Sequence[str]
-    """Of the columns; of JSON, the keys of the first `ROWS` rows, of which one may lack some."""
+    """Names of the columns. For JSON they are all keys of the first `ROWS` rows, some of which a row may lack."""
     rows: Iterator[Row]
-    """Each row's cells by column; a key that a JSON object lacks is absent."""
+    """The cells of each row by column. A key that a JSON object lacks is absent."""
     share: Callable[[], float]
-    """How much of the file is read by now, 0 to 1."""
+    """The share of the file that has been read by now, from 0 to 1."""
 
 
-def together(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """Runs of up to `ROWS` rows, fewer where they are long: a run ends with the row that takes it to `MAX_LINE`."""
+def chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Yield up to `ROWS` rows at a time. A chunk also ends with the row with which its bytes reach `MAX_LINE`."""
     some: list[Row] = []
-    held = 0
+    size = 0
     for row in rows:
         some.append(row)
-        held += _size(row)
-        if len(some) >= ROWS or held >= MAX_LINE:
+        size += _size(row)
+        if len(some) >= ROWS or size >= MAX_LINE:
             yield some
-            some, held = [], 0
+            some, size = [], 0
     if some:
         yield some
 
 
 def _size(row: Row) -> int:
-    """About how many bytes its cells take; a loop, for JSON may be nested deeper than functions can be."""
+    """Approximate bytes of a row's cells. This is a loop, because JSON may be nested too deeply for recursion."""
     size, left = 0, list(row.values())
     while left:
         cell = left.pop()
@@ -63,8 +63,8 @@ def _size(row: Row) -> int:
 
 
 @contextmanager
-def failing(path: Path) -> Iterator[None]:
-    """Turn what a library says of a damaged file into one line."""
+def user_errors(path: Path) -> Iterator[None]:
+    """Turn a library's error on a damaged file into a `UserError` of one line."""
     try:
         yield
     except (
@@ -77,24 +77,24 @@ def failing(path: Path) -> Iterator[None]:
         ijson.JSONError,
         pa.ArrowException,
     ) as error:
-        told = error.args[0] if error.args else ""
-        told = told.decode(errors="replace") if isinstance(told, bytes) else str(error)  # ijson speaks in bytes
-        reason = next(iter(told.strip().splitlines()), type(error).__name__)
+        message = error.args[0] if error.args else ""
+        message = message.decode(errors="replace") if isinstance(message, bytes) else str(error)  # ijson has bytes
+        reason = next(iter(message.strip().splitlines()), type(error).__name__)
         raise UserError(f"{path}: could not be read ({reason})") from None
 
 
 class Expansion:
-    """How many bytes a file may still give, unpacked."""
+    """Counts down the bytes that a file may still have after decompression."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._left = max(MAX_UNCHECKED, MAX_EXPANSION * path.stat().st_size)
 
     def take(self, size: int) -> None:
-        """Tell that so many more are read.
+        """Subtract `size` bytes that were read.
 
         Raises:
-            UserError: they are out of all proportion to the file.
+            UserError: the bytes read so far are out of all proportion to the file.
         """
         self._left -= size
         if self._left < 0:
@@ -104,7 +104,7 @@ class Expansion:
 
 
 class Stream:
-    """The bytes of a file, unpacked; it ends with an error where they expand out of all proportion."""
+    """The bytes of a file after decompression. Bytes out of all proportion to the file are an error."""
 
     def __init__(self, path: Path) -> None:
         codec = COMPRESSED.get(path.suffix.lower())
@@ -115,21 +115,21 @@ class Stream:
         self._expansion = Expansion(path) if codec else None
 
     def share(self) -> float:
-        """How much of the file is read by now, 0 to 1."""
+        """The share of the file that has been read by now, from 0 to 1."""
         return float(self._file.tell() / max(self._size, 1))
 
     def read(self, size: int) -> bytes:
-        """Up to so many bytes; none at the end."""
+        """Read up to `size` bytes; there are none at the end."""
         block: bytes = self._bytes.read(size)
         if self._expansion:
             self._expansion.take(len(block))
         return block
 
     def lines(self) -> Iterator[str]:
-        """The lines of a text in UTF-8, with their ends, without a byte order mark."""
+        """Yield the lines of a text in UTF-8 with their ends, but without a byte order mark."""
         rest, offset, number = b"", 0, 0
         while True:
-            with failing(self.path):
+            with user_errors(self.path):
                 block = self.read(2**20)
             lines = (rest + block).split(b"\n") if block else [rest]
             rest = lines.pop() if block else b""
@@ -154,8 +154,8 @@ class Rows:
     """The bytes of a text in UTF-8, for a parser that finds the rows in it.
 
     Args:
-        stream: of the file.
-        offset: bytes of it that are read already.
+        stream: the bytes of the file.
+        offset: number of its bytes that have been read already.
     """
 
     def __init__(self, stream: Stream, offset: int) -> None:
@@ -163,33 +163,33 @@ class Rows:
         self._offset = offset
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._row = 1
-        self._held = 0
+        self._size = 0
 
-    def found(self) -> None:
-        """Tell that one more row ends in what is read."""
+    def end_row(self) -> None:
+        """Count a row that ended, so that the next one may have `MAX_LINE` bytes."""
         self._row += 1
-        self._held = 0
+        self._size = 0
 
     def read(self, size: int) -> bytes:
-        """Up to so many bytes; none at the end.
+        """Read up to `size` bytes; there are none at the end.
 
         Raises:
-            UserError: they are not UTF-8, or `MAX_LINE` of them hold no whole row.
+            UserError: the bytes are not UTF-8, or more than `MAX_LINE` of them have no whole row.
         """
         block = self._stream.read(size)
-        begun = len(self._decoder.getstate()[0])
+        pending = len(self._decoder.getstate()[0])
         try:
             self._decoder.decode(block, final=size > 0 and not block)
         except UnicodeDecodeError as error:
-            raise _not_utf8(str(self._stream.path), error, self._offset - begun) from None
+            raise _not_utf8(str(self._stream.path), error, self._offset - pending) from None
         self._offset += len(block)
-        self._held += len(block)
-        if self._held > MAX_LINE:
+        self._size += len(block)
+        if self._size > MAX_LINE:
             raise UserError(f"{self._stream.path}: row {self._row} is longer than {MAX_LINE // 2**20} MiB")
         return block
 
 
 def _not_utf8(where: str, error: UnicodeDecodeError, offset: int) -> UserError:
-    """The error of the decoder; `offset` is that of its bytes in the file."""
+    """The error for bytes that are not UTF-8. `offset` is the position in the file of the bytes that were decoded."""
     byte = f"byte {offset + error.start} (0x{error.object[error.start]:02x})"
     return UserError(f"{where}: {byte} is not UTF-8; convert the file, e.g. `iconv -f latin1 -t utf-8`")

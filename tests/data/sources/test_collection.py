@@ -51,18 +51,18 @@ SMALL = BeirSource(beir="data/raw/small")
 
 
 def test_folder_gives_every_passage_and_every_judgment_with_its_split(folder: Path):
-    found = examples(SMALL)
-    assert [example[1:5] for example in found if example.query is None] == [
+    result = examples(SMALL)
+    assert [example[1:5] for example in result if example.query is None] == [
         (None, "Sorting Sort it in place.", 0, UNSPLIT),
         (None, "Close the file.", 0, UNSPLIT),
         (None, "Nobody asks for this.", 0, UNSPLIT),
     ]
-    assert {example[1:5] for example in found if example.query is not None} == {
+    assert {example[1:5] for example in result if example.query is not None} == {
         ("How to sort?", "Sorting Sort it in place.", 2, "train"),
         ("How to sort?", "Close the file.", 0, "train"),
         ("How to close?", "Close the file.", 1, "test"),
     }
-    assert "data/raw/small/qrels/test.tsv: row 1" in {example.origin for example in found}
+    assert "data/raw/small/qrels/test.tsv: row 1" in {example.origin for example in result}
 
 
 def test_parts_say_how_far_the_corpus_is_read_and_which_columns_nobody_uses(folder: Path, monkeypatch):
@@ -108,7 +108,7 @@ def test_title_that_is_named_for_another_collection_must_be_there(folder: Path):
             },
         }
     )
-    with pytest.raises(UserError, match="no column 'title'; there are _id, text"):
+    with pytest.raises(UserError, match="no column 'title'; the columns are _id, text"):
         examples(source)
 
 
@@ -149,9 +149,9 @@ def test_hostile_ids_and_texts_are_only_ids_and_texts(folder: Path):
     (folder / "queries.jsonl").write_bytes(lines([{"_id": "../q", "text": "<img onerror=alert(1)>"}]))
     (folder / "qrels/train.tsv").write_bytes(judgments("../q ../../secret 1"))
     (folder / "qrels/test.tsv").write_bytes(judgments("../q /etc/passwd 1"))
-    found = examples(SMALL)
-    assert [example.passage for example in found] == [text for text in passages.values() for _ in range(2)]
-    assert {example.query for example in found} == {None, "<img onerror=alert(1)>"}
+    result = examples(SMALL)
+    assert [example.passage for example in result] == [text for text in passages.values() for _ in range(2)]
+    assert {example.query for example in result} == {None, "<img onerror=alert(1)>"}
 
 
 def test_judgments_of_trec_go_with_tables_without_quotation_marks(folder: Path):
@@ -159,11 +159,11 @@ def test_judgments_of_trec_go_with_tables_without_quotation_marks(folder: Path):
     (raw / "pages.tsv").write_text('1\t"Sort" it.\n2\t"Close it.\n3\tSpam\n')
     (raw / "topics.tsv").write_text('q1\t"How" to?\nq2\tWhy?\n')
     (raw / "dl.qrels").write_text("q1 0 1 3\nq1 0 3 -2\nq2 Q0 2 0\n")
-    given = {"header": ["id", "text"], "quoted": False, "columns": {"id": "id", "text": "text"}}
+    without_header = {"header": ["id", "text"], "quoted": False, "columns": {"id": "id", "text": "text"}}
     source = CollectionSource.model_validate(
         {
-            "corpus": {"files": "data/raw/pages.tsv", **given},
-            "queries": {"files": "data/raw/topics.tsv", **given},
+            "corpus": {"files": "data/raw/pages.tsv", **without_header},
+            "queries": {"files": "data/raw/topics.tsv", **without_header},
             "judgments": {
                 "files": {"test": "data/raw/dl.qrels"},
                 "columns": {"query": "query", "passage": "passage", "label": "grade"},
@@ -192,15 +192,15 @@ def test_grade_below_zero_is_zero(folder: Path, grade: str):
         (
             "corpus.jsonl",
             lines([*CORPUS, CORPUS[0]]),
-            "corpus.jsonl: row 4: the id '1' stands there for the second time",
+            "corpus.jsonl: row 4: the id '1' appears for the second time",
         ),
-        ("queries.jsonl", lines(QUERIES[:1] * 2), "queries.jsonl: row 2: the id 'q1' stands there for the second time"),
-        ("queries.jsonl", lines(QUERIES[1:]), "qrels/train.tsv: row 1: the queries have none with the id 'q1'"),
+        ("queries.jsonl", lines(QUERIES[:1] * 2), "queries.jsonl: row 2: the id 'q1' appears for the second time"),
+        ("queries.jsonl", lines(QUERIES[1:]), "qrels/train.tsv: row 1: there is no query with the id 'q1'"),
         ("corpus.jsonl", lines(CORPUS[:1]), "qrels/train.tsv: row 2: the corpus has no passage with the id '2'"),
         (
             "corpus.jsonl",
             lines([{"id": "1", "text": ""}]),
-            "corpus.jsonl: no column '_id'; there are id, text; did you mean",
+            "corpus.jsonl: no column '_id'; the columns are id, text; did you mean",
         ),
         (
             "corpus.jsonl",
@@ -223,7 +223,7 @@ def test_problem_is_said_with_the_file_and_the_row(folder: Path, name: str, cont
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        (["corpus.jsonl"], "data/raw/small: no corpus.jsonl, plain or as .gz or .zst"),
+        (["corpus.jsonl"], "data/raw/small: no corpus.jsonl, plain or compressed as .gz or .zst"),
         (["qrels/train.tsv", "qrels/test.tsv"], "data/raw/small/qrels: no train.tsv, dev.tsv or test.tsv"),
     ],
 )
@@ -261,7 +261,7 @@ def test_damage_anywhere_ends_in_rows_or_one_line(folder: Path, name: str, data:
     whole = (folder / name).read_bytes()
     (folder / name).write_bytes(data.draw(damaged(whole)))
     with suppress(UserError):
-        found = examples(SMALL)
-        if len(clean(found).rows):
-            tables(found)
+        result = examples(SMALL)
+        if len(clean(result).rows):
+            tables(result)
     (folder / name).write_bytes(whole)

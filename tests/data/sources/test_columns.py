@@ -27,8 +27,8 @@ def table(*rows: dict[str, object]) -> Table:
     return Table("a.csv", list(rows[0]), left, lambda: 1 - length_hint(left) / len(rows))
 
 
-def examples(found: Table, named: Columns) -> list[Example]:
-    return [example for part in columns.read(found, named) for example in part.examples]
+def examples(source: Table, names: Columns) -> list[Example]:
+    return [example for part in columns.read(source, names) for example in part.examples]
 
 
 def test_row_is_an_example_and_other_columns_are_left_out():
@@ -40,13 +40,13 @@ def test_row_is_an_example_and_other_columns_are_left_out():
 
 
 def test_columns_of_negatives_are_judged_to_be_wrong_and_a_row_may_lack_some():
-    named = Columns(query="anchor", passage="positive", negatives=["negative_1", "negative_2"])
+    names = Columns(query="anchor", passage="positive", negatives=["negative_1", "negative_2"])
     rows = (
         {"anchor": "How?", "positive": "So.", "negative_1": "No.", "negative_2": "Never."},
         {"anchor": "Why?", "positive": "So.", "negative_1": "", "negative_2": ["No.", None, "Never."]},
     )
-    found = [(example.query, example.passage, example.relevance) for example in examples(table(*rows), named)]
-    assert found == [
+    result = [(example.query, example.passage, example.relevance) for example in examples(table(*rows), names)]
+    assert result == [
         ("How?", "So.", 1),
         ("How?", "No.", 0),
         ("How?", "Never.", 0),
@@ -57,15 +57,15 @@ def test_columns_of_negatives_are_judged_to_be_wrong_and_a_row_may_lack_some():
 
 
 def test_missing_column_of_negatives_is_named():
-    named = Columns(query="question", passage="answer", negatives=["negative"])
-    with pytest.raises(UserError, match=r"a\.csv: no column 'negative'; there are question, answer"):
-        examples(table({"question": "How?", "answer": "So."}), named)
+    names = Columns(query="question", passage="answer", negatives=["negative"])
+    with pytest.raises(UserError, match=r"a\.csv: no column 'negative'; the columns are question, answer"):
+        examples(table({"question": "How?", "answer": "So."}), names)
 
 
 def test_negative_that_is_no_text_is_named():
-    named = Columns(query="question", passage="answer", negatives=["negative"])
-    with pytest.raises(UserError, match=r"a\.csv: row 1: column 'negative' holds 7; a text is wanted"):
-        examples(table({"question": "How?", "answer": "So.", "negative": 7}), named)
+    names = Columns(query="question", passage="answer", negatives=["negative"])
+    with pytest.raises(UserError, match=r"a\.csv: row 1: column 'negative' holds 7; it must be a text"):
+        examples(table({"question": "How?", "answer": "So.", "negative": 7}), names)
 
 
 def test_list_of_passages_is_an_example_each():
@@ -89,10 +89,10 @@ def test_list_of_labels_goes_with_the_list_of_passages():
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"question": 3, "answer": "So."}, "column 'question' holds 3; a text is wanted"),
+        ({"question": 3, "answer": "So."}, "column 'question' holds 3; it must be a text"),
         ({"question": "How?", "answer": {"text": "x" * 99}}, "column 'answer' holds {'text': 'x"),
-        ({"question": "How?", "answer": b"y" * 999}, f"column 'answer' holds b'{'y' * 35}...; a text is wanted"),
-        ({"question": "How?", "answer": ["So.", 1.5]}, "column 'answer' holds 1.5; a text is wanted"),
+        ({"question": "How?", "answer": b"y" * 999}, f"column 'answer' holds b'{'y' * 35}...; it must be a text"),
+        ({"question": "How?", "answer": ["So.", 1.5]}, "column 'answer' holds 1.5; it must be a text"),
     ],
 )
 def test_cell_that_is_no_text_is_named_with_row_and_column(row, message):
@@ -107,21 +107,23 @@ def test_label_that_is_no_relevance_is_named(cell):
     with pytest.raises(UserError) as caught:
         examples(table({"question": "How?", "answer": "So.", "good": cell}), LABELLED)
     assert str(caught.value).startswith("a.csv: row 1: column 'good' holds ")
-    assert "; a whole number from 0 is wanted, above 0 for a right passage" in str(caught.value)
+    assert "; it must be a whole number from 0, above 0 for a relevant passage" in str(caught.value)
 
 
-@pytest.mark.parametrize(("cell", "told"), [(0.83, True), ("0.83", True), (-0.5, True), (-1, False), ("nan", False)])
-def test_score_in_place_of_a_label_is_told(cell, told):
+@pytest.mark.parametrize(
+    ("cell", "has_hint"), [(0.83, True), ("0.83", True), (-0.5, True), (-1, False), ("nan", False)]
+)
+def test_score_in_place_of_a_label_is_told(cell, has_hint):
     with pytest.raises(UserError) as caught:
         examples(table({"question": "How?", "answer": ["So."], "good": [cell]}), LABELLED)
-    assert str(caught.value).endswith("; a score is no relevance") == told
+    assert str(caught.value).endswith("; a score is no relevance") == has_hint
 
 
 def test_cell_that_is_nested_too_deeply_to_be_shown_is_named():
     cell: list[object] = []
     for _ in range(10_000):
         cell = [cell]
-    with pytest.raises(UserError, match=r"row 1: column 'answer' holds \[\[\[.*; a text is wanted"):
+    with pytest.raises(UserError, match=r"row 1: column 'answer' holds \[\[\[.*; it must be a text"):
         examples(table({"question": "How?", "answer": cell}), PAIR)
 
 
@@ -141,17 +143,17 @@ ROWS = st.fixed_dictionaries(
 @FUZZED
 @given(st.lists(ROWS, min_size=1, max_size=3), st.booleans())
 def test_any_damage_of_cells_ends_in_examples_or_one_line(rows, labelled):
-    found = Table("a.csv", ["question", "answer", "good", "wrong"], iter(rows), lambda: 0.0)
-    named = Columns(query="question", passage="answer", label="good" if labelled else None, negatives=["wrong"])
-    kept: list[Example] = []
+    result = Table("a.csv", ["question", "answer", "good", "wrong"], iter(rows), lambda: 0.0)
+    names = Columns(query="question", passage="answer", label="good" if labelled else None, negatives=["wrong"])
+    parsed: list[Example] = []
     message = "a.csv: row 1"
     try:
-        kept = examples(found, named)
+        parsed = examples(result, names)
     except UserError as error:
         message = str(error)
     assert message.startswith("a.csv: row ")
-    assert all(isinstance(example.query, str) and isinstance(example.passage, str) for example in kept)
-    assert all(type(example.relevance) is int and example.relevance >= 0 for example in kept)
+    assert all(isinstance(example.query, str) and isinstance(example.passage, str) for example in parsed)
+    assert all(type(example.relevance) is int and example.relevance >= 0 for example in parsed)
 
 
 def test_lists_of_two_lengths_are_named():
@@ -162,8 +164,8 @@ def test_lists_of_two_lengths_are_named():
 @pytest.mark.parametrize(
     ("there", "message"),
     [
-        (["Question", "answer"], "no column 'question'; there are Question, answer; did you mean 'Question'?"),
-        (["id", "answer"], "no column 'question'; there are id, answer"),
+        (["Question", "answer"], "no column 'question'; the columns are Question, answer; did you mean 'Question'?"),
+        (["id", "answer"], "no column 'question'; the columns are id, answer"),
     ],
 )
 def test_missing_column_is_named_with_the_nearest(there, message):
@@ -251,7 +253,7 @@ ASKED = {
 }
 
 
-def mined(biencoder: str, output_format: str, **options: object) -> datasets.Dataset:
+def mine_negatives(biencoder: str, output_format: str, **options: object) -> datasets.Dataset:
     """What `mine_hard_negatives` makes of five pairs."""
     pairs = datasets.Dataset.from_dict({"anchor": list(ASKED), "positive": list(ASKED.values())})
     return mine_hard_negatives(
@@ -262,22 +264,24 @@ def mined(biencoder: str, output_format: str, **options: object) -> datasets.Dat
 @pytest.mark.parametrize("output_format", MINED)
 def test_mined_negatives_are_read_in_each_format(tmp_path, monkeypatch, biencoder, output_format):
     monkeypatch.chdir(tmp_path)
-    mined(biencoder, output_format).save_to_disk("data/raw/mined")
-    named = Columns.model_validate({"query": "anchor", "passage": "positive", **MINED[output_format]})
-    [part] = readers.read(FileSource(files={"unsplit": ["data/raw/mined"]}, columns=named))
+    mine_negatives(biencoder, output_format).save_to_disk("data/raw/mined")
+    names = Columns.model_validate({"query": "anchor", "passage": "positive", **MINED[output_format]})
+    [part] = readers.read(FileSource(files={"unsplit": ["data/raw/mined"]}, columns=names))
     assert not part.unused
-    judged = {(example.query, example.passage): example.relevance for example in part.examples}
-    assert {pair for pair, relevance in judged.items() if relevance == 1} == set(ASKED.items())
-    wrong = [(query, passage) for (query, passage), relevance in judged.items() if relevance == 0]
+    relevances = {(example.query, example.passage): example.relevance for example in part.examples}
+    assert {pair for pair, relevance in relevances.items() if relevance == 1} == set(ASKED.items())
+    wrong = [(query, passage) for (query, passage), relevance in relevances.items() if relevance == 0]
     assert Counter(query for query, _ in wrong) == dict.fromkeys(ASKED, 2)
     assert {passage for _, passage in wrong} <= set(ASKED.values())
 
 
 @pytest.mark.parametrize(("output_format", "label"), [("labeled-pair", "score"), ("labeled-list", "scores")])
 def test_scores_of_mined_negatives_are_no_labels(biencoder, output_format, label):
-    found = mined(biencoder, output_format, output_scores=True)
-    with pytest.raises(UserError, match=rf"row 1: column '{label}' holds 0\.\d+; a whole .*; a score is no relevance$"):
-        examples(table(*found.to_list()), Columns(query="anchor", passage="positive", label=label))
+    result = mine_negatives(biencoder, output_format, output_scores=True)
+    with pytest.raises(
+        UserError, match=rf"row 1: column '{label}' holds 0\.\d+; it must be a whole .*; a score is no relevance$"
+    ):
+        examples(table(*result.to_list()), Columns(query="anchor", passage="positive", label=label))
 
 
 def test_several_files_are_read_one_after_the_other(tmp_path, monkeypatch):

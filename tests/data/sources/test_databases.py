@@ -1,4 +1,4 @@
-"""A database as the docs take it in: `dvc import-db` into data/raw, `dvc update` for a new snapshot."""
+"""Tests of databases as the docs describe them: `dvc import-db` into data/raw, and `dvc update` for a new snapshot."""
 
 import os
 import pwd
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 
 class Repository:
-    """A new one, in the current folder."""
+    """A new repository in the current folder."""
 
     def __init__(self) -> None:
         subprocess.run(["git", "init", "-q"], check=True)
@@ -63,7 +63,7 @@ def change(url: str, *statements: str) -> None:
     engine.dispose()
 
 
-def filled(url: str) -> str:
+def fill(url: str) -> str:
     change(
         url,
         "create table tickets (id integer, subject text, answer text)",
@@ -78,7 +78,7 @@ def examples() -> list[Example]:
 
 
 def follows_the_database(repository: Repository, url: str) -> None:
-    told = repository.take_in(filled(url))
+    output = repository.take_in(fill(url))
     assert [(query, " ".join(passage.split())) for _, query, passage, *_ in examples()] == [
         ("How?", "Ünïcode 漢"),
         ('Why "so"?', "One line, and another"),
@@ -86,13 +86,13 @@ def follows_the_database(repository: Repository, url: str) -> None:
     ]
     pointer = Path("data/raw/tickets.csv.dvc")
     before = pointer.read_text()
-    told += repository.dvc("update", str(pointer))
+    output += repository.dvc("update", str(pointer))
     assert pointer.read_text() == before
     change(url, "update tickets set answer = 'So.' where id = 3")
-    told += repository.dvc("update", str(pointer))
+    output += repository.dvc("update", str(pointer))
     assert pointer.read_text() != before
     assert examples()[-1].passage == "So."
-    assert PASSWORD not in told + pointer.read_text() + Path("data/raw/tickets.csv").read_text()
+    assert PASSWORD not in output + pointer.read_text() + Path("data/raw/tickets.csv").read_text()
 
 
 def test_snapshot_of_sqlite_follows_the_database(repository: Repository, tmp_path: Path):

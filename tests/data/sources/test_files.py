@@ -24,7 +24,7 @@ ROWS = [
     {"question": "", "answer": "A passage\twithout a question"},
     {"question": "What is a list?", "answer": "  A row of things.  "},
 ]
-WANTED = ["question", "answer"]
+COLUMNS = ["question", "answer"]
 
 
 def delimited(rows: list[dict[str, str]], delimiter: str) -> bytes:
@@ -87,10 +87,10 @@ def write(tmp_path: Path) -> Callable[[str, bytes], Path]:
     return written
 
 
-def problem(path: Path, wanted: list[str] = WANTED) -> str:
-    """The one line that reading the file ends with, without the path at its start."""
+def problem(path: Path, columns: list[str] = COLUMNS) -> str:
+    """The message of the error that reading the file raises, without the path at its start."""
     with pytest.raises(UserError) as caught:
-        list(files.read(path, wanted).rows)
+        list(files.read(path, columns).rows)
     message = str(caught.value)
     assert "\n" not in message
     assert message.startswith(str(path))
@@ -100,9 +100,9 @@ def problem(path: Path, wanted: list[str] = WANTED) -> str:
 @pytest.mark.parametrize("name", CONTENT)
 def test_every_format_gives_the_same_rows(write, name):
     path = write(name, CONTENT[name])
-    table = files.read(path, WANTED)
+    table = files.read(path, COLUMNS)
     assert table.origin == str(path)
-    assert list(table.names) == WANTED
+    assert list(table.names) == COLUMNS
     assert list(table.rows) == ROWS
     assert table.share() == 1
 
@@ -113,15 +113,15 @@ def test_folder_that_datasets_saved_is_read(tmp_path, several):
     if several:
         data = datasets.DatasetDict(train=data.select([0, 1]), test=data.select([2]))
     data.save_to_disk(tmp_path / "saved")
-    table = files.read(tmp_path / "saved", WANTED)
-    assert list(table.names) == [*WANTED, "source"]
+    table = files.read(tmp_path / "saved", COLUMNS)
+    assert list(table.names) == [*COLUMNS, "source"]
     assert list(table.rows) == ROWS
 
 
 def test_columnar_file_reads_the_wanted_columns_alone(write):
     path = write("a.parquet", parquet([{**row, "vector": "never read"} for row in ROWS]))
-    table = files.read(path, WANTED)
-    assert list(table.names) == [*WANTED, "vector"]
+    table = files.read(path, COLUMNS)
+    assert list(table.names) == [*COLUMNS, "vector"]
     assert list(table.rows) == ROWS
 
 
@@ -137,7 +137,7 @@ def test_columnar_file_reads_the_wanted_columns_alone(write):
 )
 def test_share_grows_while_a_long_file_is_read(write, name, content):
     path = write(name, content)
-    table = files.read(path, WANTED)
+    table = files.read(path, COLUMNS)
     shares = [table.share() for _ in table.rows]
     assert shares == sorted(shares)
     assert shares[0] < 0.9
@@ -148,20 +148,20 @@ def test_share_grows_while_a_long_file_is_read(write, name, content):
 def test_key_that_the_first_rows_lack_is_a_column(write, name):
     rows = [{"question": "a"}] * 999 + [{"answer": "b", "question": "c"}]
     content = json.dumps(rows) if name == "a.json" else "".join(f"{json.dumps(row)}\n" for row in rows)
-    table = files.read(write(name, content.encode()), WANTED)
+    table = files.read(write(name, content.encode()), COLUMNS)
     assert list(table.names) == ["question", "answer"]
     assert list(table.rows) == rows
 
 
 def test_key_that_comes_later_is_no_column(write):
     content = b'{"question": "a"}\n' * 1_000 + b'{"question": "a", "answer": "b"}\n'
-    assert list(files.read(write("a.jsonl", content), WANTED).names) == ["question"]
+    assert list(files.read(write("a.jsonl", content), COLUMNS).names) == ["question"]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.xlsx", b"", "unknown ending; .csv, .tsv,"),
+        ("a.xlsx", b"", "unknown ending; it must be one of .csv, .tsv,"),
         ("noending", b"", "unknown ending; "),
         ("a.parquet.gz", b"", "unknown ending; "),
         ("a.csv", b"", "the first line must name the columns; it is empty"),
@@ -175,7 +175,8 @@ def test_key_that_comes_later_is_no_column(write):
         (
             "a.csv",
             b'question,answer\none,"two"three\n',
-            "line 2: ',' expected after '\"'; is a quotation mark missing? Where they are only text, say quoted: false",
+            "line 2: ',' expected after '\"'; is a quotation mark missing? "
+            "If quotation marks are plain text, set quoted: false",
         ),
         ("a.csv", b"question,answer\none,caf\xe9\n", "line 2: byte 23 (0xe9) is not UTF-8; convert the file, "),
         ("a.csv", "question,answer\n".encode("utf-16"), "line 1: byte 0 (0xff) is not UTF-8"),
@@ -199,11 +200,11 @@ def test_key_that_comes_later_is_no_column(write):
         ("a.arrow", CONTENT["stream.arrow"].replace(b"answer", b"\x80nswer"), "could not be read ("),
         ("a.arrow", CONTENT["file.arrow"].replace(b"answer", b"\x80nswer"), "could not be read ("),
         ("a.csv.gz", gzip.compress(CONTENT["a.csv"] * 99)[:-20], "could not be read ("),
-        ("a.csv.gz", CONTENT["a.csv"], "begins like text, not like gzip; rename it to what it is"),
-        ("a.csv", CONTENT["a.parquet"], "begins like Parquet, not like text; rename it to what it is"),
-        ("a.parquet", CONTENT["a.csv"], "begins like text, not like Parquet; rename it to what it is"),
-        ("a.json", gzip.compress(b"[]"), "begins like gzip, not like text; rename it to what it is"),
-        ("a.csv", b"PK\x03\x04 a workbook", "begins like zip, not like text; rename it to what it is"),
+        ("a.csv.gz", CONTENT["a.csv"], "begins like text, not like gzip; correct the ending of its name"),
+        ("a.csv", CONTENT["a.parquet"], "begins like Parquet, not like text; correct the ending of its name"),
+        ("a.parquet", CONTENT["a.csv"], "begins like text, not like Parquet; correct the ending of its name"),
+        ("a.json", gzip.compress(b"[]"), "begins like gzip, not like text; correct the ending of its name"),
+        ("a.csv", b"PK\x03\x04 a workbook", "begins like zip, not like text; correct the ending of its name"),
     ],
 )
 def test_damaged_file_is_named_with_the_place(write, name, content, message):
@@ -217,7 +218,7 @@ def test_line_without_an_end_is_refused_before_it_fills_the_memory(write, monkey
 
 
 def repeated(length: int, rows: int, kind: pa.DataType) -> pa.Table:
-    """One long text that stands there once, as the cell of every row."""
+    """A table whose cells are all the same long text, which is stored once."""
     cells = pa.DictionaryArray.from_arrays(pa.array([0] * rows), pa.array(["x" * length]))
     if pa.types.is_list(kind):
         cells = pa.ListArray.from_arrays(list(range(rows + 1)), cells)
@@ -225,7 +226,7 @@ def repeated(length: int, rows: int, kind: pa.DataType) -> pa.Table:
 
 
 def bomb(name: str, length: int = 2**10, rows: int = 2**13, kind: pa.DataType = None) -> bytes:
-    """A file of a hundredth of the size of what is in it, or less."""
+    """A file that has at most a hundredth of the size of its content."""
     kind = kind or pa.string()
     text = b"question,answer\n" + (b"a," + b"x" * length + b"\n") * rows
     if name == "a.csv.gz":
@@ -256,7 +257,7 @@ def test_long_cells_are_read_in_bounded_memory(write, monkeypatch, name, kind):
     before, arrow_held = pa.total_allocated_bytes(), 0
     tracemalloc.start()
     lengths = []
-    for row in files.read(path, WANTED).rows:
+    for row in files.read(path, COLUMNS).rows:
         arrow_held = max(arrow_held, pa.total_allocated_bytes() - before)
         lengths.append(len(str(row["answer"])) // 2**18)
     held = tracemalloc.get_traced_memory()[1]
@@ -314,14 +315,14 @@ def test_size_of_a_cell_is_that_of_its_texts(rows, data):
 def test_column_of_another_type_is_named(write, name):
     rows = [{"question": "a", "answer": {"text": "b"}}]
     content = parquet(rows) if name == "a.parquet" else arrow(rows, pa.ipc.new_file)
-    message = "column 'answer' is of the type struct<text: string>; texts, numbers and lists are read"
+    message = "column 'answer' has the type struct<text: string>; it must hold texts, numbers or lists"
     assert problem(write(name, content)) == message
     assert [dict(row) for row in files.read(write(name, content), ["question"]).rows] == [{"question": "a"}]
 
 
 def test_folder_that_datasets_did_not_save_is_named(tmp_path):
     assert problem(tmp_path).startswith(
-        "is a folder, but has no state.json of `datasets.save_to_disk`; name files, as "
+        "is a folder without the state.json of `datasets.save_to_disk`; name files in it, as "
     )
 
 
@@ -341,7 +342,7 @@ def saved(tmp_path: Path) -> Path:
 
 
 def test_saved_files_follow_each_other_with_the_share_that_is_read(saved):
-    table = files.read(saved, WANTED)
+    table = files.read(saved, COLUMNS)
     assert [table.share() for _ in table.rows] == pytest.approx([0.5, 0.5, 1], abs=0.02)
 
 
@@ -366,14 +367,14 @@ def test_saved_folder_with_a_damaged_list_of_files_is_named(saved, name, content
         (saved / "state.json").unlink()
     (saved / name).write_text(content)
     with pytest.raises(UserError) as caught:
-        files.read(saved, WANTED)
+        files.read(saved, COLUMNS)
     assert str(caught.value).startswith(f"{saved}{message}" if message else "/etc/passwd: leads out of ")
 
 
 @pytest.mark.parametrize("content", ["[]", '{"features": 3}', "{"])
 def test_what_a_saved_folder_says_of_its_types_does_not_matter(saved, content):
     (saved / "dataset_info.json").write_text(content)
-    assert list(files.read(saved, WANTED).rows) == ROWS
+    assert list(files.read(saved, COLUMNS).rows) == ROWS
 
 
 def test_saved_file_that_is_a_link_to_elsewhere_is_refused(saved, tmp_path):
@@ -390,7 +391,7 @@ def test_damage_anywhere_ends_in_rows_or_one_line(write, name, data):
     content = TREC if name == "a.qrels" else CONTENT[name]
     path = write(name, data.draw(damaged(content)))
     with suppress(UserError):
-        assert all(isinstance(row, dict) for row in files.read(path, WANTED).rows)
+        assert all(isinstance(row, dict) for row in files.read(path, COLUMNS).rows)
 
 
 @pytest.mark.parametrize("name", ["state.json", "dataset_dict.json", "data-00000-of-00001.arrow"])
@@ -401,7 +402,7 @@ def test_damage_of_a_saved_folder_ends_in_rows_or_one_line(splits, name, data):
     whole = file.read_bytes()
     file.write_bytes(data.draw(damaged(whole)))
     with suppress(UserError):
-        assert all(isinstance(row, dict) for row in files.read(splits, WANTED).rows)
+        assert all(isinstance(row, dict) for row in files.read(splits, COLUMNS).rows)
     file.write_bytes(whole)
 
 
@@ -418,7 +419,7 @@ def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("named", "found"),
+    ("patterns", "expected"),
     [
         (["data/raw/a.csv"], ["a.csv"]),
         (["data/raw/*.csv"], ["a.csv", "b.csv"]),
@@ -431,8 +432,8 @@ def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["data/raw/README.md"], ["README.md"]),
     ],
 )
-def test_files_are_found_by_name_and_by_pattern_once_each(raw, named, found):
-    assert files.find(named) == [files.RAW / name for name in found]
+def test_files_are_found_by_name_and_by_pattern_once_each(raw, patterns, expected):
+    assert files.find(patterns) == [files.RAW / name for name in expected]
 
 
 @pytest.mark.parametrize(
@@ -459,7 +460,7 @@ def test_name_of_a_file_in_the_cache_of_dvc_is_no_link_of_dvc(saved, tmp_path):
     cached.touch()
     (saved / "state.json").write_text(json.dumps({"_data_files": [{"filename": str(cached)}]}))
     with pytest.raises(UserError, match="leads out of"):
-        files.read(saved, WANTED)
+        files.read(saved, COLUMNS)
 
 
 @pytest.mark.parametrize("target", ["../../secret.csv", "/etc/passwd", "..", "loop.tsv"])
@@ -472,7 +473,7 @@ def test_link_that_leads_elsewhere_is_refused(raw, tmp_path, target):
 
 @pytest.mark.parametrize("name", ["data/raw/**.csv", "data/raw/a**/b.csv"])
 def test_stars_inside_a_name_are_refused(raw, name):
-    with pytest.raises(UserError, match=r"\*\* stands alone between two slashes, as in data/raw/\*\*/\*\.csv"):
+    with pytest.raises(UserError, match=r"write \*\* alone between two slashes, as in data/raw/\*\*/\*\.csv"):
         files.find([name])
 
 
@@ -487,8 +488,8 @@ def test_name_of_no_file_is_refused(raw, name):
 @pytest.mark.parametrize(("ending", "delimiter"), [("csv", ","), ("tsv", "\t")])
 def test_header_names_the_columns_of_a_file_without_one(write, ending, delimiter):
     path = write(f"a.{ending}", f"How?{delimiter}So.\nWhy?{delimiter}No.\n".encode())
-    table = files.read(path, WANTED, ["question", "answer"])
-    assert list(table.names) == WANTED
+    table = files.read(path, COLUMNS, ["question", "answer"])
+    assert list(table.names) == COLUMNS
     assert [dict(row) for row in table.rows] == [
         {"question": "How?", "answer": "So."},
         {"question": "Why?", "answer": "No."},
@@ -498,12 +499,12 @@ def test_header_names_the_columns_of_a_file_without_one(write, ending, delimiter
 def test_header_that_does_not_fit_the_rows_is_refused(write):
     path = write("a.csv", b"How?,So.,7\n")
     with pytest.raises(UserError, match=r"a\.csv: line 1: 3 cells, but `header` in params\.yaml names 2 columns"):
-        list(files.read(path, WANTED, WANTED).rows)
+        list(files.read(path, COLUMNS, COLUMNS).rows)
 
 
 def test_header_that_names_a_column_twice_is_refused(write):
     with pytest.raises(UserError, match=r"a\.csv: `header` in params\.yaml names the column 'question' twice"):
-        files.read(write("a.csv", b"How?,So.\n"), WANTED, ["question", "question"])
+        files.read(write("a.csv", b"How?,So.\n"), COLUMNS, ["question", "question"])
 
 
 @pytest.mark.parametrize(("ending", "delimiter"), [("tsv", "\t"), ("csv", ",")])
@@ -512,22 +513,22 @@ def test_quotation_marks_are_text_where_it_is_said(write, ending, delimiter, end
     rows = [["question", "answer"], ['"When" is it?', '"Now'], ["", 'a "'], ['"', '""'], ["Why?", "\x85\u2028\rSo."]]
     text = end.join(delimiter.join(row) for row in rows) + end + end
     path = write(f"a.{ending}", text.encode())
-    table = files.read(path, WANTED, quoted=False)
+    table = files.read(path, COLUMNS, quoted=False)
     assert [[row["question"], row["answer"]] for row in table.rows] == rows[1:]
 
 
 def test_quotation_mark_that_ends_rows_later_is_no_reason_to_lose_them(write):
-    """Quoted, it is one cell of three lines."""
+    """With quotation marks, the text is one cell of three lines."""
     path = write("a.tsv", b'question\tanswer\na\t"b\nc\td\ne\tf"\n')
-    assert len(list(files.read(path, WANTED).rows)) == 1
-    assert len(list(files.read(path, WANTED, quoted=False).rows)) == 3
+    assert len(list(files.read(path, COLUMNS).rows)) == 1
+    assert len(list(files.read(path, COLUMNS, quoted=False).rows)) == 3
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.qrels"])
 def test_format_without_quotation_marks_is_named(write, name):
     content = b"1 0 2 1\n" if name == "a.qrels" else CONTENT[name]
-    with pytest.raises(UserError, match="has no quotation marks around cells; take `quoted` away"):
-        files.read(write(name, content), WANTED, quoted=False)
+    with pytest.raises(UserError, match="has no quotation marks around cells; remove `quoted`"):
+        files.read(write(name, content), COLUMNS, quoted=False)
 
 
 @pytest.mark.parametrize("name", ["a.qrels", "a.qrels.gz", "a.dev.QRELS", "a.qrels.zst"])
@@ -550,5 +551,5 @@ def test_line_of_judgments_with_another_number_of_cells_is_named(write):
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.qrels"])
 def test_header_of_a_format_that_names_its_columns_is_refused(write, name):
     content = b"1 0 2 1\n" if name == "a.qrels" else CONTENT[name]
-    with pytest.raises(UserError, match="names its columns itself; take `header` away"):
-        files.read(write(name, content), WANTED, WANTED)
+    with pytest.raises(UserError, match="names its columns itself; remove `header`"):
+        files.read(write(name, content), COLUMNS, COLUMNS)

@@ -45,17 +45,17 @@ def examples(**values: object) -> list[Example]:
 
 
 def test_rows_of_a_split_are_examples(folder: Path):
-    found = examples()
-    assert len(found) == 10
-    assert found[:2] == [
+    result = examples()
+    assert len(result) == 10
+    assert result[:2] == [
         Example("data/raw/tools: row 1", "train 0?", "So 0.", 2, UNSPLIT),
         Example("data/raw/tools: row 1", "train 0?", "No.", 0, UNSPLIT),
     ]
 
 
 def test_splits_of_the_data_set_are_given_to_those_of_the_experiment(folder: Path):
-    found = examples(split={"train": "train", "dev": "test"})
-    assert [example.split for example in found[::2]] == ["train"] * 5 + ["dev"] * 2
+    result = examples(split={"train": "train", "dev": "test"})
+    assert [example.split for example in result[::2]] == ["train"] * 5 + ["dev"] * 2
 
 
 def test_configuration_is_chosen(folder: Path):
@@ -109,7 +109,7 @@ def test_folder_of_csv_files_is_read_like_the_others(tmp_path: Path, monkeypatch
 
 def test_empty_file_is_one_line(folder: Path):
     (folder / "train.jsonl").write_text("")
-    with pytest.raises(UserError, match=r"^data/raw/tools: could not be read: a file of it holds no rows$"):
+    with pytest.raises(UserError, match=r"^data/raw/tools: could not be read: one of its files has no rows$"):
         examples()
 
 
@@ -125,13 +125,13 @@ def test_hub_is_not_asked_unless_it_is_switched_on(folder: Path):
 
 
 @pytest.mark.parametrize(
-    "named", ["../../../secret.jsonl", "{here}/secret.jsonl", "file://{here}/secret.jsonl", "link.jsonl"]
+    "data_file", ["../../../secret.jsonl", "{here}/secret.jsonl", "file://{here}/secret.jsonl", "link.jsonl"]
 )
-def test_file_elsewhere_that_the_folder_names_is_refused(folder: Path, tmp_path: Path, named: str):
+def test_file_elsewhere_that_the_folder_names_is_refused(folder: Path, tmp_path: Path, data_file: str):
     (folder / "train.jsonl").rename("secret.jsonl")
     (folder / "link.jsonl").symlink_to(tmp_path / "secret.jsonl")
-    named = named.format(here=tmp_path)
-    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {named}\n---\n")
+    data_file = data_file.format(here=tmp_path)
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {data_file}\n---\n")
     with pytest.raises(UserError, match=r"/(secret|link)\.jsonl: leads out of data/raw/, to .*/secret\.jsonl"):
         examples()
 
@@ -154,7 +154,7 @@ def test_file_of_a_data_set_of_the_hub_is_part_of_its_commit(folder: Path, part:
     ],
 )
 def test_other_file_that_a_data_set_of_the_hub_names_is_refused(folder: Path, place: str):
-    with pytest.raises(UserError, match=r"^some/data: names .*, which is not part of it; take out what names it"):
+    with pytest.raises(UserError, match=r"^some/data: names .*, which is not part of it; remove that name"):
         hub.check(place, "some/data", COMMIT)
 
 
@@ -187,7 +187,7 @@ def test_folder_elsewhere_is_refused(folder: Path):
 
 @pytest.fixture
 def kinds(folder: Path) -> dict[str, bytes]:
-    """What the folder's files hold, by name; a file of rows in each of the formats."""
+    """The contents of the folder's files by name, with a file of rows in each format."""
     frame = pd.read_json(folder / "train.jsonl", lines=True)
     return {
         "README.md": (folder / "README.md").read_bytes(),

@@ -1,4 +1,4 @@
-"""Files that other people wrote, read as a user would; they lie beside the repository or nowhere."""
+"""Tests with files that other people wrote. They are skipped where the files do not lie beside the repository."""
 
 import shutil
 from pathlib import Path
@@ -32,11 +32,11 @@ def test_file_is_read_to_its_last_row_and_becomes_tables(tmp_path, monkeypatch, 
     assert sum(len(part.examples) for part in parts) == rows
     assert parts[-1].share == 1
     examples = [example for part in parts for example in part.examples]
-    kept, dropped, _ = clean(examples)
-    assert len(kept) + sum(dropped.values()) == rows
-    found = tables(examples, dev_share=0.1, test_share=0.1).queries
-    assert len(found) > queries
-    assert set(found["split"]) == {"train", "dev", "test"}
+    clean_rows, dropped, _ = clean(examples)
+    assert len(clean_rows) + sum(dropped.values()) == rows
+    result = tables(examples, dev_share=0.1, test_share=0.1).queries
+    assert len(result) > queries
+    assert set(result["split"]) == {"train", "dev", "test"}
 
 
 def test_folder_of_beir_keeps_its_own_split(tmp_path, monkeypatch):
@@ -45,9 +45,9 @@ def test_folder_of_beir_keeps_its_own_split(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(DATA / "scifact", "data/raw/scifact")
     examples = [example for part in readers.read(BeirSource(beir="data/raw/scifact")) for example in part.examples]
-    found = tables(examples, dev_share=0.1, test_share=0.1)
-    sizes = found.queries["split"].value_counts()
-    assert len(found.passages) == 5_183
+    result = tables(examples, dev_share=0.1, test_share=0.1)
+    sizes = result.queries["split"].value_counts()
+    assert len(result.passages) == 5_183
     assert sizes["test"] == 300
     assert sizes["train"] + sizes["dev"] == 805  # of 809: two are in the test split as well, two have a twin
     assert 40 < sizes["dev"] < 130
