@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from reranker.evaluation.significance import Interval, bootstrap_interval, detected_errors, randomisation_test
+from reranker.evaluation.significance import Interval, bootstrap_interval, detectable_errors, randomisation_test
 
 
 class Paired(NamedTuple):
@@ -138,7 +138,7 @@ def queries_needed(result: Paired, alpha: float) -> int | None:
     """
     if not result.difference or not result.deviation:
         return None
-    return math.ceil((detected_errors(alpha) * result.deviation / result.difference) ** 2)
+    return math.ceil((detectable_errors(alpha) * result.deviation / result.difference) ** 2)
 
 
 def most_changed(before: pd.Series, after: pd.Series, number: int) -> tuple[list[str], list[str]]:
