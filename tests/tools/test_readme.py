@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.readme import with_block, written
+from tools.readme import with_block, with_blocks
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -36,7 +36,7 @@ def broken_links(page: Path) -> list[str]:
 def test_the_tables_are_those_of_the_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert written(readme) == readme, "run `make readme`"
+    assert with_blocks(readme) == readme, "run `make readme`"
 
 
 @pytest.mark.parametrize("readme", ["# no markers", "<!-- results -->\nx\n<!-- /results -->\n" * 2])
