@@ -1,4 +1,4 @@
-"""train: fine-tune a cross-encoder on the labelled pairs; where they have scores, fit its fusion with the base on dev.
+"""train: fine-tune a cross-encoder on the labelled pairs, and fit its fusion with the base model on dev.
 
 python -m stages.pairs.train
 """
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> str:
         seed=params.seed,
     )
     about = params.model_dump(exclude={"checkpoint_minutes"}), dev
-    kept = Checkpoints(PATHS.checkpoints / "pairs", params.checkpoint_minutes, about)
+    checkpoints = Checkpoints(PATHS.checkpoints / "pairs", params.checkpoint_minutes, about)
     training = time.monotonic()
     curve = tune_cross_encoder(
         model,
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> str:
         patience=params.patience,
         head_lr=params.head_lr,
         label="train",
-        kept=kept,
+        kept=checkpoints,
     )
     training = time.monotonic() - training
     metric = curve.dev.columns[1]
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str]) -> str:
     write_csv(curve.dev, PATHS.pair_metrics / "curve_dev.csv")
     write_json({"pairs": figures}, PATHS.pair_metrics / "train.json")
     record_time("pairs_train", time.monotonic() - started)
-    kept.remove()
+    checkpoints.remove()
     return f"train: {len(train):,} pairs in {training:,.0f} s; {metric} on dev {best:.3f} -> {PATHS.pair_model}"
 
 
