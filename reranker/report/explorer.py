@@ -215,10 +215,10 @@ def pack(queries: Sequence[Query], passages: Mapping[str, Passage]) -> str:
         queries: at least one query, in the order in which the page lists them by text.
         passages: the passages by passage_id.
     """
-    shown = {hit.passage_id for query in queries for hit in (*query.retriever, *query.reranker)}
-    shown |= {one.passage_id for query in queries for one in query.relevant[:MOST_RELEVANT]}
+    used = {hit.passage_id for query in queries for hit in (*query.retriever, *query.reranker)}
+    used |= {one.passage_id for query in queries for one in query.relevant[:MOST_RELEVANT]}
     # sorting by text puts similar texts beside each other, which compresses better
-    ids = sorted(shown, key=lambda passage_id: (passages[passage_id].text, passage_id))
+    ids = sorted(used, key=lambda passage_id: (passages[passage_id].text, passage_id))
     size = min(TEXT, max(SHORTEST, BUDGET // max(len(ids), 1)))
     place = {passage_id: number for number, passage_id in enumerate(ids)}
     systems = list(queries[0].ndcg)

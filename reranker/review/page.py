@@ -247,12 +247,12 @@ def _folded(title: str, text: str) -> str:
 
 def _code_span(text: str) -> str:
     """Put data into a code span, in which Markdown sees no tags, no links and no mentions of people."""
-    shown = printable(" ".join(text.split()))
-    shown = shown if len(shown) <= CHARACTERS else f"{shown[: CHARACTERS - 1]}…"
-    if not shown:
+    line = printable(" ".join(text.split()))
+    line = line if len(line) <= CHARACTERS else f"{line[: CHARACTERS - 1]}…"
+    if not line:
         return ""
-    fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
-    inside = f" {shown} " if shown.startswith("`") or shown.endswith("`") else shown
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    inside = f" {line} " if line.startswith("`") or line.endswith("`") else line
     return f"{fence}{inside}{fence}".replace("|", "\\|")
 
 

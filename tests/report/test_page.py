@@ -125,7 +125,7 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / f"{name}.json").write_text(json.dumps(values), encoding="utf-8")
     data = {"prepared/dropped": DROPPED, "prepared/leaks": LEAKS, "prepared/passages": PASSAGES}
     data |= {"prepared/queries": QUERIES, "prepared/judgments": JUDGMENTS, "mined/candidates": CANDIDATES}
-    data |= {"evaluated/retriever": SCORED["retriever"], "scored/reranker": SCORED["reranker"]}
+    data |= {f"evaluated/{system}": table for system, table in SCORED.items()}
     for name, table in data.items():
         path = tmp_path / "data" / f"{name}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -362,17 +362,18 @@ def test_markdown_table_has_the_same_figures_and_cells_in_every_row() -> None:
 def test_stage_writes_the_page_and_its_pictures_and_ends_with_the_table(tmp_path: Path) -> None:
     summary = main([])
     names = {f"{name}.{kind}" for name in pictures() for kind in ("svg", "png")}
-    assert {path.name for path in (tmp_path / "report").iterdir()} == names | {"index.html"}
+    assert {path.name for path in (tmp_path / "report" / "figures").iterdir()} == names
+    assert (tmp_path / "report" / "index.html").is_file()
     assert tables.text_table(SYSTEMS, 1234) in summary
     assert "report/index.html" in summary.splitlines()[-1]
 
 
 def explored() -> dict[str, dict[str, object]]:
     """Each test query of the written page by its id: text, ranks of a relevant passage, reason."""
-    found = re.search(r'<script id="queries-data"[^>]*>([^<]*)<', Path("report/index.html").read_text(encoding="utf-8"))
-    content = json.loads(zlib.decompress(base64.b64decode(found[1])))
+    match = re.search(r'<script id="queries-data"[^>]*>([^<]*)<', Path("report/index.html").read_text(encoding="utf-8"))
+    content = json.loads(zlib.decompress(base64.b64decode(match[1])))
     return {
-        query[0]: {"text": query[1], "right": query[6][0][1:], "reason": content["reasons"][query[3]]}
+        query[0]: {"text": query[1], "relevant": query[6][0][1:], "reason": content["reasons"][query[3]]}
         for query in content["queries"]
     }
 
@@ -383,12 +384,12 @@ def test_page_holds_the_test_queries_and_guesses_with_the_tokens_of_the_base_mod
     far = PASSAGES.assign(text=PASSAGES["text"].where(PASSAGES["passage_id"] != "p02", apart))
     far.to_parquet(data / "prepared" / "passages.parquet")
     main([])
-    found = explored()
-    assert sorted(found) == ["q1", "q2", "q3", "q4"]
-    assert found["q1"] == {"text": "sort a list", "right": [3, 3], "reason": explorer.CUT}
-    assert found["q2"]["right"] == [0, 0]
-    assert found["q2"]["reason"] == explorer.MISSED
-    assert found["q3"]["reason"] == explorer.NEAR  # the passages differ in a word
+    queries = explored()
+    assert sorted(queries) == ["q1", "q2", "q3", "q4"]
+    assert queries["q1"] == {"text": "sort a list", "relevant": [3, 3], "reason": explorer.CUT}
+    assert queries["q2"]["relevant"] == [0, 0]
+    assert queries["q2"]["reason"] == explorer.MISSED
+    assert queries["q3"]["reason"] == explorer.NEAR  # the passages differ in a word
 
 
 def test_ids_that_look_like_numbers_stay_as_they_are(inputs: Path) -> None:
@@ -423,7 +424,7 @@ def test_ids_that_look_like_numbers_stay_as_they_are(inputs: Path) -> None:
         ("costs.csv", "costs"),
         ("../data/prepared/passages.parquet", "prepare"),
         ("../data/mined/candidates.parquet", "mine"),
-        ("../data/scored/reranker.parquet", "evaluate"),
+        ("../data/evaluated/reranker.parquet", "evaluate"),
     ],
 )
 def test_missing_input_is_one_line_that_names_the_stage_to_run(inputs: Path, name: str, stage: str) -> None:

@@ -140,7 +140,7 @@ def test_one_comparison_has_no_corrected_column_and_several_runs_no_warning():
     assert "Holm" not in page
     assert "A single run" not in page
     assert "Names joined" not in page
-    assert "a figure of test, which is there to report" in " ".join(page.split())
+    assert "a figure of test, which only serves to report" in " ".join(page.split())
 
 
 def test_page_explains_names_of_one_run() -> None:

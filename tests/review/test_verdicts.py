@@ -293,7 +293,7 @@ def test_warnings_stand_above_the_figures():
     page = review_page(review(doubts=["the passages differ"], looks=7))
     assert page.index("- **Warning:** the passages differ.") < page.index("### Figures")
     assert "test was looked at 7 times since the base" in page
-    assert "Corrected for them: p = 0.070" in page
+    assert "Corrected: p = 0.070" in page
     assert "looked at" not in review_page(review(looks=5))
 
 

@@ -158,7 +158,7 @@ def test_pair_on_two_sides_of_a_given_split_stops_unless_it_is_allowed(tmp_path:
     test.write_text(test.read_text() + "A saw that is blue,the blue saw,1\n")
     line = place.error("prepare")
     assert line.startswith("pairs/params.yaml: source: 1 of the pairs of dev or test are also in an earlier split")
-    assert "such as 'A saw that is blue' and 'the blue saw' (data/raw/test.csv: row 25); take them out" in line
+    assert "such as 'A saw that is blue' and 'the blue saw' (data/raw/test.csv: row 25); remove them" in line
     assert not (tmp_path / "metrics").exists()
     place.set(allow_leakage=True)
     place.run("prepare")

@@ -76,7 +76,7 @@ def test_positives_stand_where_their_score_puts_them(rows: pd.DataFrame):
 
 def test_format_without_a_place_for_positives_and_tuples_of_other_lengths_are_errors(rows: pd.DataFrame):
     texts = with_texts(rows, QUERIES, PASSAGES)
-    with pytest.raises(UserError, match="--include-positives: triplet has no place"):
+    with pytest.raises(UserError, match="--include-positives: triplet cannot contain a ranking"):
         format_rows(texts, "triplet", include_positives=True)
     with pytest.raises(UserError, match="from 1 to 2 negatives"):
         format_rows(texts[:-1], "n-tuple")
