@@ -18,7 +18,7 @@ from reranker.inference.backends import use_backend
 from reranker.inference.scoring import score_pairs
 from reranker.mining import negatives
 from reranker.mining.false_negatives import Guards
-from reranker.mining.judgments import Judged, by_place
+from reranker.mining.judgments import JudgmentMatrices, judgment_matrices
 from reranker.retrieval import index
 from reranker.retrieval.retrievers import Dense
 
@@ -36,13 +36,15 @@ def main() -> None:
     tables = Tables(*(pd.read_parquet(options.folder / f"{name}.parquet") for name in TABLES))
     passages, queries = (np.load(options.folder / f"{name}.npy", mmap_mode="r") for name in ("passages", "queries"))
     first_stage = Dense(passages, queries, index.build(options.index, passages, queries=len(queries)))
-    known = by_place(tables)
+    matrices = judgment_matrices(tables)
     places = np.arange(len(queries))
     # as many candidates as the range has, and room for the right passages among them
-    found = first_stage.search(places, DEPTH + int(np.diff(known.right.indptr).max()), label="search")
+    found = first_stage.search(places, DEPTH + int(np.diff(matrices.relevant.indptr).max()), label="search")
     pool = negatives.Pool(places, found.positions, found.scores)
     mined = (
-        rescored(pool, known, tables, options.rescorer) if options.rescorer else mine(pool, first_stage, known, tables)
+        rescored(pool, matrices, tables, options.rescorer)
+        if options.rescorer
+        else mine(pool, first_stage, matrices, tables)
     )
     write_table(
         pd.DataFrame(
@@ -59,24 +61,24 @@ def main() -> None:
     np.save(options.out.with_suffix(".npy"), found.positions[sample(len(places)), :DEPTH])
 
 
-def mine(pool: negatives.Pool, first_stage: Dense, known: Judged, tables: Tables) -> pd.DataFrame:
+def mine(pool: negatives.Pool, first_stage: Dense, matrices: JudgmentMatrices, tables: Tables) -> pd.DataFrame:
     """Columns query, passage (places), score, kind."""
     number = len(tables.passages)
     return negatives.mine(
         pool,
         first_stage.scores,
-        known,
+        matrices,
         negatives.Filters(num_negatives=NEGATIVES, range_min=0, range_max=DEPTH, sampling="top"),
         Guards(np.arange(number), np.empty((number, 0), np.float32), [], by_group=False),
         random_share=0.0,
-        lots=(negatives.lots(tables.queries["query_id"]), negatives.lots(tables.passages["passage_id"])),
+        id_hashes=(negatives.id_hashes(tables.queries["query_id"]), negatives.id_hashes(tables.passages["passage_id"])),
         seed=1,
     ).rows
 
 
-def rescored(pool: negatives.Pool, known: Judged, tables: Tables, path: Path) -> pd.DataFrame:
+def rescored(pool: negatives.Pool, matrices: JudgmentMatrices, tables: Tables, path: Path) -> pd.DataFrame:
     """Columns query, passage (places), score, kind: every candidate and every right passage."""
-    right = known.right.tocoo()
+    right = matrices.relevant.tocoo()
     of = np.concatenate([np.repeat(pool.queries, pool.positions.shape[1]), right.row])
     at = np.concatenate([pool.positions.ravel(), right.col])
     texts = tables.queries["text"].iloc[of].tolist(), tables.passages["text"].iloc[at].tolist()

@@ -1,7 +1,7 @@
-"""compare: the systems that params.yaml names, on the same test candidates as those of evaluate.
+"""compare: evaluate the systems that params.yaml names on the same test candidates as the evaluate stage.
 
-Scores whose system, model, texts and code are as before are kept. A system that fails costs the others nothing: the
-tables hold those that worked, and the stage ends with an error.
+Scores are reused if their system, model, texts and code have not changed. If a system fails, the tables contain the
+others, and the stage ends with an error.
 
 python -m stages.compare
 """
@@ -34,8 +34,8 @@ from reranker.common.system_schema import (
     repeats,
 )
 from reranker.evaluation import comparison, experiment_models
-from reranker.evaluation.score_cache import kept, key, with_key
-from reranker.evaluation.systems import Settings, added_z_scores, opened
+from reranker.evaluation.score_cache import cache_key, cached_scores, with_key
+from reranker.evaluation.systems import Settings, open_system, weighted_z_scores
 from reranker.evaluation.trec import check_ids, read_run, scores_of, write_scored
 from reranker.inference.compute import choose_compute
 from reranker.inference.excerpts import in_words
@@ -76,19 +76,19 @@ def main(arguments: Sequence[str]) -> str:
     written: set[str] = set()
     for name, system in in_order(params.systems):
         try:
-            found = []
+            repeated: list[pd.Series] = []
             singles = repeats(system)
             for number, single in enumerate(singles, start=1):
                 file = name if len(singles) == 1 else f"{name}@{number}"
-                table = _kept(file, single, pairs, settings)
+                table = _cached(file, single, pairs, settings)
                 if table is None:
-                    table = _scored(file, single, pairs, settings, scores, tables.passages["passage_id"])
+                    table = _compute_scores(file, single, pairs, settings, scores, tables.passages["passage_id"])
                     write_scored(table, pairs["retrieved"], file, PATHS.compared)
-                _warn_of_origin(single)
-                found.append(table["score"])
+                _warn_of_mismatch(single)
+                repeated.append(table["score"])
                 written.add(file)
-            scores[name] = found
-        except Exception as error:  # whatever a library raises for a model that it does not know
+            scores[name] = repeated
+        except Exception as error:  # libraries raise errors of any type for a model that they cannot load
             failures[name] = first_line(error)
             print(printable(f"error: systems.{name}: {failures[name]}"), file=sys.stderr, flush=True)
     PATHS.compared.mkdir(parents=True, exist_ok=True)
@@ -97,9 +97,9 @@ def main(arguments: Sequence[str]) -> str:
             path.unlink()
 
     order = [*STANDARD_SYSTEMS, *(name for name in params.systems if name not in failures)]
-    chosen = {name: scores[name] for name in order}
+    ordered = {name: scores[name] for name in order}
     values, deviations = comparison.measure(
-        pairs, judgments, chosen, label="compare", judged_only=params.evaluation.judged_only
+        pairs, judgments, ordered, label="compare", judged_only=params.evaluation.judged_only
     )
     kinds = {name: STANDARD_SYSTEMS.get(name) or kind(params.systems[name]) for name in order}
     baseline = None if params.baseline in failures else params.baseline
@@ -110,20 +110,20 @@ def main(arguments: Sequence[str]) -> str:
     target = PATHS.metrics / "comparison.csv"
     if failures:
         raise UserError(
-            f"compare: {len(failures)} of {len(params.systems)} systems failed ({', '.join(failures)}); the others are "
-            f"in {target} and are kept: correct systems in params.yaml and run `dvc repro compare` again"
+            f"compare: {len(failures)} of {len(params.systems)} systems failed ({', '.join(failures)}) and the others "
+            f"are in {target}; correct `systems` in params.yaml and run `dvc repro compare`, which reuses their scores"
         )
     return f"compare: {len(order)} systems on {pairs['query_id'].nunique():,} test queries -> {target}"
 
 
-def _kept(file: str, system: System, pairs: pd.DataFrame, settings: Settings) -> pd.DataFrame | None:
-    """What an earlier run has written for the same system, models, texts and code."""
+def _cached(file: str, system: System, pairs: pd.DataFrame, settings: Settings) -> pd.DataFrame | None:
+    """The scores of an earlier run of the same system, models, texts and code; None if there are none."""
     if isinstance(system, FusedSystem | RunSystem):
         return None
-    return kept(PATHS.compared / f"{file}.parquet", key(system, settings, pairs))
+    return cached_scores(PATHS.compared / f"{file}.parquet", cache_key(system, settings, pairs))
 
 
-def _scored(
+def _compute_scores(
     file: str,
     system: System,
     pairs: pd.DataFrame,
@@ -131,27 +131,27 @@ def _scored(
     scores: Mapping[str, Sequence[pd.Series]],
     passages: pd.Series,
 ) -> pd.DataFrame:
-    """Columns query_id, passage_id, score; with the key under which they are kept, where the system has one."""
+    """Score the pairs: columns query_id, passage_id, score; scores that can be cached also have their key."""
     if isinstance(system, FusedSystem):
         for part in system.fused:
             if part not in scores:
-                raise UserError(f"'{part}' has no scores, for it failed")
+                raise UserError(f"'{part}' has no scores, because it failed")
         parts = {part: scores[part][0].to_numpy(float) for part in system.fused}
-        return pairs[KEYS].assign(score=added_z_scores(parts, system.fused, pairs))
+        return pairs[KEYS].assign(score=weighted_z_scores(parts, system.fused, pairs))
     if isinstance(system, RunSystem):
         path = Path(system.run)
         run = read_run(path)
         check_ids(run, path, pairs["query_id"], passages)
         return pairs[KEYS].assign(score=scores_of(run, pairs))
-    with opened(system, settings, f"compare {file}") as loaded:
-        return with_key(pairs[KEYS].assign(score=loaded.scores(pairs)), key(system, settings, pairs))
+    with open_system(system, settings, f"compare {file}") as loaded:
+        return with_key(pairs[KEYS].assign(score=loaded.scores(pairs)), cache_key(system, settings, pairs))
 
 
-def _warn_of_origin(system: System) -> None:
-    """Say where a model does not belong to the queries or the reranker that lie here."""
-    told = []
+def _warn_of_mismatch(system: System) -> None:
+    """Warn if a model does not belong to the queries or the reranker of the workspace."""
+    warnings = []
     if isinstance(system, ExperimentSystem):
-        told = [
+        warnings = [
             f"experiment '{name}' has other queries or splits: it may have been trained on some of these test queries"
             for name in system.experiment
             if not experiment_models.same_queries(name)
@@ -159,9 +159,9 @@ def _warn_of_origin(system: System) -> None:
     elif isinstance(system, CrossEncoderSystem):
         folder = Path(system.cross_encoder)
         if folder.is_relative_to(PATHS.export) and read_about(folder).origin != fingerprint(str(PATHS.reranker)):
-            told = [f"{folder} is of another {PATHS.reranker} than the one here; run `dvc repro export/dvc.yaml`"]
-    for line in told:
-        print(printable(f"compare: {line}"), file=sys.stderr)
+            warnings = [f"{folder} was exported from another {PATHS.reranker}; run `dvc repro export/dvc.yaml`"]
+    for warning in warnings:
+        print(printable(f"compare: {warning}"), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""costs: size of each system and its time for one query at a time. Times differ from run to run, so no diff shows them.
+"""costs: the size of each system and its time for one query at a time. Times vary, so `dvc metrics diff` omits them.
 
 python -m stages.costs
 """
@@ -29,7 +29,7 @@ from reranker.common.system_schema import (
     repeats,
 )
 from reranker.evaluation import costs
-from reranker.evaluation.systems import Loaded, Settings, opened, shipped
+from reranker.evaluation.systems import Loaded, Settings, open_system, shipped
 from reranker.inference.compute import choose_compute
 from reranker.inference.excerpts import in_words
 from reranker.retrieval import bm25
@@ -46,7 +46,10 @@ def main(arguments: Sequence[str]) -> str:
     if pairs.empty:
         raise UserError(f"{PATHS.candidates}: has no test query to time systems on; raise test_share in params.yaml")
     pairs = in_words(pairs, tables)
-    queries = {width: costs.asked(pairs, tables.passages, width, seed=params.evaluation.seed) for width in costs.WIDTHS}
+    queries = {
+        width: costs.sample_queries(pairs, tables.passages, width, seed=params.evaluation.seed)
+        for width in costs.WIDTHS
+    }
     compute = choose_compute(**dict(params.compute))
     settings = Settings(
         words=bm25.statistics(tables.passages["text"]),
@@ -55,43 +58,45 @@ def main(arguments: Sequence[str]) -> str:
         passage_prompt=params.passage_prompt,
         compute=compute,
     )
-    of_evaluate: dict[str, System] = {
+    evaluated: dict[str, System] = {
         "retriever": RetrieverSystem(retriever=params.retriever),
         "bm25": RetrieverSystem(retriever=["bm25"]),
         "tuned_static": StaticSystem(static=str(PATHS.static)),
         "zero_shot": BiencoderSystem(biencoder=params.base_model, query_prompt="", passage_prompt=""),
         "tuned_biencoder": BiencoderSystem(biencoder=str(PATHS.control), query_prompt="", passage_prompt=""),
         "cross_encoder": CrossEncoderSystem(cross_encoder=str(PATHS.reranker)),
-        # its bi-encoder is models/biencoder, which is as large and as slow
+        # it uses the bi-encoder models/biencoder, which has the same size and speed as tuned_biencoder
         "fusion_without_cross_encoder": FusedSystem(fused={"bm25": 1, "tuned_static": 1, "tuned_biencoder": 1}),
     }
-    measured = {"reranker": _cost(shipped(PATHS.reranker, settings), queries)}
+    system_costs = {"reranker": _cost(shipped(PATHS.reranker, settings), queries)}
     failures: dict[str, str] = {}
-    for name, system in [*of_evaluate.items(), *in_order(params.systems)]:
+    for name, system in [*evaluated.items(), *in_order(params.systems)]:
         try:
             if isinstance(system, FusedSystem):
-                if {*system.fused} <= {*measured}:  # a run has no cost, and no sum with it
-                    measured[name] = costs.added([measured[part] for part in system.fused])
+                if {*system.fused} <= {*system_costs}:  # a run has no cost, so a sum with a run has none
+                    system_costs[name] = costs.sum_costs([system_costs[part] for part in system.fused])
             elif not isinstance(system, RunSystem):
                 first, *_ = repeats(system)
-                with opened(first, settings, f"costs {name}") as loaded:
-                    measured[name] = _cost(loaded, queries)
-        except Exception as error:  # whatever a library raises for a model that it does not know
+                with open_system(first, settings, f"costs {name}") as loaded:
+                    system_costs[name] = _cost(loaded, queries)
+        except Exception as error:  # libraries raise errors of any type for a model that they cannot load
             failures[name] = first_line(error)
             print(printable(f"error: systems.{name}: {failures[name]}"), file=sys.stderr, flush=True)
 
-    order = [name for name in [*STANDARD_SYSTEMS, *params.systems] if name in measured]
-    sizes = {width: [len(table) for table in asked] for width, asked in queries.items()}
-    table = costs.table({name: measured[name] for name in order}, sizes, usd_per_hour=params.evaluation.usd_per_hour)
+    order = [name for name in [*STANDARD_SYSTEMS, *params.systems] if name in system_costs]
+    sizes = {width: [len(table) for table in sample] for width, sample in queries.items()}
+    table = costs.table(
+        {name: system_costs[name] for name in order}, sizes, usd_per_hour=params.evaluation.usd_per_hour
+    )
     target = PATHS.metrics / "costs.csv"
     write_csv(table, target)
     record_time("costs", time.monotonic() - started)
     if failures:
         raise UserError(
-            f"costs: {len(failures)} systems failed ({', '.join(failures)}); the others are in {target}: correct "
-            "systems in params.yaml and run `dvc repro costs` again"
+            f"costs: {len(failures)} systems failed ({', '.join(failures)}) and the others are in {target}; correct "
+            "`systems` in params.yaml and run `dvc repro costs` again"
         )
-    return f"costs: {len(order)} systems, {len(queries[costs.WIDTHS[0]])} queries each at most -> {target}"
+    return f"costs: {len(order)} systems, at most {len(queries[costs.WIDTHS[0]])} queries each -> {target}"
 
 
 def _cost(system: Loaded, queries: Mapping[int, Sequence[pd.DataFrame]]) -> costs.Cost:

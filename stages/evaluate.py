@@ -27,23 +27,24 @@ from reranker.evaluation.trec import write_qrels, write_scored
 from reranker.inference.fusion import fuse
 from reranker.report.tables import BASELINE, SHIPPED, SYSTEM_COLUMNS, p_relation
 
-MINED = {"retriever": "score", "bm25": "bm25", "tuned_static": "static_score"}
-"""Systems whose scores mine has written, and their columns."""
+CANDIDATE_SCORES = {"retriever": "score", "bm25": "bm25", "tuned_static": "static_score"}
+"""Systems whose scores the table of candidates has, and their columns in it."""
 KEYS = ["query_id", "passage_id"]
-COMPARED = ("retriever", *SCORE_STAGE_SYSTEMS, "fusion_without_cross_encoder")
+BASELINES = ("retriever", *SCORE_STAGE_SYSTEMS, "fusion_without_cross_encoder")
+"""The systems that the reranker is compared with."""
 
 
 def main(arguments: Sequence[str]) -> str:
     started = time.monotonic()
     params = load_params(PATHS.params)
     tables = read_tables()
-    candidates = read_table(PATHS.candidates, [*KEYS, "rank", "split", *MINED.values(), "teacher_score"])
+    candidates = read_table(PATHS.candidates, [*KEYS, "rank", "split", *CANDIDATE_SCORES.values(), "teacher_score"])
     pairs = candidates[candidates["split"] == "test"].reset_index(drop=True)
     test = set(pairs["query_id"])
     judgments = tables.judgments[tables.judgments["query_id"].isin(test)]
 
     pairs["retrieved"] = pairs["rank"] <= params.top_k
-    scores = {system: pairs[column] for system, column in MINED.items()}
+    scores = {system: pairs[column] for system, column in CANDIDATE_SCORES.items()}
     for system in SCORE_STAGE_SYSTEMS:
         scored = read_table(scored_file(system), [*KEYS, "score"])
         scores[system] = comparison.align(pairs, scored, system)
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str]) -> str:
     fusions = read_weights(PATHS.reranker / "fusion.json", SHIPPED, "fusion_without_cross_encoder")
     for system, weights in fusions.items():
         scores[system] = pd.Series(fuse(features, weights))
-    for system in (*MINED, *fusions):
+    for system in (*CANDIDATE_SCORES, *fusions):
         write_scored(pairs[KEYS].assign(score=scores[system]), pairs["retrieved"], system, PATHS.evaluated)
     write_qrels(judgments, PATHS.qrels)
 
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str]) -> str:
     means = comparison.summarise(values, seed=params.evaluation.seed)
     gains = {
         other: comparison.differences(values, [SHIPPED], other, seed=params.evaluation.seed)[SHIPPED]
-        for other in COMPARED
+        for other in BASELINES
     }
     figures = comparison.flatten(means[["queries", *SYSTEM_COLUMNS]], gains, SHIPPED)
     sources = tables.queries.set_index("query_id")["source"]

@@ -1,4 +1,4 @@
-"""mine: rank the corpus for the queries; candidates for dev and test, hard negatives for train.
+"""mine: rank the corpus for all queries to get the candidates of dev and test and the hard negatives of train.
 
 python -m stages.mine
 """
@@ -33,11 +33,11 @@ from reranker.inference.loading import load_biencoder, load_static
 from reranker.inference.scoring import pair_cosines
 from reranker.mining import audit, negatives, pipeline
 from reranker.mining.embedding_cache import Cache
-from reranker.mining.judgments import Places, by_place
+from reranker.mining.judgments import Places, judgment_matrices
 from reranker.retrieval import ranking
 
 DEPTH = 100
-"""Ranks kept for the recall figures."""
+"""The lowest rank that the recall figures need."""
 
 
 def main(arguments: Sequence[str]) -> str:
@@ -47,10 +47,13 @@ def main(arguments: Sequence[str]) -> str:
     require(PATHS.biencoder)
     require(PATHS.static)
     marks = read_csv(PATHS.marked, ["query_id", "passage_id", "mark"], as_text=True)
-    marked = audit.apply_marks(marks, tables, str(PATHS.marked))
-    if marked.unknown:
-        print(f"mine: {PATHS.marked}: {marked.unknown:,} marks are of no training query or no passage: not used")
-    judgments = marked.judgments
+    applied = audit.apply_marks(marks, tables, str(PATHS.marked))
+    if applied.ignored_marks:
+        print(
+            f"mine: {PATHS.marked}: {applied.ignored_marks:,} marks are ignored: their query is not in train or their "
+            "passage is not in the corpus"
+        )
+    judgments = applied.judgments
     query_text, passage_text = tables.queries["text"], tables.passages["text"]
     split = tables.queries.set_index("query_id")["split"]
     compute = choose_compute(
@@ -71,24 +74,28 @@ def main(arguments: Sequence[str]) -> str:
         compute=compute,
     )
     held_out = np.flatnonzero(tables.queries["split"] != "train")
-    found = ranking.candidates(
+    rankings = ranking.candidates(
         first_stage.search(held_out, max(DEPTH, params.top_k), label="mine: dev and test"),
         tables.queries["query_id"].iloc[held_out],
         tables.passages["passage_id"],
     )
-    judged = judgments.assign(split=judgments["query_id"].map(split))
-    top = found[found["rank"] <= params.top_k]
+    split_of_judgment = judgments["query_id"].map(split)
+    top = rankings[rankings["rank"] <= params.top_k]
     missed = ranking.missed_positives(
-        top, judged[judged["split"] != "train"], first_stage, tables.queries["query_id"], tables.passages["passage_id"]
+        top,
+        judgments[split_of_judgment != "train"],
+        first_stage,
+        tables.queries["query_id"],
+        tables.passages["passage_id"],
     )
     candidates = pd.concat([top, missed]).sort_values(["query_id", "rank", "passage_id"], ignore_index=True)
     candidates["split"] = candidates["query_id"].map(split)
 
-    # the teachers have learned their own queries by heart: their scores of others teach more, so those come first
+    # the teachers have memorised the queries that they were trained on, so queries that are new to them come first
     train = training_order(tables.queries, params.sources, salt=params.biencoder.seed)
-    seen = max(params.biencoder.queries, params.static.queries)
-    order = pd.Index(tables.queries["query_id"]).get_indexer(pd.concat([train[seen:], train[:seen]]))
-    known = by_place(tables._replace(judgments=judgments))
+    memorised = max(params.biencoder.queries, params.static.queries)
+    order = pd.Index(tables.queries["query_id"]).get_indexer(pd.concat([train[memorised:], train[:memorised]]))
+    matrices = judgment_matrices(tables._replace(judgments=judgments))
     filters = negatives.Filters(
         num_negatives=params.num_negatives,
         range_min=params.negatives.range_min,
@@ -99,7 +106,7 @@ def main(arguments: Sequence[str]) -> str:
         max_score=params.negatives.max_score,
         min_score=params.negatives.min_score,
     )
-    pool = negatives.retrieve(first_stage, order, known, filters, params.train_queries)
+    pool = negatives.retrieve(first_stage, order, matrices, filters, params.train_queries)
     biencoder = load_biencoder(str(PATHS.biencoder), params.biencoder.max_length, compute)
 
     def teacher(of: Places, at: Places) -> pipeline.Scores:
@@ -112,10 +119,10 @@ def main(arguments: Sequence[str]) -> str:
         if params.negatives.rescorer != "biencoder":
             score = pipeline.cross_encoder(params.negatives.rescorer, tables, compute)
         pool = negatives.rescore(pool, score)
-    mined = negatives.mine(
+    result = negatives.mine(
         pool,
         score,
-        known,
+        matrices,
         filters,
         pipeline.guards(
             tables.passages,
@@ -127,40 +134,41 @@ def main(arguments: Sequence[str]) -> str:
             compute=compute,
         ),
         random_share=params.negatives.random_share,
-        lots=(negatives.lots(tables.queries["query_id"]), negatives.lots(tables.passages["passage_id"])),
+        id_hashes=(negatives.id_hashes(tables.queries["query_id"]), negatives.id_hashes(tables.passages["passage_id"])),
         seed=params.negatives.seed,
     )
-    number = mined.rows["query"].nunique()
+    number = result.rows["query"].nunique()
     if not number:
         raise UserError(
-            "params.yaml: no negative is left; widen range_min to range_max or loosen the margins and scores"
+            "params.yaml: negatives: every candidate is refused; widen the range from range_min to range_max, or "
+            "loosen the margins and scores"
         )
 
-    rows = mined.rows.assign(
-        query_id=tables.queries["query_id"].to_numpy()[mined.rows["query"]],
-        passage_id=tables.passages["passage_id"].to_numpy()[mined.rows["passage"]],
+    rows = result.rows.assign(
+        query_id=tables.queries["query_id"].to_numpy()[result.rows["query"]],
+        passage_id=tables.passages["passage_id"].to_numpy()[result.rows["passage"]],
     )
     both = pipeline.with_signals(pd.concat([candidates, rows]), tables, load_static(str(PATHS.static)), teacher)
-    audited = audit.table(mined, tables, teacher)
-    of_retriever = pipeline.retriever_figures(
-        judged[judged["split"] == "dev"], found[found["query_id"].map(split) == "dev"]
+    suspicious = audit.table(result, tables, teacher)
+    retriever_figures = pipeline.retriever_figures(
+        judgments[split_of_judgment == "dev"], rankings[rankings["query_id"].map(split) == "dev"]
     )
     figures = {
-        **of_retriever,
-        **pipeline.figures(mined),
-        **pipeline.index_figures(indexes, held_out, depth=params.top_k, wanted=params.index.min_recall),
-        "marked": marked.used,
+        **retriever_figures,
+        **pipeline.figures(result),
+        **pipeline.index_figures(indexes, held_out, depth=params.top_k, min_recall=params.index.min_recall),
+        "marked": applied.marks,
     }
     write_table(both[: len(candidates)].drop(columns=["kind", "query", "passage"]), PATHS.candidates)
     write_table(both[len(candidates) :].drop(columns=["rank", "split", "query", "passage"]), PATHS.negatives)
-    write_csv(audited, PATHS.audit)
+    write_csv(suspicious, PATHS.audit)
     write_json(figures, PATHS.metrics / "mine.json")
     record_time("mine", time.monotonic() - started)
-    negative = int((mined.rows["relevance"] == 0).sum())
+    negative = int((result.rows["relevance"] == 0).sum())
     return (
         f"mine: {negative:,} negatives for {number:,} queries, {len(candidates):,} candidates; "
-        f"retriever on dev: NDCG@10 {of_retriever['retriever_dev_ndcg@10']:.3f}, "
-        f"recall@30 {of_retriever['retriever_dev_recall@30']:.3f} -> {PATHS.candidates.parent}"
+        f"retriever on dev: NDCG@10 {retriever_figures['retriever_dev_ndcg@10']:.3f}, "
+        f"recall@30 {retriever_figures['retriever_dev_recall@30']:.3f} -> {PATHS.candidates.parent}"
     )
 
 

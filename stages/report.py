@@ -1,4 +1,4 @@
-"""report: the figures of the earlier stages as one page with every test query, six pictures and the table of results.
+"""report: write one page with the figures of the earlier stages, every test query, six pictures and the results.
 
 python -m stages.report
 """
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> str:
     loss = read_csv(PATHS.metrics / "curve_loss.csv", ["step", "loss"])
     dev = read_csv(PATHS.metrics / "curve_dev.csv", ["step", "ndcg@10"])
     lengths = read_csv(PATHS.metrics / "lengths.csv", ["text", "from", "to", "share"])
-    queries, passages = _explored(params, per_query)
+    queries, passages = _explore(params, per_query)
     numbers = page.Numbers(
         systems=systems,
         evaluation=evaluation,
@@ -83,8 +83,8 @@ def main(arguments: Sequence[str]) -> str:
     return f"\n{table}\n\nreport: figures, comparisons and data -> {PATHS.report}"
 
 
-def _explored(params: Params, per_query: pd.DataFrame) -> tuple[list[explorer.Query], dict[str, Passage]]:
-    """The test queries with the first passages of both rankings, and the texts of these."""
+def _explore(params: Params, per_query: pd.DataFrame) -> tuple[list[explorer.Query], dict[str, Passage]]:
+    """The test queries with the first passages of both rankings, and the texts of these passages."""
     data = read_tables()
     judgments = data.judgments[data.judgments["query_id"].isin(per_query["query_id"])]
     candidates = read_table(PATHS.candidates, [*KEYS, "rank"])
@@ -102,7 +102,10 @@ def _explored(params: Params, per_query: pd.DataFrame) -> tuple[list[explorer.Qu
 
 
 def _reader(params: Params) -> Callable[[str, str], bool]:
-    """Whether the cross-encoder can read a query's words in a passage; of a hub's model that is not known here."""
+    """A function that says whether the cross-encoder can read a query's words in a passage.
+
+    It always says yes for a model of the Hub, because its tokenizer is not at hand.
+    """
     file = tokenizer_file(params.base_model)
     if not file:
         return lambda query, passage: True

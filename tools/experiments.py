@@ -1,4 +1,4 @@
-"""Judge the experiments of the present commit: NDCG@10 by parameters, over seeds, and what of it is noise.
+"""Compare the experiments of the current commit by NDCG@10 over seeds, and say which differences are noise.
 
 python -m tools.experiments [--baseline REV] [--sort FIGURE] [--markdown]
 """
@@ -16,24 +16,24 @@ from reranker.common import revisions
 from reranker.common.errors import UserError
 from reranker.common.progress import run_stage
 from reranker.common.revisions import Revision
-from reranker.review.experiment_table import text_page
-from reranker.review.experiments import incomparable, judge, ranked
+from reranker.review.experiment_table import experiments_page
+from reranker.review.experiments import incomparable, judge, sort_lines
 from reranker.review.runs import DEV, FIGURES, STAGE, SYSTEMS, Run, read_run
 
 UNFINISHED = ("Failed", "Queued", "Running")
 
 
-class Listed(NamedTuple):
-    """An experiment as DVC lists it."""
+class Experiment(NamedTuple):
+    """An experiment or a commit in DVC's list."""
 
     revision: Revision
     state: str | None
 
 
 def main(arguments: Sequence[str]) -> str:
-    """The page of the experiments."""
+    """Return the page of the experiments."""
     options = _parser().parse_args(arguments)
-    head, experiments = listed()
+    head, experiments = list_experiments()
     if not experiments:
         raise UserError(f"{head.revision.name} has no experiments; make one with `dvc exp run -S lr=2e-5`")
     baseline = _baseline(options.baseline, [head, *experiments])
@@ -48,49 +48,47 @@ def main(arguments: Sequence[str]) -> str:
             left_out.append(str(error))
     others = [run for run in runs if run.name != baseline.name]
     lines = judge(others, baseline, seed=baseline.params["evaluation.seed"])
-    page = text_page(ranked(lines, options.sort), left_out, options.sort, markdown=options.markdown)
+    page = experiments_page(sort_lines(lines, options.sort), left_out, options.sort, markdown=options.markdown)
     return f"Experiments of {head.revision.name}\n\n{page}"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.experiments", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--baseline", metavar="REV", help="a revision or an experiment; the present commit if not given"
-    )
+    parser.add_argument("--baseline", metavar="REV", help="a revision or an experiment (default: the current commit)")
     parser.add_argument("--sort", choices=FIGURES, default="dev_ndcg@10", help="highest first (default: %(default)s)")
     parser.add_argument("--markdown", action="store_true", help="tables in Markdown")
     return parser
 
 
-def listed() -> tuple[Listed, list[Listed]]:
-    """The present commit, and its experiments by name."""
+def list_experiments() -> tuple[Experiment, list[Experiment]]:
+    """The current commit, and its experiments sorted by name."""
     try:
-        Repo.find_root()  # else DVC clones the folder, and leaves another one behind when it cannot
+        Repo.find_root()  # without this check, DVC clones a folder that has no repository, and leaves a folder behind
         rows = dvc.api.exp_show()
     except DvcException as error:
         raise UserError(f"DVC cannot list the experiments: {error}") from None
     head, *_ = [row["rev"] for row in rows if row["typ"] == "baseline" and row["rev"] != "workspace"]
     experiments = [
-        Listed(Revision(row["Experiment"] or row["rev"], row["rev"]), row.get("State"))
+        Experiment(Revision(row["Experiment"] or row["rev"], row["rev"]), row.get("State"))
         for row in rows
         if row["typ"] != "baseline"
     ]
-    return Listed(Revision(head, "HEAD"), None), sorted(experiments)
+    return Experiment(Revision(head, "HEAD"), None), sorted(experiments)
 
 
-def _baseline(name: str | None, experiments: Sequence[Listed]) -> Run:
-    named = {each.revision.name: each for each in experiments}
+def _baseline(name: str | None, experiments: Sequence[Experiment]) -> Run:
+    by_name = {each.revision.name: each for each in experiments}
     try:
-        return usable_run(named.get(name) or Listed(revisions.find(name), None) if name else experiments[0])
+        return usable_run(by_name.get(name) or Experiment(revisions.find(name), None) if name else experiments[0])
     except UserError as error:
         raise UserError(f"the baseline {error}; choose another one with --baseline") from None
 
 
-def usable_run(experiment: Listed) -> Run:
-    """What went into an experiment and came out of it.
+def usable_run(experiment: Experiment) -> Run:
+    """Read the inputs and results of an experiment.
 
     Raises:
-        UserError: it did not end, lacks figures, or has figures of other parameters than its own.
+        UserError: the experiment did not end, lacks figures, or has figures of other parameters than its own.
     """
     name = experiment.revision.name
     if experiment.state in UNFINISHED:

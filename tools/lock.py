@@ -1,7 +1,7 @@
-"""Write requirements.lock anew from the ranges in pyproject.toml; needs Python 3.11 and nothing else.
+"""Write requirements.lock from the ranges in pyproject.toml; this needs only Python 3.11.
 
-The versions are those of a fresh environment. Where one of them needs a newer Python than the oldest supported, the
-line for that Python beside it is what uv resolves.
+The versions are those of a fresh environment. Where a version needs a newer Python than the oldest supported one, the
+lock has a second line with the version that uv resolves for the oldest Python.
 
     python tools/lock.py
 """
@@ -18,23 +18,23 @@ import tomllib
 OLDEST = "3.10"
 HEADER = "# Made by 'make lock' from pyproject.toml; edit the ranges there, not the versions here.\n"
 BUILD = re.compile("nvidia|cuda|triton")
-"""What torch asks for depends on its build, which pip chooses for the machine."""
+"""Packages that torch requires depending on its build, which pip chooses for the machine."""
 
 Versions = dict[str, str]
 
 
-def parse(listed: str) -> Versions:
-    """Lines `name==version` as version by normalised name; a local suffix such as `+cpu` is cut off."""
-    found = re.findall(r"^([\w.-]+)==([^\s;+]+)", listed, flags=re.MULTILINE)
-    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found}
+def parse(lines: str) -> Versions:
+    """Parse lines `name==version` into versions by normalised name, without a local suffix such as `+cpu`."""
+    versions = re.findall(r"^([\w.-]+)==([^\s;+]+)", lines, flags=re.MULTILINE)
+    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in versions}
 
 
 def merge(here: Versions, oldest: Versions) -> str:
     """The lines of the lock.
 
     Args:
-        here: what a fresh environment of this Python has.
-        oldest: what the oldest Python would get.
+        here: the versions in a fresh environment of this Python.
+        oldest: the versions that the oldest Python would get.
     """
     lines = []
     for name in sorted({*here, *(name for name in oldest if not BUILD.search(name))}):
@@ -67,7 +67,7 @@ def main() -> None:
             [*pip, "freeze", "--all", "--exclude", "pip"], check=True, capture_output=True, text=True
         )
         subprocess.run([scratch / "resolver/bin/python", "-m", "pip", "install", "-qq", "uv"], check=True)
-        # versions that stand in the output file already are kept where they can be
+        # uv keeps the versions that are already in the output file where it can
         oldest.write_text("".join(f"{name}=={version}\n" for name, version in parse(frozen.stdout).items()))
         compile_ = ["pip", "compile", "-q", "--no-annotate", "--python-version", OLDEST, ranges, "-o", oldest]
         subprocess.run([scratch / "resolver/bin/uv", *compile_], check=True)

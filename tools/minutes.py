@@ -1,10 +1,9 @@
-"""Draw NDCG@10 against minutes of training from the experiments of a commit, and print them as a table.
+"""Draw NDCG@10 against minutes of training from the experiments of a commit, and print both as a table.
 
-Taken are the experiments that differ from the commit in `seed`, `train_queries`, `epochs` and
-`evaluation.control_queries` alone.
-None of them trains the bi-encoder of `warm` or the static embedding again, so their rows have one run each.
-An out that DVC restored from its run cache brings no time of its own with it, so its figure is left out; `dvc exp run
---force` makes it anew.
+Only experiments that differ from the commit in nothing but `seed`, `train_queries`, `epochs` and
+`evaluation.control_queries` are used. None of them trains the bi-encoder of `warm` or the static embedding again, so
+the rows of these have one run each. If DVC restored an output from its run cache, its time was not measured, and its
+figure is left out; `dvc exp run --force` measures it again.
 
 python -m tools.minutes [REV]
 """
@@ -25,14 +24,14 @@ from reranker.review.runs import dotted
 from tools.training_time import TRAINED, minutes
 
 DATA = {"control": "evaluation.control_queries", "static": "static.queries", "train": "train_queries"}
-"""The parameter that gives a stage more to learn from."""
+"""The parameter that sets the number of training queries of a stage."""
 FREE = {"seed", "train_queries", "epochs", "evaluation.control_queries"}
 """Parameters in which the experiments may differ."""
 TABLE, FIGURE = Path("docs/minutes.csv"), Path("docs/minutes.svg")
 
 
-def measured(revision: str) -> pd.DataFrame:
-    """One row per system and training size: runs (seeds), mean minutes, mean and spread of NDCG@10 on test."""
+def minutes_table(revision: str) -> pd.DataFrame:
+    """One row per system and training size: number of runs, mean minutes, and mean and range of NDCG@10 on test."""
     experiments = [row for row in dvc.api.exp_show(revs=revision) if row["rev"] != "workspace"]
     rows = []
     for experiment in experiments:
@@ -43,25 +42,24 @@ def measured(revision: str) -> pd.DataFrame:
             key = "ndcg@10" if system == "reranker" else f"ndcg@10_{system}"
             last = stages[-1]
             # no other stage reads the seed and the epochs
-            told = ["seed", "epochs", DATA[last]] if last == "train" else [DATA[last]]
-            other = any(experiment[name] != experiments[0][name] for name in told)
+            keys = ["seed", "epochs", DATA[last]] if last == "train" else [DATA[last]]
+            other = any(experiment[name] != experiments[0][name] for name in keys)
             if other and seconds[f"{last}_training_seconds"] == first[f"{last}_training_seconds"]:
                 continue
-            run = " ".join(str(experiment[name]) for name in told)
+            run = " ".join(str(experiment[name]) for name in keys)
             epochs = int(experiment["epochs"]) if last == "train" else 1
-            took = minutes(seconds, system)
-            rows.append((system, int(experiment[DATA[last]]), epochs, run, took, experiment[key]))
+            rows.append((system, int(experiment[DATA[last]]), epochs, run, minutes(seconds, system), experiment[key]))
     table = pd.DataFrame(rows, columns=["system", "queries", "epochs", "run", "minutes", "ndcg@10"])
-    # an experiment that did not train a system repeats another one's figure
+    # an experiment that did not train a system repeats the figure of another one
     groups = table.drop_duplicates(["system", "run"]).groupby(["system", "queries", "epochs"])
-    found = groups.agg(
+    summary = groups.agg(
         runs=("minutes", "size"),
         minutes=("minutes", "mean"),
         mean=("ndcg@10", "mean"),
         low=("ndcg@10", "min"),
         high=("ndcg@10", "max"),
     )
-    return found.round({"minutes": 1, "mean": 4, "low": 4, "high": 4}).reset_index()
+    return summary.round({"minutes": 1, "mean": 4, "low": 4, "high": 4}).reset_index()
 
 
 def _fixed(revision: str) -> dict[str, object]:
@@ -69,12 +67,12 @@ def _fixed(revision: str) -> dict[str, object]:
 
 
 def _seconds(revision: str) -> dict[str, float]:
-    shown = subprocess.run(["git", "show", f"{revision}:metrics/timing.json"], capture_output=True, check=True)
-    return dict(json.loads(shown.stdout))
+    file = subprocess.run(["git", "show", f"{revision}:metrics/timing.json"], capture_output=True, check=True)
+    return dict(json.loads(file.stdout))
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """A line per system over the logarithm of the minutes, with the range of its seeds."""
+    """Draw a line per system over the logarithm of the minutes, with bars for the range over seeds."""
     figure = Figure(figsize=(5.6, 3.4), layout="constrained")
     axes = figure.add_subplot()
     for system in TRAINED:
@@ -93,8 +91,8 @@ def draw(table: pd.DataFrame) -> Figure:
 
 
 if __name__ == "__main__":
-    found = measured(sys.argv[1] if len(sys.argv) > 1 else "HEAD")
-    write_csv(found, TABLE)
-    with matplotlib.rc_context({"svg.hashsalt": "minutes"}):  # else every run writes other ids
-        draw(found).savefig(FIGURE, metadata={"Date": None})
-    print(found.to_string(index=False))
+    table = minutes_table(sys.argv[1] if len(sys.argv) > 1 else "HEAD")
+    write_csv(table, TABLE)
+    with matplotlib.rc_context({"svg.hashsalt": "minutes"}):  # without it every run writes other ids
+        draw(table).savefig(FIGURE, metadata={"Date": None})
+    print(table.to_string(index=False))

@@ -22,7 +22,7 @@ README = Path("README.md")
 
 
 def results() -> str:
-    """The block between the markers: the table, and the sentences that say what the differences and minutes are."""
+    """The block of results: the table, and sentences with the differences and the minutes of training."""
     systems = read_csv(PATHS.metrics / "systems.csv", SYSTEM_COLUMNS)
     figures = read_json(PATHS.metrics / "evaluate.json")
     seconds = read_json(PATHS.timing)
@@ -42,28 +42,28 @@ def results() -> str:
 
 
 def systems() -> str:
-    """The block of all systems: size, time and price beside NDCG@10."""
+    """The block of all systems: NDCG@10, size, time and price."""
     compared = read_csv(PATHS.metrics / "comparison.csv", ["system", "mode", "ndcg@10"])
     return markdown_costs(compared, read_csv(PATHS.metrics / "costs.csv", COST_COLUMNS))
 
 
 def with_block(readme: str, name: str, block: str) -> str:
-    """The README with a block between its markers.
+    """Put a block between its markers in the README.
 
     Raises:
-        ValueError: the markers are not there.
+        ValueError: the README does not have the markers exactly once.
     """
     between = re.compile(rf"(<!-- {name}[^>]*-->\n).*?(<!-- /{name} -->)", flags=re.DOTALL)
-    written, number = between.subn(lambda found: f"{found[1]}{block}\n{found[2]}", readme)
+    text, number = between.subn(lambda match: f"{match[1]}{block}\n{match[2]}", readme)
     if number != 1:
         raise ValueError(f"README.md must have the markers `<!-- {name} -->` and `<!-- /{name} -->` once")
-    return written
+    return text
 
 
-def written(readme: str) -> str:
-    """The README with all its blocks."""
+def with_blocks(readme: str) -> str:
+    """Put all blocks into the README."""
     return with_block(with_block(readme, "results", results()), "systems", systems())
 
 
 if __name__ == "__main__":
-    write_text(written(README.read_text(encoding="utf-8")), README)
+    write_text(with_blocks(README.read_text(encoding="utf-8")), README)

@@ -1,4 +1,4 @@
-"""Write a recipe into the file of parameters: the keys that it names, and nothing else; comments are kept.
+"""Write the keys of a recipe into the file of parameters; other keys and all comments stay.
 
 python -m tools.recipe NAME
 
@@ -28,13 +28,13 @@ from reranker.pairs.params import read_params as read_pair_params
 
 RECIPES = Path("recipes")
 WHOLE = {"sources", "systems", "lora", "loss_arguments", "trainer", "source"}
-"""Keys whose value takes the place of the earlier one: what stands inside is named by the user."""
-SHOWN = 60
+"""Keys whose value replaces the earlier one as a whole, because users choose the names of the keys inside."""
+VALUE_CHARACTERS = 60
 """Characters of a value in a message."""
 
 
 def main(arguments: Sequence[str]) -> str:
-    """Read, write, and check what was written."""
+    """Apply a recipe and check the result; a result that is not valid is not kept."""
     names = sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml"))
     if len(arguments) != 1 or arguments[0] not in names:
         raise UserError(f"make recipe NAME=…: name one of the recipes {', '.join(names)}")
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> str:
     pairs = name.startswith("pairs/")
     target = PATHS.pair_params if pairs else PATHS.params
     before = target.read_text(encoding="utf-8")
-    text, changed = applied(before, (RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
+    text, changed = apply_recipe(before, (RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
     write_text(text, target)
     try:
         read_pair_params(target) if pairs else read_params(target, Params)
@@ -52,15 +52,15 @@ def main(arguments: Sequence[str]) -> str:
     return "\n".join([*changed, f"recipe: {name}: {len(changed)} keys -> {target}"])
 
 
-def applied(params: str, recipe: str) -> tuple[str, list[str]]:
-    """A file of parameters with the keys of a recipe.
+def apply_recipe(params: str, recipe: str) -> tuple[str, list[str]]:
+    """Write the keys of a recipe into a file of parameters.
 
     Args:
         params: the text of the file.
         recipe: the text of the recipe, which has keys of the file and perhaps comments.
 
     Returns:
-        The text, and a line for each key: its earlier and its new value.
+        The new text, and a line for each key with its earlier and its new value.
     """
     yaml = YAML()
     yaml.width = 4096
@@ -68,9 +68,9 @@ def applied(params: str, recipe: str) -> tuple[str, list[str]]:
     yaml.representer.add_representer(type(None), lambda *_: null)
     values = yaml.load(params)
     changed = _merge(values, YAML().load(recipe), "")
-    written = StringIO()
-    yaml.dump(values, written)
-    return written.getvalue(), changed
+    stream = StringIO()
+    yaml.dump(values, stream)
+    return stream.getvalue(), changed
 
 
 def _merge(values: CommentedMap, recipe: CommentedMap, inside: str) -> list[str]:
@@ -80,23 +80,23 @@ def _merge(values: CommentedMap, recipe: CommentedMap, inside: str) -> list[str]
         if isinstance(value, CommentedMap) and isinstance(old, CommentedMap) and key not in WHOLE:
             changed += _merge(old, value, f"{inside}{key}.")
             continue
-        behind = _behind(old)
+        behind = _lines_after(old)
         values[key] = value
         if behind:
-            _put_behind(value, behind)
-        changed.append(f"{inside}{key}: {_shown(old)} -> {_shown(value)}")
+            _put_after(value, behind)
+        changed.append(f"{inside}{key}: {_one_line(old)} -> {_one_line(value)}")
     return changed
 
 
 def _last(node: Any) -> tuple[CommentedBase, Any, int] | None:
-    """The innermost last item of a block, and the place of its comment, which holds what follows the block too."""
+    """The innermost last item of a block, and the place of its comment, which also has the lines after the block."""
     if not isinstance(node, CommentedMap | CommentedSeq) or not node or node.fa.flow_style():
         return None
     key, place = (next(reversed(node)), 2) if isinstance(node, CommentedMap) else (len(node) - 1, 0)
     return _last(node[key]) or (node, key, place)
 
 
-def _behind(node: Any) -> str:
+def _lines_after(node: Any) -> str:
     """The blank lines and comments between a block and the next key."""
     last = _last(node)
     comments = last[0].ca.items.get(last[1]) if last else None
@@ -104,7 +104,7 @@ def _behind(node: Any) -> str:
     return token.value.partition("\n")[2] if token else ""
 
 
-def _put_behind(node: Any, lines: str) -> None:
+def _put_after(node: Any, lines: str) -> None:
     if last := _last(node):
         owner, key, place = last
         comments = owner.ca.items.setdefault(key, [None, None, None, None])
@@ -112,10 +112,10 @@ def _put_behind(node: Any, lines: str) -> None:
         comments[place] = CommentToken(own + lines, CommentMark(0), None)
 
 
-def _shown(value: Any) -> str:
-    """A value in one line, cut short."""
+def _one_line(value: Any) -> str:
+    """A value in one line, cut to `VALUE_CHARACTERS` characters."""
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+    return text if len(text) <= VALUE_CHARACTERS else f"{text[:VALUE_CHARACTERS]}…"
 
 
 if __name__ == "__main__":

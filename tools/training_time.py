@@ -1,4 +1,4 @@
-"""Minutes of training steps of each system, from the times that the stages note."""
+"""The minutes of training steps of each system, from the times that the stages record."""
 
 from collections.abc import Mapping
 
@@ -8,14 +8,14 @@ TRAINED = {
     "cross_encoder": ("warm", "static", "train"),
     "reranker": ("warm", "static", "train"),
 }
-"""The stages in which each system learns; the static embedding is one of the cross-encoder's teachers."""
+"""The stages that train each system; the static embedding is one of the cross-encoder's teachers."""
 
 
 def minutes(seconds: Mapping[str, float], system: str) -> float:
-    """Minutes that a system's training steps took.
+    """The minutes that a system's training steps took.
 
     Args:
-        seconds: what metrics/timing.json holds.
+        seconds: the content of metrics/timing.json.
         system: a key of `TRAINED`.
     """
     return sum(seconds[f"{stage}_training_seconds"] for stage in TRAINED[system]) / 60

@@ -1,4 +1,4 @@
-"""Systems on the same candidates: measures of every query in both modes, means and paired differences. No torch."""
+"""Compare systems on the same candidates: measures per query in both modes, means and paired differences. No torch."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from reranker.common.errors import UserError
 from reranker.common.progress import track
 from reranker.evaluation import metrics
-from reranker.evaluation.significance import bootstrap_interval, detected_errors, holm, randomisation_test
+from reranker.evaluation.significance import bootstrap_interval, detectable_errors, holm, randomisation_test
 
 KEYS = ["query_id", "passage_id"]
 MEASURES = {
@@ -23,12 +23,12 @@ MEASURES = {
     "recall@10": "R@10",
     "recall@30": "R@30",
 }
-"""Our names of the measures and those of ir-measures."""
+"""The names of the measures in our tables, and their names in ir-measures."""
 MEASURE = "ndcg@10"
-"""That has intervals and is tested."""
+"""The measure with intervals and tests."""
 MODES = ("retrieved", "all_positives")
 ALPHA = 0.05
-"""Of the test whose smallest detectable difference is computed."""
+"""The significance level for which the smallest detectable difference is computed."""
 COLUMNS = (
     "system", "kind", "mode", "queries", "ndcg@5", "ndcg@10", "ndcg@10_low", "ndcg@10_high", "ndcg@20", "mrr@10", "map",
     "p@1", "recall@10", "recall@30",
@@ -36,32 +36,32 @@ COLUMNS = (
     "gain_vs_best", "gain_vs_best_low", "gain_vs_best_high", "p_vs_best", "p_vs_best_holm", "detectable",
     "ndcg@10_sd_of_repeats",
 )  # fmt: skip
-"""Of the table of all systems."""
+"""Columns of the table of all systems."""
 Values = dict[tuple[str, str], pd.DataFrame]
-"""By system and mode: one row a query, one column a measure."""
+"""A table for each system and mode: one row per query, one column per measure."""
 
 
 class Difference(NamedTuple):
-    """How much better a system is than another one, in NDCG@10 of the retrieved candidates."""
+    """A system's NDCG@10 on the retrieved candidates minus that of another system."""
 
     gain: float
-    """Mean over the queries."""
+    """The mean difference over the queries."""
     low: float
     high: float
-    """Ends of its 95% bootstrap interval."""
+    """The ends of its 95% bootstrap interval."""
     p: float
-    """Of a paired randomisation test."""
+    """The p-value of a paired randomisation test."""
     p_holm: float
-    """The same, corrected for as many systems as are tested against the same one."""
+    """The p-value, corrected for the number of systems that are tested against the same one."""
     detectable: float
     """See `detectable`."""
 
 
 def align(pairs: pd.DataFrame, scored: pd.DataFrame, system: str) -> pd.Series:
-    """A system's scores in the order of the pairs.
+    """Put a system's scores into the order of the pairs.
 
     Raises:
-        UserError: it did not score all of them.
+        UserError: a pair has no score.
     """
     merged = pairs[KEYS].merge(scored, on=KEYS, how="left")
     if merged["score"].isna().any():
@@ -80,22 +80,22 @@ def measure(
     label: str,
     judged_only: bool = False,
 ) -> tuple[Values, dict[str, float]]:
-    """Every query's measures of every system in both modes, from one set of scores.
+    """Compute the measures of every system for every query in both modes, from the same scores.
 
-    In the mode `retrieved` a system orders what the retriever found; a right passage that it missed counts
-    against every system alike. In `all_positives` the missed ones are added to the candidates.
+    In the mode `retrieved` a system ranks the candidates of the retriever, and a relevant passage that the retriever
+    missed counts against every system alike. In `all_positives` the missed passages are added to the candidates.
 
     Args:
-        pairs: columns query_id, passage_id and retrieved: the candidates and the right passages that were missed.
-        judgments: of the same queries.
-        scores: by system, in the order of the pairs; of a system that was repeated several, whose measures are
-            averaged query by query.
-        label: shown beside the progress.
-        judged_only: leave candidates out that have no judgment for their query, before anything is counted: the
-            condensed lists of Sakai (SIGIR 2007), for judgments that were collected for other systems.
+        pairs: columns query_id, passage_id and retrieved: the candidates, and the relevant passages that were missed.
+        judgments: judgments of the same queries.
+        scores: scores of each system, in the order of the pairs. A repeated system has several scores, and its measures
+            are averaged query by query.
+        label: the name of the step, shown beside the progress.
+        judged_only: leave out candidates that have no judgment for their query before anything is computed. These are
+            the condensed lists of Sakai (SIGIR 2007), for judgments that were collected for other systems.
 
     Returns:
-        The measures, and for repeated systems the standard deviation over the repeats of their NDCG@10, retrieved.
+        The measures, and for each repeated system the standard deviation of its NDCG@10 in the mode `retrieved`.
     """
     compared = np.ones(len(pairs), bool)
     if judged_only:
@@ -117,7 +117,7 @@ def summarise(values: Values, *, seed: int) -> pd.DataFrame:
     """Means over the queries, with the 95% bootstrap interval of NDCG@10.
 
     Returns:
-        Columns system, mode, queries, the measures, ndcg@10_low and ndcg@10_high; one row a system and mode.
+        Columns system, mode, queries, the measures, ndcg@10_low and ndcg@10_high; one row per system and mode.
     """
     rows = []
     for (system, mode), table in values.items():
@@ -128,10 +128,10 @@ def summarise(values: Values, *, seed: int) -> pd.DataFrame:
 
 
 def differences(values: Values, systems: Sequence[str], other: str, *, seed: int) -> dict[str, Difference]:
-    """Each of some systems against another one, query by query: see `Difference`.
+    """Compare each of some systems with another one, query by query, see `Difference`.
 
-    Null hypothesis of each test: the two systems are the same, see `randomisation_test`. The p-values are also
-    corrected by Holm's procedure for as many systems as there are here.
+    Null hypothesis of each test: the two systems are the same, see `randomisation_test`. Holm's procedure corrects the
+    p-values for the number of `systems`.
     """
     theirs = values[other, "retrieved"][MEASURE]
     by_system = {system: (values[system, "retrieved"][MEASURE] - theirs).to_numpy() for system in systems}
@@ -145,29 +145,29 @@ def differences(values: Values, systems: Sequence[str], other: str, *, seed: int
 def detectable(differences: NDArray[np.float64]) -> float:
     """The smallest mean difference that a two-sided test at 5% detects with a power of 80%; NaN for one query.
 
-    It is 2.8 s / √n, were the differences spread as they are; see `detected_errors`.
+    It is 2.8 s / √n, with the standard deviation s of the n differences; see `detectable_errors`.
     """
     if len(differences) < 2:
         return float("nan")
-    return float(detected_errors(ALPHA) * differences.std(ddof=1) / np.sqrt(len(differences)))
+    return float(detectable_errors(ALPHA) * differences.std(ddof=1) / np.sqrt(len(differences)))
 
 
 def compare(
     values: Values, kinds: Mapping[str, str], baseline: str | None, deviations: Mapping[str, float], *, seed: int
 ) -> pd.DataFrame:
-    """All systems beside each other, with intervals, and tests against the baseline and the best.
+    """Put all systems into one table, with intervals, and with tests against the baseline and the best system.
 
     Args:
-        values: of both modes.
-        kinds: of each system.
-        baseline: a system, or None where it has no values.
-        deviations: of repeated systems, see `measure`.
-        seed: of the resampling.
+        values: the measures in both modes.
+        kinds: the kind of each system.
+        baseline: a system; None where it has no values.
+        deviations: standard deviations of repeated systems, see `measure`.
+        seed: seed of the resampling.
 
     Returns:
-        Columns `COLUMNS`; one row a system and mode, in the order of the values. Differences are in the rows of the
-        mode `retrieved`. The best system is the first of those with the highest NDCG@10 there; `detectable` is of the
-        difference to the baseline.
+        Columns `COLUMNS`; one row per system and mode, in the order of the values. Differences are in the rows of the
+        mode `retrieved`. The best system has the highest NDCG@10 in that mode, and of equals it is the first one.
+        `detectable` belongs to the difference to the baseline.
     """
     best = max(kinds, key=lambda system: float(values[system, "retrieved"][MEASURE].mean()))
     figures: dict[str, dict[str, str | float]] = {
@@ -190,12 +190,12 @@ def compare(
 
 
 def flatten(means: pd.DataFrame, gains: Mapping[str, Difference], shipped: str) -> dict[str, float | int]:
-    """The figures that `dvc exp show` lists: flat, the shipped system's own without a suffix.
+    """The figures that `dvc exp show` lists, without nesting; only those of the shipped system have no suffix.
 
     Args:
         means: see `summarise`; the measures among its columns are listed.
-        gains: of the shipped system against others.
-        shipped: a system.
+        gains: the differences between the shipped system and others.
+        shipped: the name of the shipped system.
     """
     rows = means.set_index(["system", "mode"]).to_dict("index")
     figures: dict[str, float | int] = {str(name): value for name, value in rows[shipped, "retrieved"].items()}
@@ -218,13 +218,13 @@ def _figures(difference: Difference, other: str) -> dict[str, float]:
 
 
 def by_source(values: Values, sources: pd.Series, shipped: str, others: Sequence[str]) -> dict[str, float | int]:
-    """Each source's queries and the systems' NDCG@10 on them, retrieved mode, flat; nothing for a single source.
+    """For each source, the number of queries and NDCG@10 in the mode `retrieved`; nothing if there is only one source.
 
     Args:
-        values: of both modes.
-        sources: name of the source by query_id; of other queries too.
-        shipped: the system whose figures have no name of a system.
-        others: systems beside it.
+        values: the measures in both modes.
+        sources: the name of the source by query_id; it may contain other queries.
+        shipped: the system whose figures carry no name of a system.
+        others: further systems.
     """
     figures: dict[str, float | int] = {}
     for system in (shipped, *others):
@@ -238,6 +238,6 @@ def by_source(values: Values, sources: pd.Series, shipped: str, others: Sequence
 
 
 def by_query(values: Values) -> pd.DataFrame:
-    """One row a query, one column a system: NDCG@10 over the retrieved candidates."""
+    """NDCG@10 on the retrieved candidates: one row per query, one column per system."""
     columns = {system: table[MEASURE] for (system, mode), table in values.items() if mode == "retrieved"}
     return pd.DataFrame(columns).reset_index()

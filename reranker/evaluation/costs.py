@@ -1,4 +1,4 @@
-"""What it costs to rerank with a system: its size, and the time of one query at a time, as a server has them."""
+"""The costs of reranking with a system: its size, and its time for one query at a time, as on a server."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,15 +12,15 @@ COST_COLUMNS = (
     "system", "parameters", "megabytes", "pairs_per_second", "p50_ms_30", "p95_ms_30", "p50_ms_100", "p95_ms_100",
     "usd_per_1000_queries",
 )  # fmt: skip
-"""Times are of one query with 30 or 100 passages, in milliseconds; megabytes are of 1,000,000 bytes."""
+"""Times are those of one query with 30 or 100 passages, in milliseconds; a megabyte has 1,000,000 bytes."""
 WIDTHS = (30, 100)
-"""Passages of a query."""
+"""The numbers of passages per query."""
 QUERIES = 30
-"""That are timed, at most."""
+"""The largest number of queries that are timed."""
 AT_LEAST = 10
-"""That are timed, however long they take."""
+"""The number of queries that are timed however long they take."""
 SECONDS = 4.0
-"""After which a slow system is timed on no more queries of a width."""
+"""The time after which no further query of a width is timed, once `AT_LEAST` queries are."""
 Seconds = NDArray[np.float64]
 
 
@@ -33,20 +33,20 @@ class Cost(NamedTuple):
     """See `measure`."""
 
 
-def asked(
+def sample_queries(
     pairs: pd.DataFrame, passages: pd.DataFrame, width: int, *, queries: int = QUERIES, seed: int
 ) -> list[pd.DataFrame]:
-    """Some queries with so many passages each: the retriever's best, then others of the corpus at random.
+    """Draw queries and give each the same number of passages: the retriever's best, then random ones of the corpus.
 
     Args:
         pairs: columns query_id, query, passage_id, passage and rank.
-        passages: columns passage_id and text: the corpus.
-        width: passages a query; all if the corpus has fewer.
-        queries: how many, at most.
-        seed: of the choice of queries and of further passages.
+        passages: the corpus; columns passage_id and text.
+        width: passages per query; the whole corpus if it is smaller.
+        queries: the largest number of queries.
+        seed: seed of the choice of queries and of further passages.
 
     Returns:
-        A table a query: columns query_id, query, passage and retrieved.
+        One table per query: columns query_id, query, passage and retrieved.
     """
     generator = np.random.default_rng(seed)
     names = sorted(pairs["query_id"].unique())
@@ -66,14 +66,14 @@ def asked(
 def measure(
     scores: Callable[[pd.DataFrame], NDArray[np.float64]], queries: Mapping[int, Sequence[pd.DataFrame]]
 ) -> dict[int, Seconds]:
-    """Time a system on each query by itself, after one that is not counted.
+    """Time a system on each query separately, after a first query that is not counted.
 
     Args:
-        scores: of the system; it takes the table of a query.
-        queries: see `asked`, by width.
+        scores: the system's function, which takes the table of a query.
+        queries: see `sample_queries`, by width.
 
     Returns:
-        Seconds of the queries in their order, by width; fewer than there are where the system is slow.
+        By width, the seconds of the queries in their order; a slow system is timed on fewer queries.
     """
     seconds = {}
     for width, tables in queries.items():
@@ -89,8 +89,8 @@ def measure(
     return seconds
 
 
-def added(parts: Sequence[Cost]) -> Cost:
-    """The cost of systems that score one after the other, query by query; at least one."""
+def sum_costs(parts: Sequence[Cost]) -> Cost:
+    """The cost of one or more systems that score each query one after the other."""
     seconds = {}
     for width in parts[0].seconds:
         shortest = min(len(part.seconds[width]) for part in parts)
@@ -99,15 +99,15 @@ def added(parts: Sequence[Cost]) -> Cost:
 
 
 def table(costs: Mapping[str, Cost], sizes: Mapping[int, Sequence[int]], *, usd_per_hour: float) -> pd.DataFrame:
-    """The costs of all systems.
+    """Put the costs of all systems into a table.
 
     Args:
-        costs: by system.
-        sizes: by width, how many passages each query has.
-        usd_per_hour: of the machine.
+        costs: the cost of each system.
+        sizes: by width, the number of passages of each query.
+        usd_per_hour: the price of the machine.
 
     Returns:
-        Columns `COST_COLUMNS`, one row a system; milliseconds of a query.
+        Columns `COST_COLUMNS`, one row per system.
     """
     rows = []
     few, many = WIDTHS

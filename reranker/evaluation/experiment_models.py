@@ -1,4 +1,4 @@
-"""What another revision has trained, by the name of an experiment, a branch, a tag or a hash."""
+"""Rerankers of other revisions, which are named by an experiment, a branch, a tag or a hash."""
 
 import hashlib
 from pathlib import Path
@@ -19,7 +19,7 @@ def model_hash(name: str) -> str:
     """DVC's hash of the folder of a revision's reranker.
 
     Raises:
-        UserError: there is no such revision, or no reranker in its dvc.lock.
+        UserError: the revision does not exist, or its dvc.lock has no reranker.
     """
     md5 = revisions.find(name).lock().out_hash(RERANKER)
     if md5 is None:
@@ -30,13 +30,13 @@ def model_hash(name: str) -> str:
 
 
 def same_queries(name: str) -> bool:
-    """Whether a revision has the workspace's queries and splits.
+    """Whether a revision has the same queries and splits as the workspace.
 
-    If it has not, it may have been trained on queries that test it here. Where the hash of its queries cannot be had,
-    that of their folder decides, see `Lock.out_hash`.
+    If not, its model may have been trained on queries that are test queries here. If the hash of its queries is not
+    available, the hash of their folder decides, see `Lock.out_hash`.
 
     Raises:
-        UserError: there is no such revision, or a dvc.lock cannot be read.
+        UserError: the revision does not exist, or a dvc.lock cannot be read.
     """
     lock = revisions.find(name).lock()
     queries = lock.out_hash(PATHS.queries.as_posix())
@@ -48,14 +48,14 @@ def same_queries(name: str) -> bool:
 
 
 def fetch(name: str, folder: Path) -> None:
-    """Copy a revision's reranker from DVC's cache or the remote that the workspace names at present.
+    """Copy a revision's reranker from DVC's cache or from the workspace's current remote.
 
     Args:
-        name: of the revision.
-        folder: which must not be there; it gets the files.
+        name: the name of the revision.
+        folder: the folder for the files; it must not exist.
 
     Raises:
-        UserError: see `model_hash`; or the files are neither in the cache nor in a remote, or cannot be written.
+        UserError: see `model_hash`; or the files are in neither the cache nor the remote, or cannot be written.
     """
     model_hash(name)
     try:

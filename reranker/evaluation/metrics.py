@@ -5,7 +5,7 @@ denominators of MAP and recall, count every judged passage, retrieved or not, an
 scores 0. Ties are broken as trec_eval does, by passage id from the last to the first: never by the order
 of the input, which would leak the retriever's rank.
 
-No model weights here and no torch.
+This module needs no model weights and no torch.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ def per_query(judgments: pd.DataFrame, run: pd.DataFrame, measures: Sequence[str
         measures: names as ir-measures spells them, e.g. `nDCG@10`, `RR@10`, `AP`, `R@30`.
 
     Returns:
-        One row per judged query (index query_id, sorted), one column per measure; 0 for a query that the
-        run does not have.
+        One row per judged query (index query_id, sorted) and one column per measure; the values are 0 for a query
+        that is not in the run.
 
     Raises:
         ValueError: a score is not a number, or a pair of query and passage is in the run twice.
@@ -36,8 +36,8 @@ def per_query(judgments: pd.DataFrame, run: pd.DataFrame, measures: Sequence[str
     if run.duplicated(["query_id", "passage_id"]).any():
         raise ValueError("the run has a passage twice for one query")
     parsed = [ir_measures.parse_measure(name) for name in measures]
-    # the implementations behind ir-measures break ties differently (RR@10 by ascending id): scores without ties
-    # give all of them the one order; trec_eval compares scores in single precision
+    # the implementations behind ir-measures break ties differently (RR@10 by ascending id), so they get scores without
+    # ties in trec_eval's order; trec_eval compares scores in single precision
     ordered = rank(run.assign(score=run["score"].astype("float32")))
     ordered["score"] = -ordered["rank"].astype(float)
     values = pd.DataFrame(
@@ -56,20 +56,20 @@ def per_query(judgments: pd.DataFrame, run: pd.DataFrame, measures: Sequence[str
 
 
 def mean_ndcg(judgments: pd.DataFrame, pairs: pd.DataFrame, scores: NDArray[np.float64] | pd.Series) -> float:
-    """Mean NDCG@10 of the queries of some pairs.
+    """Mean NDCG@10 over the queries of some pairs.
 
     Args:
-        judgments: columns query_id, passage_id, relevance; those of other queries are left out.
+        judgments: columns query_id, passage_id, relevance; judgments of other queries are ignored.
         pairs: columns query_id, passage_id.
-        scores: of the pairs, in their order.
+        scores: the scores of the pairs, in their order.
     """
-    judged = judgments[judgments["query_id"].isin(pairs["query_id"])]
+    judgments = judgments[judgments["query_id"].isin(pairs["query_id"])]
     run = pairs[["query_id", "passage_id"]].assign(score=np.asarray(scores))
-    return float(per_query(judged, run, ["nDCG@10"])["nDCG@10"].mean())
+    return float(per_query(judgments, run, ["nDCG@10"])["nDCG@10"].mean())
 
 
 def rank(run: pd.DataFrame) -> pd.DataFrame:
-    """The run sorted by query and score, ties in trec_eval's order, with a rank column from 1."""
+    """Sort the run by query and score, with ties in trec_eval's order, and add a column with the rank from 1."""
     ordered = run.sort_values(["query_id", "score", "passage_id"], ascending=[True, False, False]).reset_index(
         drop=True
     )

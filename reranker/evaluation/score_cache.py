@@ -1,6 +1,6 @@
-"""Scores of systems that an earlier run has computed, kept by all that they depend on.
+"""A cache of the scores that earlier runs computed, keyed by all that the scores depend on.
 
-The key of a table is in it, so the two change together.
+A table of scores contains its key, so that both are always written together.
 """
 
 import hashlib
@@ -38,19 +38,19 @@ CODE = (
 LIBRARIES = ("torch", "transformers", "sentence-transformers", "tokenizers", "openvino", "nncf", "onnxruntime")
 
 
-def key(system: System, settings: Settings, pairs: pd.DataFrame) -> str:
-    """A hash over all that decides the scores of a system: what is said of it, its model, the texts, the code.
+def cache_key(system: System, settings: Settings, pairs: pd.DataFrame) -> str:
+    """A hash of all that decides the scores of a system: its entry in params.yaml, its model, the texts and the code.
 
     Args:
-        system: of any kind but `fused` and `run`; one experiment at most.
+        system: a system of any kind but `fused` and `run`, with at most one experiment.
         settings: see `Settings`.
         pairs: columns query_id, passage_id, query, passage and retrieved.
 
     Raises:
-        UserError: a revision is unknown or has no reranker, or there is no such bundled model.
+        UserError: a revision is unknown or has no reranker, or a bundled model does not exist.
     """
     here = Path(__file__).parents[1]
-    decided = {
+    inputs = {
         "system": system.model_dump(),
         "models": _models(system),
         "settings": {**settings._asdict(), "words": _hash(bm25.dump(settings.words))},
@@ -59,23 +59,23 @@ def key(system: System, settings: Settings, pairs: pd.DataFrame) -> str:
         "code": {name: _hash((here / f"{name}.py").read_text(encoding="utf-8")) for name in CODE},
         "libraries": {each.name: each.version for each in metadata.distributions() if each.name in LIBRARIES},
     }
-    return _hash(json.dumps(decided, sort_keys=True))
+    return _hash(json.dumps(inputs, sort_keys=True))
 
 
-def kept(path: Path, wanted: str) -> pd.DataFrame | None:
-    """The table at a path if it has this key; None if it has another one, is damaged or is not there."""
+def cached_scores(path: Path, key: str) -> pd.DataFrame | None:
+    """The table at a path if it has this key; None if it has another key, is damaged or does not exist."""
     try:
         table = read_table(path, COLUMNS)
     except UserError:
         return None
-    return table if table.attrs.get(KEY) == wanted else None
+    return table if table.attrs.get(KEY) == key else None
 
 
-def with_key(table: pd.DataFrame, own: str) -> pd.DataFrame:
-    """The table with its key, which Parquet keeps."""
-    labelled = table.copy()
-    labelled.attrs = {KEY: own}
-    return labelled
+def with_key(table: pd.DataFrame, key: str) -> pd.DataFrame:
+    """The table with its key as an attribute, which Parquet stores."""
+    copy = table.copy()
+    copy.attrs = {KEY: key}
+    return copy
 
 
 def _models(system: System) -> Mapping[str, str]:

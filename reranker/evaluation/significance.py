@@ -1,4 +1,4 @@
-"""How sure one can be of a mean over queries, and of one or several differences between systems."""
+"""Confidence intervals and tests for a mean over queries and for differences between systems."""
 
 from collections.abc import Sequence
 from statistics import NormalDist
@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 BLOCK = 1_000
 """Resamples held in memory at once."""
 POWER = 0.8
-"""The chance to find a difference that is there."""
+"""The probability of detecting a difference that exists."""
 
 
 class Interval(NamedTuple):
-    """Ends of a 95% interval."""
+    """The ends of a 95% interval."""
 
     low: float
     high: float
@@ -23,11 +23,11 @@ class Interval(NamedTuple):
 def bootstrap_interval(values: NDArray[np.float64], *, seed: int, samples: int = 10_000) -> Interval:
     """95% percentile bootstrap interval of the mean over queries (Efron and Tibshirani 1993, chapter 13).
 
-    Assumes that the queries are a random sample of the ones that will be asked.
+    The interval assumes that the queries are a random sample of the queries that users will ask.
 
     Args:
         values: one value per query, or the difference of two systems per query.
-        seed: of the resampling.
+        seed: seed of the resampling.
         samples: number of resamples.
 
     Raises:
@@ -51,7 +51,7 @@ def randomisation_test(differences: NDArray[np.float64], *, seed: int, samples: 
 
     Args:
         differences: one system's value minus the other's, per query.
-        seed: of the coin.
+        seed: seed of the coin tosses.
         samples: number of random sign assignments.
 
     Raises:
@@ -70,11 +70,11 @@ def randomisation_test(differences: NDArray[np.float64], *, seed: int, samples: 
     return (as_extreme + 1) / (samples + 1)
 
 
-def detected_errors(alpha: float) -> float:
-    """Standard errors that a mean difference must have to be found in four of five two-sided tests at `alpha`.
+def detectable_errors(alpha: float) -> float:
+    """The smallest mean difference, in standard errors, that four of five two-sided tests at `alpha` detect.
 
-    z(1 - alpha / 2) + z(power), the normal approximation of a paired t-test's power (Cohen 1988, Statistical Power
-    Analysis for the Behavioral Sciences, chapter 2); 2.8 at 5%.
+    It is z(1 - alpha / 2) + z(power), the normal approximation of a paired t-test's power (Cohen 1988, Statistical
+    Power Analysis for the Behavioral Sciences, chapter 2). At 5% it is 2.8.
     """
     normal = NormalDist()
     return normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(POWER)
@@ -83,11 +83,11 @@ def detected_errors(alpha: float) -> float:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjusted p-values of Holm's step-down procedure (Holm 1979, Scandinavian Journal of Statistics 6:65–70).
 
-    To call each hypothesis with an adjusted value below 0.05 refuted is wrong even once with a probability of at
+    If every hypothesis with an adjusted value below 0.05 is rejected, the probability of even one false rejection is at
     most 0.05, however the tests depend on each other.
 
     Args:
-        p_values: of all the tests that one looked at, refuted or not.
+        p_values: p-values of all tests that were looked at, significant or not.
 
     Returns:
         The adjusted values in the order of `p_values`, at most 1.
@@ -106,15 +106,15 @@ def interval_over_runs(
 ) -> Interval:
     """95% percentile bootstrap interval of a difference of means over queries and runs.
 
-    Queries are resampled for both systems together, the runs of each for itself: the two-way bootstrap of crossed
-    factors (Owen 2007, Annals of Applied Statistics 1:386–411). Assumes that queries and seeds are random samples.
-    A single run is taken as it is: the interval then leaves out what another seed would change. With few runs it
-    is somewhat too narrow, for n of them show (n - 1) / n of their variance.
+    Queries are resampled for both systems together, and runs for each system separately: the two-way bootstrap of
+    crossed factors (Owen 2007, Annals of Applied Statistics 1:386–411). It assumes that queries and seeds are random
+    samples. With a single run, the interval does not cover what another seed would change. With n runs it is somewhat
+    too narrow, because resampled runs have only (n - 1) / n of the variance of runs.
 
     Args:
-        ours: one row a run, one column a query.
-        theirs: the same of the other system; the columns are the same queries.
-        seed: of the resampling.
+        ours: one row per run, one column per query.
+        theirs: the values of the other system; its columns are the same queries.
+        seed: seed of the resampling.
         samples: number of resamples.
 
     Raises:
@@ -141,7 +141,7 @@ def interval_over_runs(
 def _resampled_mean(
     values: NDArray[np.float64], counts: NDArray[np.int64], generator: np.random.Generator
 ) -> NDArray[np.float64]:
-    """The mean of each resample: of queries by `counts` (samples, queries), of runs drawn here."""
+    """The mean of each resample; `counts` (samples, queries) has the resampled queries, and the runs are drawn here."""
     runs, queries = values.shape
     by_run = counts @ values.T / queries
     weights = generator.multinomial(runs, np.full(runs, 1 / runs), size=len(counts)) / runs

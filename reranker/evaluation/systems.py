@@ -1,9 +1,8 @@
-"""The systems that are compared: from what params.yaml says of one to something that scores candidates.
+"""Load the systems that are compared: each entry of params.yaml becomes a function that scores candidates.
 
-Two kinds make one score of several systems', query by query: reciprocal rank fusion, and the kind `fused`,
-which adds their z-scores with weights. What is taken of a query (ranks, mean, deviation) is taken of the candidates
-that the retriever found. So the right passages that are added in the mode `all_positives` have a score, and move none
-of the others.
+Two kinds of systems combine the scores of several others, query by query: reciprocal rank fusion, and the kind `fused`,
+which adds weighted z-scores. The ranks, means and deviations of a query are those of its retrieved candidates. So the
+relevant passages that are added in the mode `all_positives` have a score, and do not change the other scores.
 """
 
 import tempfile
@@ -51,43 +50,43 @@ BM25 = "bm25"
 
 
 class Settings(NamedTuple):
-    """What the systems share."""
+    """Settings that all systems share."""
 
     words: bm25.Statistics
-    """Of the corpus."""
+    """BM25's statistics of the corpus."""
     max_length: int
-    """Tokens of a text for a bi-encoder that says nothing else."""
+    """The length of a text in tokens for a bi-encoder that sets no other."""
     query_prompt: str | None
-    """Put before each query for a model of `retriever`; None: what the model brings."""
+    """The prompt before each query for a model of `retriever`; None stands for the model's own prompt."""
     passage_prompt: str | None
-    """The same before each passage."""
+    """The prompt before each passage, likewise."""
     compute: Compute
-    """How models compute; an exported model computes here by itself."""
+    """How models compute; an exported model uses its own graph."""
 
 
 class Loaded(NamedTuple):
-    """A system that is ready."""
+    """A system that is ready to score."""
 
     scores: Callable[[pd.DataFrame], Scores]
-    """Of pairs: columns query_id, query, passage and retrieved, see `combining`; a score per row, higher is better."""
+    """Scores pairs with the columns query_id, query, passage and retrieved; one score per row, higher is better."""
     parameters: int
-    """Of its models; 0 where it has none."""
+    """The number of parameters of its models; 0 if it has no model."""
     megabytes: float
-    """Of their weights on disk, in units of 1,000,000 bytes."""
+    """The size of the weights on disk, in units of 1,000,000 bytes."""
 
 
 @contextmanager
-def opened(system: System, settings: Settings, label: str) -> Iterator[Loaded]:
-    """A system with a way to score pairs by itself, until the block ends.
+def open_system(system: System, settings: Settings, label: str) -> Iterator[Loaded]:
+    """Load a system for the time of a `with` block.
 
     Args:
-        system: of any kind but `fused` and `run`; one experiment at most.
+        system: a system of any kind but `fused` and `run`, with at most one experiment.
         settings: see `Settings`.
-        label: shown beside the progress.
+        label: the name of the step, shown beside the progress.
 
     Raises:
-        UserError: there is no usable model of a name, it cannot read so many tokens or has fewer layers, or the
-            revision is unknown or its reranker cannot be fetched.
+        UserError: a name is not that of a usable model, the model cannot read so many tokens or has fewer layers, the
+            revision is unknown, or its reranker cannot be fetched.
     """
     if isinstance(system, ExperimentSystem):
         (name,) = system.experiment
@@ -106,12 +105,12 @@ def opened(system: System, settings: Settings, label: str) -> Iterator[Loaded]:
         model = load_biencoder(resolve(system.biencoder), system.max_length or settings.max_length)
         check_lengths(model[0], max_length=model.max_seq_length or 0)
         prompts = system.query_prompt, system.passage_prompt
-        yield _vectors(model, system.biencoder, prompts, settings, label)
+        yield _biencoder(model, system.biencoder, prompts, settings, label)
     elif isinstance(system, StaticSystem):
         static = load_retriever(system.static)
         if not isinstance(static[0], StaticEmbedding):
             raise UserError(f"model '{system.static}' is not a static embedding; name it under biencoder")
-        yield _vectors(static, system.static, ("", ""), settings._replace(compute=settings.compute.static()), label)
+        yield _biencoder(static, system.static, ("", ""), settings._replace(compute=settings.compute.static()), label)
     elif isinstance(system, CrossEncoderSystem):
         yield _cross_encoder(system, settings, label)
     else:
@@ -119,7 +118,7 @@ def opened(system: System, settings: Settings, label: str) -> Iterator[Loaded]:
 
 
 def shipped(folder: Path, settings: Settings) -> Loaded:
-    """The fused reranker of a folder."""
+    """Load the fused reranker of a folder."""
     reranker = Reranker(folder, settings.compute)
     parameters = sum(_parameters(model) for model in reranker.models)
     megabytes = sum(_megabytes(str(part)) for part in (folder, folder / "biencoder", folder / "static"))
@@ -131,7 +130,7 @@ def shipped(folder: Path, settings: Settings) -> Loaded:
 
 
 def _retriever(names: Sequence[str], settings: Settings, label: str) -> Loaded:
-    """Reciprocal rank fusion of several, over the candidates of the query, not over the corpus."""
+    """Load a retriever; several are merged by reciprocal rank fusion over a query's candidates, not over the corpus."""
     parts = [_first_stage(name, settings, label) for name in names]
     if len(parts) == 1:
         return parts[0]
@@ -147,10 +146,10 @@ def _first_stage(name: str, settings: Settings, label: str) -> Loaded:
         words = settings.words
         return Loaded(lambda pairs: bm25.bm25(words, pairs["query"].tolist(), pairs["passage"].tolist()), 0, 0.0)
     prompts = settings.query_prompt, settings.passage_prompt
-    return _vectors(load_retriever(name), name, prompts, settings._replace(compute=settings.compute.static()), label)
+    return _biencoder(load_retriever(name), name, prompts, settings._replace(compute=settings.compute.static()), label)
 
 
-def _vectors(
+def _biencoder(
     model: SentenceTransformer,
     name: str,
     prompts: tuple[str | None, str | None],
@@ -177,14 +176,14 @@ def _vectors(
 
 
 def _cross_encoder(system: CrossEncoderSystem, settings: Settings, label: str) -> Loaded:
-    """It reads excerpts of passages that do not fit, as the cross-encoder that `train` makes does."""
+    """Load a cross-encoder; like the one of `train`, it reads excerpts of passages that are too long."""
     name = system.cross_encoder
     if Path(name).is_relative_to(PATHS.students) and not Path(name).is_dir():
         raise UserError(
             f"{name} does not exist: evaluation.student_layers in params.yaml says which students are trained"
         )
     if Path(name).is_relative_to(PATHS.export) or graph_file(Path(name)):
-        return _exported(system, settings)
+        return _load_exported(system, settings)
     model = load_cross_encoder(name)
     megabytes = _megabytes(name)
     if system.num_layers is not None:
@@ -198,14 +197,14 @@ def _cross_encoder(system: CrossEncoderSystem, settings: Settings, label: str) -
 
     def scores(pairs: pd.DataFrame) -> Scores:
         queries, passages = pairs["query"].tolist(), pairs["passage"].tolist()
-        shown = excerpts(model.tokenizer, model.max_seq_length, settings.words, queries, passages)
-        return score_pairs(model, queries, shown, label=label, compute=settings.compute)
+        parts = excerpts(model.tokenizer, model.max_seq_length, settings.words, queries, passages)
+        return score_pairs(model, queries, parts, label=label, compute=settings.compute)
 
     return Loaded(scores, parameters, megabytes)
 
 
-def _exported(system: CrossEncoderSystem, settings: Settings) -> Loaded:
-    """What the export stage wrote, computed by its own graph whatever the backend is."""
+def _load_exported(system: CrossEncoderSystem, settings: Settings) -> Loaded:
+    """Load an exported model, which computes by its own graph whatever the backend is."""
     folder = Path(system.cross_encoder)
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist: run `dvc repro export/dvc.yaml`, or name a folder of {PATHS.export}")
@@ -216,8 +215,8 @@ def _exported(system: CrossEncoderSystem, settings: Settings) -> Loaded:
 
     def scores(pairs: pd.DataFrame) -> Scores:
         queries, passages = pairs["query"].tolist(), pairs["passage"].tolist()
-        shown = excerpts(model.tokenizer, model.max_length, settings.words, queries, passages)
-        return model.scores(queries, shown)
+        parts = excerpts(model.tokenizer, model.max_length, settings.words, queries, passages)
+        return model.scores(queries, parts)
 
     return Loaded(scores, read_about(folder).parameters, graph_bytes(model.graph) / 1e6)
 
@@ -234,40 +233,40 @@ def reciprocal_rank_fusion(scores: Sequence[Scores], pairs: pd.DataFrame) -> Sco
     """Reciprocal rank fusion over the candidates of each query (Cormack, Clarke and Buettcher, SIGIR 2009).
 
     Args:
-        scores: of each system; shape (pairs,).
-        pairs: columns query_id and retrieved, which candidates the retriever found.
+        scores: the scores of each system; shape (pairs,).
+        pairs: columns query_id and retrieved, which says whether the retriever returned the candidate.
 
     Returns:
-        The sum of 1 / (60 + rank); a rank is 1 and the number of retrieved candidates that score higher.
+        The sum of 1 / (60 + rank); a rank is 1 plus the number of retrieved candidates that score higher.
     """
     shares = np.zeros(len(pairs))
     retrieved = pairs["retrieved"].to_numpy(bool)
     for rows in pairs.groupby("query_id").indices.values():
         for system in scores:
-            found = np.sort(system[rows][retrieved[rows]])
-            higher = len(found) - np.searchsorted(found, system[rows], side="right")
+            ascending = np.sort(system[rows][retrieved[rows]])
+            higher = len(ascending) - np.searchsorted(ascending, system[rows], side="right")
             shares[rows] += 1 / (RRF_K + 1 + higher)
     return shares
 
 
-def added_z_scores(scores: Mapping[str, Scores], weights: Mapping[str, float], pairs: pd.DataFrame) -> Scores:
+def weighted_z_scores(scores: Mapping[str, Scores], weights: Mapping[str, float], pairs: pd.DataFrame) -> Scores:
     """The weighted sum of z-scores over the candidates of each query, as in `fusion.fuse` of standardised scores.
 
     Args:
-        scores: by system; shape (pairs,). Those without a weight do not count.
-        weights: by system.
-        pairs: columns query_id and retrieved, which candidates the retriever found.
+        scores: the scores of each system; shape (pairs,). Systems without a weight are ignored.
+        weights: the weight of each system.
+        pairs: columns query_id and retrieved, which says whether the retriever returned the candidate.
 
     Returns:
-        One score a pair. A system that scores all retrieved candidates of a query alike says nothing of it.
+        One score per pair. A system that scores all retrieved candidates of a query alike adds 0 to that query.
     """
-    added = np.zeros(len(pairs))
+    total = np.zeros(len(pairs))
     retrieved = pairs["retrieved"].to_numpy(bool)
     for rows in pairs.groupby("query_id").indices.values():
-        known = retrieved[rows]
+        reference = retrieved[rows]
         for system, weight in weights.items():
             of_query = scores[system][rows]
-            spread = of_query[known].std() if known.any() else 0.0
-            if spread > 0:
-                added[rows] += weight * (of_query - of_query[known].mean()) / spread
-    return added
+            deviation = of_query[reference].std() if reference.any() else 0.0
+            if deviation > 0:
+                total[rows] += weight * (of_query - of_query[reference].mean()) / deviation
+    return total

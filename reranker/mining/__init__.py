@@ -1,1 +1,1 @@
-"""Hard negatives from a first stage, with guards against false ones."""
+"""Hard negatives from a first-stage retriever, with guards against false negatives."""

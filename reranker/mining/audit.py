@@ -1,7 +1,7 @@
-"""The most suspicious candidates of mining, for a person to look at, and what that person marked.
+"""The table of the most suspicious candidates of mining, which a person can mark, and the use of these marks.
 
-A candidate is suspicious when a model puts it near or above the right passage of its query: it may be a right answer
-that nobody has labelled. Marks become judgments, so that what was judged once is neither mined nor asked again.
+A candidate is suspicious when a model scores it near or above the relevant passage of its query: it may be relevant
+without a label. Marks become judgments, so that a marked passage is neither mined nor listed again.
 """
 
 from typing import NamedTuple
@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from reranker.common.artifacts import Tables
 from reranker.common.errors import UserError
-from reranker.mining.negatives import REASONS, TAKEN, Mined, ScorePairs
+from reranker.mining.negatives import NO_CANDIDATE, REASONS, MiningResult, ScorePairs
 
-SHOWN = 100
-"""Candidates in the table, with examples of what was refused behind them."""
+SUSPICIOUS = 100
+"""The largest number of suspicious candidates in the table; examples of refused candidates follow them."""
 EXAMPLES = 3
-"""Candidates of each reason for a refusal that the table has at least, where there are as many."""
-LOOKED_AT = 400
-"""Candidates that the teacher scores: those nearest to the right passage by the score that mining went by."""
+"""Examples of each reason for a refusal that follow, where there are as many."""
+RESCORED = 400
+"""Candidates that the teacher scores: those whose score in mining is highest beside that of the relevant passage."""
 MARKS = ("right", "wrong")
 COLUMNS = (
     "query_id", "passage_id", "mark", "verdict", "rank", "score", "score_of_right", "teacher_score",
@@ -27,62 +27,63 @@ COLUMNS = (
 )  # fmt: skip
 
 
-class Marked(NamedTuple):
-    """The judgments with the marks among them."""
+class AppliedMarks(NamedTuple):
+    """The judgments, with the marks applied."""
 
     judgments: pd.DataFrame
     """Columns query_id, passage_id, relevance."""
-    used: int
-    """Marks that became judgments."""
-    unknown: int
-    """Marks of queries that are not in train, or of passages that are not there any more."""
+    marks: int
+    """The number of marks that became judgments."""
+    ignored_marks: int
+    """The number of marks whose query is not in train or whose passage is no longer in the corpus."""
 
 
-def table(mined: Mined, tables: Tables, teacher: ScorePairs) -> pd.DataFrame:
-    """The `SHOWN` most suspicious candidates, the most suspicious first, then the `EXAMPLES` of each reason.
+def table(result: MiningResult, tables: Tables, teacher: ScorePairs) -> pd.DataFrame:
+    """List the most suspicious candidates, the most suspicious first, then examples of each reason for a refusal.
 
-    Columns `COLUMNS`; mark is empty. Each candidate is there once.
+    Columns are `COLUMNS`; mark is empty. Each candidate is listed once.
 
     Args:
-        mined: what was chosen, and from what.
+        result: the result of mining.
         tables: the data set.
-        teacher: cosines of the tuned bi-encoder for pairs of places; it decides the order.
+        teacher: scores pairs by the cosine of the tuned bi-encoder, which decides the order.
     """
-    pool = mined.pool
-    there = (mined.reasons != TAKEN) & np.isin(pool.queries, mined.rows["query"])[:, None]
-    ahead = np.where(there, pool.scores - mined.positive_scores[:, None], -np.inf).ravel()
-    order = np.argsort(-ahead, kind="stable")
-    order = order[np.isfinite(ahead[order])]
-    looked_at = _described(order[:LOOKED_AT], mined, tables, teacher)
-    suspicion = looked_at["teacher_score"] - looked_at["teacher_score_of_right"]
-    shown = suspicion.sort_values(ascending=False, kind="stable").index.to_numpy()[:SHOWN]
-    reasons = mined.reasons.ravel()[order]
+    pool = result.pool
+    is_candidate = (result.reasons != NO_CANDIDATE) & np.isin(pool.queries, result.rows["query"])[:, None]
+    lead = np.where(is_candidate, pool.scores - result.positive_scores[:, None], -np.inf).ravel()
+    order = np.argsort(-lead, kind="stable")
+    order = order[np.isfinite(lead[order])]
+    rescored = _describe(order[:RESCORED], result, tables, teacher)
+    suspicion = rescored["teacher_score"] - rescored["teacher_score_of_right"]
+    first = suspicion.sort_values(ascending=False, kind="stable").index.to_numpy()[:SUSPICIOUS]
+    reasons = result.reasons.ravel()[order]
     examples = np.concatenate([order[reasons == reason][:EXAMPLES] for reason in range(1, len(REASONS) + 1)])
-    examples = examples[~np.isin(examples, order[shown])]
-    # scored by themselves: the last bits of the others' scores must not depend on them
-    parts = [looked_at.loc[shown], _described(examples, mined, tables, teacher)]
+    examples = examples[~np.isin(examples, order[first])]
+    # examples are scored separately, because the last bits of a score depend on the texts in the same batch
+    parts = [rescored.loc[first], _describe(examples, result, tables, teacher)]
     return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
 
 
-def _described(places: NDArray[np.int64], mined: Mined, tables: Tables, teacher: ScorePairs) -> pd.DataFrame:
-    """Candidates with their texts, scores and what became of them.
+def _describe(places: NDArray[np.int64], result: MiningResult, tables: Tables, teacher: ScorePairs) -> pd.DataFrame:
+    """List candidates with their texts, their scores and what mining decided.
 
     Args:
-        places: of candidates in the pool, as if its rows stood behind each other.
-        mined: see `table`.
+        places: indices of candidates in the flattened pool.
+        result: see `table`.
         tables: see `table`.
         teacher: see `table`.
     """
-    pool, rows = mined.pool, mined.rows
+    pool, rows = result.pool, result.rows
     row, column = np.divmod(places, pool.positions.shape[1])
     queries, passages = pool.queries[row], pool.positions[row, column]
-    right = rows[rows["kind"] == "positive"].set_index("query")["passage"].reindex(queries).to_numpy(np.int64)
-    found, best = np.asarray(teacher(queries, passages), float), np.asarray(teacher(queries, right), float)
+    positives = rows[rows["kind"] == "positive"].set_index("query")["passage"].reindex(queries).to_numpy(np.int64)
+    scores = np.asarray(teacher(queries, passages), float)
+    positive_scores = np.asarray(teacher(queries, positives), float)
     kinds = rows.set_index(["query", "passage"])["kind"]
-    drawn = kinds.reindex(pd.MultiIndex.from_arrays([queries, passages])).fillna("")
+    kinds = kinds.reindex(pd.MultiIndex.from_arrays([queries, passages])).fillna("")
     verdict = [
         f"{kind} negative" if kind else f"refused: {REASONS[reason - 1]}" if reason > 0 else "not drawn"
-        for kind, reason in zip(drawn, mined.reasons[row, column], strict=True)
+        for kind, reason in zip(kinds, result.reasons[row, column], strict=True)
     ]
     texts = tables.passages["text"].to_numpy()
     return pd.DataFrame(
@@ -93,47 +94,48 @@ def _described(places: NDArray[np.int64], mined: Mined, tables: Tables, teacher:
             "verdict": verdict,
             "rank": column + 1,
             "score": pool.scores[row, column].astype(float),
-            "score_of_right": mined.positive_scores[row],
-            "teacher_score": found,
-            "teacher_score_of_right": best,
-            "query": _harmless(tables.queries["text"].to_numpy()[queries]),
-            "passage": _harmless(texts[passages]),
-            "right_passage": _harmless(texts[right]),
+            "score_of_right": result.positive_scores[row],
+            "teacher_score": scores,
+            "teacher_score_of_right": positive_scores,
+            "query": _escape_formulas(tables.queries["text"].to_numpy()[queries]),
+            "passage": _escape_formulas(texts[passages]),
+            "right_passage": _escape_formulas(texts[positives]),
         },
         columns=list(COLUMNS),
     )
 
 
-def _harmless(texts: NDArray[np.object_]) -> list[str]:
-    """A spreadsheet would run a text that begins like a formula; it shows one behind an apostrophe."""
+def _escape_formulas(texts: NDArray[np.object_]) -> list[str]:
+    """Put an apostrophe before texts that begin like a formula, so that a spreadsheet does not run them."""
     return [f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text for text in texts]
 
 
-def apply_marks(marks: pd.DataFrame, tables: Tables, origin: str) -> Marked:
-    """Put the marks among the judgments; they count more than what was there.
+def apply_marks(marks: pd.DataFrame, tables: Tables, origin: str) -> AppliedMarks:
+    """Add the marks to the judgments; a mark replaces an earlier judgment of the same pair.
 
     Args:
         marks: columns query_id, passage_id, mark (right, wrong or empty).
         tables: the data set.
-        origin: the file, for messages.
+        origin: the file of the marks, for messages.
 
     Raises:
-        UserError: a mark is none of these, or one pair is marked both.
+        UserError: a mark has another value, or one pair is marked both right and wrong.
     """
     marks = marks.fillna("")
     for place, mark in enumerate(marks["mark"], start=1):
         if mark not in (*MARKS, ""):
-            raise UserError(f"{origin}: row {place}: column mark: '{mark}' is none of {', '.join(MARKS)} or empty")
+            raise UserError(f"{origin}: row {place}: column mark: '{mark}' must be {', '.join(MARKS)} or empty")
     marks = marks[marks["mark"] != ""].drop_duplicates()
     for row in marks[marks.duplicated(["query_id", "passage_id"])].itertuples():
         raise UserError(
-            f"{origin}: query '{row.query_id}' and passage '{row.passage_id}' are marked right and wrong; keep one row"
+            f"{origin}: query '{row.query_id}' and passage '{row.passage_id}' are marked both right and wrong; "
+            "keep one row"
         )
     train = tables.queries.loc[tables.queries["split"] == "train", "query_id"]
-    known = marks["query_id"].isin(train) & marks["passage_id"].isin(tables.passages["passage_id"])
-    used, keys = marks[known], ["query_id", "passage_id"]
-    earlier = tables.judgments.set_index(keys)["relevance"].reindex(pd.MultiIndex.from_frame(used[keys]), fill_value=0)
-    # what was right already stays as right as it was
-    relevance = np.where(used["mark"] == "right", np.maximum(earlier.to_numpy(), 1), 0)
-    both = pd.concat([tables.judgments, used[keys].assign(relevance=relevance)]).drop_duplicates(keys, keep="last")
-    return Marked(both.reset_index(drop=True), len(used), int((~known).sum()))
+    usable = marks["query_id"].isin(train) & marks["passage_id"].isin(tables.passages["passage_id"])
+    new, keys = marks[usable], ["query_id", "passage_id"]
+    earlier = tables.judgments.set_index(keys)["relevance"].reindex(pd.MultiIndex.from_frame(new[keys]), fill_value=0)
+    # a passage that already is relevant keeps its grade
+    relevance = np.where(new["mark"] == "right", np.maximum(earlier.to_numpy(), 1), 0)
+    both = pd.concat([tables.judgments, new[keys].assign(relevance=relevance)]).drop_duplicates(keys, keep="last")
+    return AppliedMarks(both.reset_index(drop=True), len(new), int((~usable).sum()))

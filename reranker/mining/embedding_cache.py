@@ -1,4 +1,4 @@
-"""Vectors of texts, kept on disk by all that they depend on: the model, how it is used, the text."""
+"""A cache of text vectors on disk, keyed by all that a vector depends on: the model, its settings and the text."""
 
 import hashlib
 import json
@@ -29,17 +29,17 @@ from reranker.inference import scoring
 from reranker.inference.compute import PLAIN, Compute
 
 SHARD = 16_384
-"""Texts a file: what a run that is killed loses at most."""
+"""Texts per file; a run that is killed loses the vectors of at most so many."""
 LIMIT = 8 * 2**30
-"""Bytes that the folder may hold; the model in use keeps its vectors even if they alone are more."""
+"""The largest size of the folder in bytes; the vectors of the model in use are kept even if they alone are larger."""
 IN_MEMORY = 2**30
-"""Bytes of vectors above which they are returned in a file of no name and not in memory."""
+"""Vectors of more bytes are returned in an unnamed file instead of memory."""
 ABANDONED = 24 * 3600
-"""Seconds after which a file under a temporary name is none that another run is writing."""
+"""A temporary file that is older, in seconds, is no longer being written by another run."""
 ROWS = 16_384
-"""Rows that are copied or looked at together."""
+"""Rows that are copied or checked together."""
 FORMAT = 1
-"""Of the files; part of the key, so another number leaves the earlier ones to be forgotten."""
+"""The version of the file format. It is a part of the key, so files of another version are never read."""
 KEY = "S16"
 TOKENIZER_SETTINGS = (
     "padding_side",
@@ -50,17 +50,17 @@ TOKENIZER_SETTINGS = (
     "split_special_tokens",
     "chat_template",
 )
-"""What a transformers tokenizer adds to the rules of the tokenizers library that it calls."""
+"""Settings that a transformers tokenizer adds to the rules of the tokenizers library that it calls."""
 
 
 class Cache:
-    """A folder of vectors, each under the hash of its text in a folder under the hash of its model.
+    """A folder of vectors: each model has a folder under its hash, which stores each vector with the hash of its text.
 
-    Several runs may use it at once. What cannot be read is computed, and a folder that cannot be written costs
-    time and one note on stderr, no more.
+    Several runs may use the cache at once. Vectors that cannot be read are computed again. If the folder cannot be
+    written, a run takes more time and prints one note on stderr, but it does not fail.
 
     Args:
-        folder: made when it is first needed.
+        folder: the folder; it is made when it is first needed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -76,54 +76,53 @@ class Cache:
         prompt: str = "",
         compute: Compute = PLAIN,
     ) -> NDArray[np.float32]:
-        """What `reranker.inference.scoring.embed` gives; only texts whose vectors are not kept are passed to the model.
+        """Embed texts like `reranker.inference.scoring.embed`, but pass only texts that are not cached to the model.
 
-        A static embedding gives the same bits either way. A transformer's last bits depend on the texts that share a
-        pass, so those of new texts may differ from a run that embeds all.
+        A static embedding gives the same bits either way. A transformer's last bits depend on the texts in the same
+        batch, so vectors of new texts may differ in these from those of a run that embeds all texts.
 
         Args:
             model: a bi-encoder or a static embedding.
-            texts: any number; those that are equal are embedded once.
-            label: what is being done, shown beside the progress.
-            prompt: put before each text; the model's own default prompt, if it has one, where it is empty.
-            compute: how vectors that are not in the folder are computed; this process alone reads and writes it.
+            texts: any number of texts; equal texts are embedded once.
+            label: the name of the step, shown beside the progress.
+            prompt: the text that is put before each text; an empty one stands for the model's default prompt, if any.
+            compute: how missing vectors are computed; this process alone reads and writes the folder.
 
         Returns:
-            Shape (texts, dimensions), in the order of the texts. Above `IN_MEMORY` bytes it is a memory map of a file
-            that has no name any more and goes with the array.
+            Shape (texts, dimensions), in the order of the texts. Above `IN_MEMORY` bytes it is a memory map of an
+            unnamed file, which is deleted with the array.
 
         Raises:
-            UserError: a vector is not finite. Those of earlier texts are kept.
+            UserError: a vector is not finite. The vectors of earlier texts stay in the cache.
         """
         dimensions = model.get_embedding_dimension()
         key = model_key(model, prompt, compute.precision) if len(texts) else None
         if len(texts) and key is None:
-            _tell(f"{label}: vectors are not kept: the model's weights or tokenizer cannot be compared with others'")
+            _warn(f"{label}: vectors are not cached, because the model's weights or tokenizer cannot be identified")
         if dimensions is None or key is None:
             return scoring.embed(model, texts, label=label, prompt=prompt, compute=compute)
         folder = self._folder / key
-        self._open(folder)
+        self._prepare(folder)
         hashes = _hashes(texts)
         distinct, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
-        vectors = self._room(folder, len(texts), dimensions)
+        vectors = self._allocate(folder, len(texts), dimensions)
         missing = np.ones(len(distinct), bool)
-        for rows, found in _kept(folder, distinct, missing, dimensions, label):
-            vectors[first[rows]] = found
+        for rows, cached in _read_shards(folder, distinct, missing, dimensions, label):
+            vectors[first[rows]] = cached
             missing[rows] = False
-        new = np.sort(first[missing])  # as the texts come, so that the passes are those of an embed without a cache
-        wanted = [texts[place] for place in new]
-        passes = scoring.batches(model, wanted, label=label, prompt=prompt, compute=compute)
+        new = np.sort(first[missing])  # in the order of the texts, so that batches are those of a run without a cache
+        passes = scoring.batches(model, [texts[place] for place in new], label=label, prompt=prompt, compute=compute)
         self._fill(vectors, new, passes, hashes, folder)
         source = first[inverse]
-        for some in _parts(np.flatnonzero(source != np.arange(len(texts)))):
+        for some in _chunks(np.flatnonzero(source != np.arange(len(texts)))):
             vectors[some] = vectors[source[some]]
-        zero = sum(int((~vectors[some].any(axis=1)).sum()) for some in _parts(np.arange(len(texts))))
+        zero = sum(int((~vectors[some].any(axis=1)).sum()) for some in _chunks(np.arange(len(texts))))
         if zero:
-            _tell(
+            _warn(
                 f"{label}: {zero:,} of {len(texts):,} texts have a vector of zeros, and cosine 0 with every other: "
                 "the model knows none of their tokens"
             )
-        self._forget(folder)
+        self._delete_unused(folder)
         return vectors
 
     def _fill(
@@ -134,22 +133,22 @@ class Cache:
         hashes: NDArray[np.bytes_],
         folder: Path,
     ) -> None:
-        """Put what the model makes at the places `new` of `vectors`, and keep it shard by shard."""
-        held: list[NDArray[np.int64]] = []
+        """Write the model's vectors to the rows `new` of `vectors`, and to the folder shard by shard."""
+        waiting: list[NDArray[np.int64]] = []
         try:
-            for some, found in passes:
-                held.append(new[some])
-                vectors[new[some]] = found
-                if sum(map(len, held)) >= SHARD:
-                    places, held = np.concatenate(held), []
-                    self._keep(folder, hashes[places], vectors[places])
-        finally:  # an interrupt, too, loses nothing that was computed
-            if held:
-                places = np.concatenate(held)
-                self._keep(folder, hashes[places], vectors[places])
+            for rows, batch in passes:
+                waiting.append(new[rows])
+                vectors[new[rows]] = batch
+                if sum(map(len, waiting)) >= SHARD:
+                    places, waiting = np.concatenate(waiting), []
+                    self._write_shard(folder, hashes[places], vectors[places])
+        finally:  # an interrupt must not lose vectors that are computed
+            if waiting:
+                places = np.concatenate(waiting)
+                self._write_shard(folder, hashes[places], vectors[places])
 
-    def _open(self, folder: Path) -> None:
-        """Make the folder, note that it is used now, and clear what killed runs left."""
+    def _prepare(self, folder: Path) -> None:
+        """Make the folder, note the time of its use, and delete temporary files of killed runs."""
         if not self._writes:
             return
         try:
@@ -162,8 +161,8 @@ class Cache:
         except OSError as error:
             self._give_up(error)
 
-    def _keep(self, folder: Path, keys: NDArray[np.bytes_], vectors: NDArray[np.float32]) -> None:
-        """Write a shard, whose name no other run can have."""
+    def _write_shard(self, folder: Path, keys: NDArray[np.bytes_], vectors: NDArray[np.float32]) -> None:
+        """Write a shard under a name that no other run can have."""
         if not self._writes:
             return
         path = folder / f"{uuid.uuid4().hex}.npy"
@@ -171,7 +170,7 @@ class Cache:
         shard = np.zeros(1, _layout(*vectors.shape))
         shard["key"][0], shard["check"][0], shard["vector"][0] = keys, _checks(keys, vectors), vectors
         try:
-            folder.mkdir(parents=True, exist_ok=True)  # another run may have taken it away
+            folder.mkdir(parents=True, exist_ok=True)  # another run may have deleted it
             with temporary.open("wb") as file:
                 np.save(file, shard)
             temporary.replace(path)
@@ -183,10 +182,12 @@ class Cache:
 
     def _give_up(self, error: OSError) -> None:
         self._writes = False
-        _tell(f"{self._folder}: could not be written ({error.strerror or error}); vectors are not kept for another run")
+        _warn(
+            f"{self._folder}: could not be written ({error.strerror or error}); vectors are not cached for later runs"
+        )
 
-    def _room(self, folder: Path, rows: int, dimensions: int) -> NDArray[np.float32]:
-        """An array to fill: in memory, or in a file if it is large and there is a disk for it."""
+    def _allocate(self, folder: Path, rows: int, dimensions: int) -> NDArray[np.float32]:
+        """Allocate an array in memory, or in a file if it is large and the disk has room."""
         size = rows * dimensions * np.dtype(np.float32).itemsize
         if size > IN_MEMORY and self._writes:
             try:
@@ -197,11 +198,11 @@ class Cache:
                 self._give_up(error)
         return np.empty((rows, dimensions), np.float32)
 
-    def _forget(self, current: Path) -> None:
-        """Delete the models' folders that were not used for longest until the whole is no more than `LIMIT`."""
+    def _delete_unused(self, current: Path) -> None:
+        """Delete the folders of the least recently used models until the whole is at most `LIMIT` bytes."""
         used, sizes = {}, {}
         for marker in self._folder.glob("*/used"):
-            with suppress(OSError):  # another run takes it away
+            with suppress(OSError):  # another run may be deleting it
                 used[marker.parent] = marker.stat().st_mtime_ns
                 sizes[marker.parent] = sum(path.stat().st_size for path in marker.parent.iterdir())
         total = sum(sizes.values())
@@ -212,13 +213,13 @@ class Cache:
 
 
 def model_key(model: SentenceTransformer, prompt: str = "", precision: str = "float32") -> str | None:
-    """A hash over all that decides the vector of a text: 32 hexadecimal digits.
+    """A hash of all that decides the vector of a text: 32 hexadecimal digits.
 
-    Weights by their bytes and tokenizers by their rules, neither by a name or a path: two models of one name share
-    nothing, and one model at two places shares all.
+    The hash covers the bytes of the weights and the rules of the tokenizers, but no name or path. Two models of one
+    name share no vectors, and copies of one model share all of them.
 
     Returns:
-        None where the model cannot be told from others, as its weights or tokenizer are not in view.
+        None where the weights or the tokenizer cannot be read, so that the model cannot be told from others.
     """
     readers = [module for module in model.modules() if isinstance(module, InputModule)]
     if model.get_backend() != "torch" or not readers:
@@ -226,7 +227,7 @@ def model_key(model: SentenceTransformer, prompt: str = "", precision: str = "fl
     digest = hashlib.blake2b(digest_size=16)
 
     def add(part: bytes | memoryview) -> None:
-        digest.update(len(part).to_bytes(8, "little"))  # else parts could be cut elsewhere and give the same
+        digest.update(len(part).to_bytes(8, "little"))  # without the length, parts cut elsewhere would hash the same
         digest.update(part)
 
     add(json.dumps(_settings(model, prompt, precision), sort_keys=True, default=str).encode())
@@ -235,7 +236,7 @@ def model_key(model: SentenceTransformer, prompt: str = "", precision: str = "fl
         if tokenizer is None:
             return None
         add(tokenizer.encode())
-    tensors = {**dict(model.named_buffers()), **model.state_dict()}  # buffers that are not saved are used all the same
+    tensors = {**dict(model.named_buffers()), **model.state_dict()}  # the model also uses buffers that are not saved
     for name, tensor in sorted(tensors.items()):
         if type(tensor) not in (Tensor, Parameter) or tensor.is_quantized or tensor.layout != torch.strided:
             return None
@@ -245,7 +246,7 @@ def model_key(model: SentenceTransformer, prompt: str = "", precision: str = "fl
 
 
 def _settings(model: SentenceTransformer, prompt: str, precision: str) -> dict[str, object]:
-    """What is no weight: how the model is built and used."""
+    """All that decides a vector beside weights and tokenizers: how the model is built and used."""
     configs = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
     libraries = "torch", "transformers", "sentence-transformers", "openvino"
     return {
@@ -255,7 +256,7 @@ def _settings(model: SentenceTransformer, prompt: str, precision: str) -> dict[s
         "devices": [model.device.type, torch.cuda.is_available()],
         "truncate_dim": model.truncate_dim,
         "versions": [metadata.version(library).split(".")[0] for library in libraries],
-        # the second shows what lies in the module, the first its settings
+        # repr(module) may show settings alone; Module.__repr__ shows the modules inside
         "modules": [[name, repr(module), Module.__repr__(module)] for name, module in model.named_children()],
         "classes": sorted({f"{type(part).__module__}.{type(part).__qualname__}" for part in model.modules()}),
         "max_seq_length": [getattr(module, "max_seq_length", None) for module in model],
@@ -265,13 +266,13 @@ def _settings(model: SentenceTransformer, prompt: str, precision: str) -> dict[s
 
 
 def _tokenizer(reader: InputModule) -> str | None:
-    """All of a tokenizer; None for one of another kind than the fast ones of tokenizers and transformers."""
+    """A tokenizer's rules and settings; None if it is not a fast tokenizer of tokenizers or transformers."""
     tokenizer = getattr(reader, "processor", getattr(reader, "tokenizer", None))
     if isinstance(tokenizer, Tokenizer):
         return tokenizer.to_str()
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         return None
-    # truncation and padding are set anew by each call, from max_seq_length and what follows
+    # each call sets truncation and padding again, from max_seq_length and the settings below
     rules = {**json.loads(tokenizer.backend_tokenizer.to_str()), "truncation": None, "padding": None}
     return json.dumps([rules, {name: getattr(tokenizer, name, None) for name in TOKENIZER_SETTINGS}], default=str)
 
@@ -284,28 +285,28 @@ def _hashes(texts: Sequence[str]) -> NDArray[np.bytes_]:
 
 
 def _layout(rows: int, dimensions: int) -> np.dtype[np.void]:
-    """Of a shard: one record, with the keys in one piece so that a look-up reads them alone."""
+    """The layout of a shard: one record that stores all keys together, so that a look-up reads them alone."""
     return np.dtype([("key", KEY, (rows,)), ("check", "<u4", (rows,)), ("vector", "<f4", (rows, dimensions))])
 
 
 def _checks(keys: NDArray[np.bytes_], vectors: NDArray[np.float32]) -> NDArray[np.uint32]:
-    """A sum over each key and vector, which shows a row that is not as it was written."""
+    """A checksum of each key and vector, by which a damaged row is recognised."""
     words = np.ascontiguousarray(keys).view("<u4").reshape(len(keys), 4), np.ascontiguousarray(vectors).view("<u4")
     sums: NDArray[np.uint32] = sum(side.sum(axis=1, dtype=np.uint32) for side in words)
     return sums
 
 
-def _kept(
+def _read_shards(
     folder: Path, distinct: NDArray[np.bytes_], missing: NDArray[np.bool_], dimensions: int, label: str
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """What `_look_up` gives of each shard of a folder; one that is damaged is named and deleted."""
+    """Yield the result of `_look_up` for each shard of a folder; a damaged shard is reported and deleted."""
     for path in sorted(folder.glob("*.npy")):
         try:
             yield _look_up(path, distinct, missing, dimensions)
         except OSError:
-            pass  # another run has taken it away
+            pass  # another run has deleted it
         except (ValueError, TypeError, SyntaxError, OverflowError, TokenError):
-            _tell(f"{label}: {path} is damaged, cut short or of another model; its texts are embedded again")
+            _warn(f"{label}: {path} is damaged, cut short or of another model; its texts are embedded again")
             with suppress(OSError):
                 path.unlink()
 
@@ -313,19 +314,19 @@ def _kept(
 def _look_up(
     path: Path, distinct: NDArray[np.bytes_], missing: NDArray[np.bool_], dimensions: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The vectors of a shard that are still missing.
+    """Read the vectors of a shard that are still missing.
 
     Args:
-        path: of the shard.
-        distinct: keys, sorted.
-        missing: which of them are wanted.
-        dimensions: of a vector.
+        path: the file of the shard.
+        distinct: the sorted keys of the texts.
+        missing: which keys have no vector yet.
+        dimensions: the dimensions of a vector.
 
     Returns:
-        Places in `distinct`, and their vectors.
+        Indices in `distinct`, and their vectors.
 
     Raises:
-        ValueError: the shard is damaged, cut short or of other dimensions; or what numpy raises for a damaged header.
+        ValueError: the shard is damaged, cut short or of other dimensions. numpy raises other errors for some headers.
     """
     file = np.lib.format.open_memmap(path, mode="r")
     layout = _layout(file.nbytes // _layout(1, dimensions).itemsize, dimensions)
@@ -340,18 +341,18 @@ def _look_up(
     return at[rows], vectors
 
 
-def _parts(places: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+def _chunks(places: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
     for start in range(0, len(places), ROWS):
         yield places[start : start + ROWS]
 
 
 def _reserve(file: int, size: int) -> None:
-    """Take the room on the disk now: a memory map that the disk has no room for kills the process."""
+    """Reserve the room on the disk now, because a memory map that outgrows the disk kills the process."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
     else:
         os.truncate(file, size)
 
 
-def _tell(message: str) -> None:
+def _warn(message: str) -> None:
     print(printable(message), file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Guards against false negatives: candidates that are probably right answers which nobody has labelled."""
+"""Guards against false negatives: candidates that are probably relevant though nobody has labelled them."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -12,36 +12,36 @@ Places = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 GUARDS = ("group_positive", "near_duplicate", "similar", "contained")
 CHUNK = 100_000
-"""Pairs of passages that are compared at a time."""
+"""Pairs of passages that are compared in one step."""
 
 
 class Guards(NamedTuple):
-    """What the guards know of the passages, and which are on."""
+    """The data that the guards compare, and which guards are on."""
 
     groups: Places
-    """Of each passage; those of one are nearly the same text by MinHash."""
+    """The group of each passage; passages of one group have nearly the same text by MinHash."""
     vectors: NDArray[np.float32]
-    """One normalised vector of each; shape (passages, dimensions)."""
+    """A normalised vector of each passage; shape (passages, dimensions)."""
     texts: Sequence[str]
     by_group: bool = True
-    """Refuse what is right for another query of the query's group, and what is of the group of a right passage."""
+    """Refuse a candidate that is relevant to another query of the query's group, or shares a relevant one's group."""
     similarity: float | None = None
-    """Refuse what has this cosine to a right passage or more."""
+    """Refuse a candidate whose cosine to a relevant passage is at least this."""
     containment: float | None = None
-    """Refuse what shares this part, or more, of the shorter one's runs of words with a right passage."""
+    """Refuse a candidate that shares at least this part of the shorter text's runs of words with a relevant passage."""
 
-    def refusals(self, positions: Places, open_: Mask, related: Mask, right_of: Places, right: Places) -> list[Mask]:
-        """Whether each guard of `GUARDS` refuses each candidate; one that an earlier guard refuses is not looked at.
+    def refusals(self, positions: Places, open_: Mask, related: Mask, query_of: Places, relevant: Places) -> list[Mask]:
+        """Whether each guard of `GUARDS` refuses each candidate; a later guard skips what an earlier one refuses.
 
         Args:
-            positions: of the candidates; shape (queries, candidates).
-            open_: whether they are looked at; same shape.
-            related: whether they are right for a query of the same group; same shape.
-            right_of: row of the query of each right passage.
-            right: the right passages; same shape.
+            positions: passages of the candidates; shape (queries, candidates).
+            open_: whether the guards look at each candidate; same shape.
+            related: whether each candidate is relevant to a query of the same group; same shape.
+            query_of: row of the query of each relevant passage.
+            relevant: the relevant passages; same shape as `query_of`.
         """
-        found = [open_ & related & self.by_group]
-        left = open_ & ~found[0]
+        masks = [open_ & related & self.by_group]
+        left = open_ & ~masks[0]
         for on, alike in (
             (self.by_group, self._same_group),
             (self.similarity is not None, self._similar),
@@ -49,15 +49,15 @@ class Guards(NamedTuple):
         ):
             refused = np.zeros_like(open_)
             if on:
-                for rows, passages in _each_right(right_of, right):
+                for rows, passages in _relevant_by_turn(query_of, relevant):
                     at, column = np.nonzero(left[rows] & ~refused[rows])
                     for start in range(0, len(at), CHUNK):
                         part = slice(start, start + CHUNK)
                         where = rows[at[part]], column[part]
                         refused[where] = alike(positions[where], passages[at[part]])
-            found.append(refused)
+            masks.append(refused)
             left &= ~refused
-        return found
+        return masks
 
     def _same_group(self, first: Places, second: Places) -> Mask:
         return np.asarray(self.groups[first] == self.groups[second])
@@ -74,10 +74,10 @@ class Guards(NamedTuple):
         return np.fromiter(shares, float, len(first)) >= (self.containment or 0.0)
 
 
-def _each_right(right_of: Places, right: Places) -> Iterator[tuple[Places, Places]]:
-    """The first right passage of every row that has one, then the second, and so on."""
-    order = np.argsort(right_of, kind="stable")
-    right_of, right = right_of[order], right[order]
-    number = np.arange(len(right)) - np.searchsorted(right_of, right_of)
+def _relevant_by_turn(query_of: Places, relevant: Places) -> Iterator[tuple[Places, Places]]:
+    """Yield the first relevant passage of every row that has one, then the second, and so on."""
+    order = np.argsort(query_of, kind="stable")
+    query_of, relevant = query_of[order], relevant[order]
+    number = np.arange(len(relevant)) - np.searchsorted(query_of, query_of)
     for turn in range(int(number.max(initial=-1)) + 1):
-        yield right_of[number == turn], right[number == turn]
+        yield query_of[number == turn], relevant[number == turn]

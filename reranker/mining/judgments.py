@@ -1,4 +1,4 @@
-"""The judgments of a data set by places: which passages are right, which wrong, for which queries."""
+"""The judgments of a data set as sparse matrices: which passages are relevant to which queries, and which are not."""
 
 from typing import NamedTuple
 
@@ -10,24 +10,24 @@ from scipy.sparse import csr_array
 from reranker.common.artifacts import Tables
 
 Places = NDArray[np.int64]
-"""Of queries or passages in their tables."""
+"""Row numbers of queries or passages in their tables."""
 
 
-class Judged(NamedTuple):
-    """What is known of passages, a row for each query and a column for each passage."""
+class JudgmentMatrices(NamedTuple):
+    """Judgments with a row for each query and a column for each passage."""
 
-    right: csr_array
-    """Their relevance, above 0."""
-    wrong: csr_array
-    """1 where a passage is judged to be wrong."""
+    relevant: csr_array
+    """The relevance of each relevant passage; it is above 0."""
+    irrelevant: csr_array
+    """1 where a passage is judged not to be relevant."""
     group: Places
-    """Of each query."""
+    """The group of each query."""
     related: csr_array
-    """A row for each group: the passages that are right for one of its queries."""
+    """A row for each group has an entry for each passage that is relevant to one of the group's queries."""
 
 
-def by_place(tables: Tables) -> Judged:
-    """The judgments of a data set by places."""
+def judgment_matrices(tables: Tables) -> JudgmentMatrices:
+    """Build the matrices from the tables of a data set."""
     passages, queries, judgments = tables
     at = pd.Index(queries["query_id"]).get_indexer(judgments["query_id"])
     of = pd.Index(passages["passage_id"]).get_indexer(judgments["passage_id"])
@@ -35,34 +35,35 @@ def by_place(tables: Tables) -> Judged:
     shape = len(queries), len(passages)
 
     def matrix(values: NDArray[np.integer]) -> csr_array:
-        used = values > 0
-        return csr_array((values[used].astype(np.int32), (at[used], of[used])), shape=shape)
+        positive = values > 0
+        return csr_array((values[positive].astype(np.int32), (at[positive], of[positive])), shape=shape)
 
-    right = matrix(relevance)
+    relevant = matrix(relevance)
     group, names = pd.factorize(queries["group"])
     members = csr_array((np.ones(len(group), np.int32), (group, np.arange(len(group)))), shape=(len(names), len(group)))
-    return Judged(right, matrix((relevance == 0).astype(np.int32)), group.astype(np.int64), csr_array(members @ right))
+    irrelevant = matrix((relevance == 0).astype(np.int32))
+    return JudgmentMatrices(relevant, irrelevant, group.astype(np.int64), csr_array(members @ relevant))
 
 
 def contains(matrix: csr_array, rows: Places, columns: Places) -> NDArray[np.bool_]:
     """Whether a matrix has an entry at each place.
 
     Args:
-        matrix: sparse.
-        rows: shape (n,).
-        columns: of each of these rows; shape (n, width), -1 for none.
+        matrix: a sparse matrix.
+        rows: row numbers; shape (n,).
+        columns: column numbers in each of these rows; shape (n, width), -1 for none.
     """
     of, at = entries(matrix, rows)
     width = matrix.shape[1]
-    # a last key that nothing equals keeps the search inside
+    # a search for a key above all others ends at the last place, so that place holds a key that never matches
     keys = np.append(np.sort(of * width + at), -1)
-    wanted = np.arange(len(rows))[:, None] * width + columns
-    found = np.searchsorted(keys[:-1], wanted)
-    return np.asarray((keys[found] == wanted) & (columns >= 0))
+    lookup = np.arange(len(rows))[:, None] * width + columns
+    places = np.searchsorted(keys[:-1], lookup)
+    return np.asarray((keys[places] == lookup) & (columns >= 0))
 
 
 def entries(matrix: csr_array, rows: Places) -> tuple[Places, Places]:
-    """The entries of these rows: the place of the row among them, and the column."""
+    """For each entry of these rows, the position of its row in `rows`, and its column."""
     sizes = np.diff(matrix.indptr)[rows]
     ends = np.cumsum(sizes)
     of = np.repeat(np.arange(len(rows)), sizes)

@@ -1,4 +1,4 @@
-"""The parts of mining by their names: retriever, guards, the cross-encoder that scores anew; and its figures."""
+"""Build the parts of mining from their parameters (retriever, guards, rescorer), and count its figures."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from reranker.inference.scoring import pair_cosines, score_pairs
 from reranker.mining.embedding_cache import Cache
 from reranker.mining.false_negatives import Guards
 from reranker.mining.judgments import Places
-from reranker.mining.negatives import Mined
+from reranker.mining.negatives import MiningResult
 from reranker.retrieval import bm25, index
 from reranker.retrieval.index import Index
 from reranker.retrieval.ranking import FirstStage, Vectors
@@ -26,11 +26,11 @@ from reranker.retrieval.retrievers import Dense, Lexical, ReciprocalRankFusion
 Scores = NDArray[np.float64]
 BM25 = "bm25"
 SAMPLE = 500
-"""Queries on which an approximate index is compared with exact search."""
+"""The number of queries on which an approximate index is compared with exact search."""
 
 
-class Indexed(NamedTuple):
-    """An index, and what it is over."""
+class VectorIndex(NamedTuple):
+    """An index with the vectors that it was built for."""
 
     lookup: Index
     passages: Vectors
@@ -38,11 +38,11 @@ class Indexed(NamedTuple):
 
 
 class Retriever(NamedTuple):
-    """The first stage."""
+    """The first-stage retriever."""
 
     stage: FirstStage
-    indexes: list[Indexed]
-    """Those that it searches; none where it goes by words alone."""
+    indexes: list[VectorIndex]
+    """The indexes that it searches; the list is empty where BM25 ranks alone."""
 
 
 def retriever(
@@ -55,19 +55,19 @@ def retriever(
     index_name: str,
     compute: Compute,
 ) -> Retriever:
-    """A retriever over the passages and queries of a data set; several are merged by reciprocal rank fusion.
+    """Build a retriever over the passages and queries of a data set; several are merged by reciprocal rank fusion.
 
     Args:
-        names: `bm25`, or embedding models.
+        names: `bm25` or names of embedding models.
         tables: the data set.
-        cache: where vectors are kept.
-        query_prompt: put before each query for a model; None: what the model brings.
-        passage_prompt: the same before each passage.
+        cache: the cache of vectors.
+        query_prompt: the prompt that is put before each query for a model; None stands for the model's own prompt.
+        passage_prompt: the prompt for each passage, likewise.
         index_name: see `index.build`.
         compute: how vectors are computed and indexes searched; vectors of the first stage are always in float32.
 
     Raises:
-        UserError: there is no usable model of a name.
+        UserError: a name is not that of a usable model.
     """
     parts: list[FirstStage] = []
     indexes = []
@@ -84,15 +84,18 @@ def retriever(
                 )
                 for table, kind, prompt in zip(tables[:2], ("passages", "queries"), prompts, strict=True)
             )
-            indexes.append(Indexed(index.build(index_name, passages, queries=len(queries)), passages, queries))
+            indexes.append(VectorIndex(index.build(index_name, passages, queries=len(queries)), passages, queries))
             parts.append(Dense(passages, queries, indexes[-1].lookup, compute.engine))
     return Retriever(ReciprocalRankFusion(parts) if len(parts) > 1 else parts[0], indexes)
 
 
-def index_figures(indexes: Sequence[Indexed], queries: Places, *, depth: int, wanted: float) -> dict[str, float | str]:
-    """What the indexes are, and the share of the exact top that approximate ones find, on a sample of these queries.
+def index_figures(
+    indexes: Sequence[VectorIndex], queries: Places, *, depth: int, min_recall: float
+) -> dict[str, float | str]:
+    """Name the indexes, and measure the recall of the approximate ones on a sample of these queries.
 
-    A line is printed where one finds less than is wanted. There are no figures where all are exact.
+    Recall is the share of the first `depth` passages of exact search that an index finds. A line is printed for each
+    index whose recall is below `min_recall`. There are no figures where all indexes are exact.
     """
     recalls = []
     for lookup, passages, vectors in indexes:
@@ -100,18 +103,18 @@ def index_figures(indexes: Sequence[Indexed], queries: Places, *, depth: int, wa
             continue
         recall = index.measured_recall(lookup, passages, vectors[queries], depth, sample=SAMPLE)
         recalls.append(recall)
-        if recall < wanted:
+        if recall < min_recall:
             print(
                 f"mine: the index {lookup.name} finds {recall:.3f} of the exact top {depth}, which is below "
-                f"index.min_recall {wanted}: choose another index.kind, or flat"
+                f"index.min_recall {min_recall}: choose another index.kind, or flat"
             )
     if not recalls:
         return {}
-    chosen = [
+    names = [
         " ".join([lookup.name, *(f"{name}={value}" for name, value in lookup.settings.items())])
         for lookup, *_ in indexes
     ]
-    return {"index_chosen": ", ".join(chosen), f"index_recall@{depth}": min(recalls)}
+    return {"index_chosen": ", ".join(names), f"index_recall@{depth}": min(recalls)}
 
 
 def guards(
@@ -124,7 +127,7 @@ def guards(
     containment: float | None,
     compute: Compute,
 ) -> Guards:
-    """Guards over the passages of a data set, see `Guards`; the model's vectors tell which are alike."""
+    """Build the guards for the passages of a data set, see `Guards`; passages are compared by the model's vectors."""
     texts = passages["text"].tolist()
     vectors = np.empty((len(texts), 0), np.float32)
     if similarity is not None:
@@ -134,15 +137,15 @@ def guards(
 
 
 def cross_encoder(name: str, tables: Tables, compute: Compute) -> Callable[[Places, Places], Scores]:
-    """Scores of pairs of places by a cross-encoder.
+    """Load a cross-encoder as a function that scores pairs, see `negatives.ScorePairs`.
 
     Args:
         name: a local folder or a Hub id.
         tables: the data set.
-        compute: how it computes.
+        compute: how the model computes.
 
     Raises:
-        UserError: there is no usable model of that name, or it has several outputs.
+        UserError: the name is not that of a usable model, or the model has several outputs.
     """
     model = load_cross_encoder(name, "params.yaml: negatives.rescorer:", compute)
     queries, passages = (table["text"] for table in tables[:2][::-1])
@@ -157,13 +160,13 @@ def cross_encoder(name: str, tables: Tables, compute: Compute) -> Callable[[Plac
 def with_signals(
     rows: pd.DataFrame, tables: Tables, static: SentenceTransformer, teacher: Callable[[Places, Places], Scores]
 ) -> pd.DataFrame:
-    """Rows of pairs with what the cross-encoder is fused with.
+    """Add the scores that the cross-encoder is fused with to rows of pairs.
 
     Args:
         rows: columns query_id, passage_id.
         tables: the data set.
         static: a static embedding.
-        teacher: scores of pairs of places.
+        teacher: scores pairs, see `negatives.ScorePairs`.
 
     Returns:
         The rows with columns bm25, static_score, teacher_score.
@@ -178,27 +181,27 @@ def with_signals(
     )
 
 
-def retriever_figures(judged: pd.DataFrame, found: pd.DataFrame) -> dict[str, float]:
-    """NDCG@10 and recall of the first stage on dev, for mine.json.
+def retriever_figures(judgments: pd.DataFrame, ranking: pd.DataFrame) -> dict[str, float]:
+    """NDCG@10 and recall of the first-stage retriever on dev, for mine.json.
 
     Args:
-        judged: columns query_id, passage_id, relevance.
-        found: columns query_id, passage_id, rank, score.
+        judgments: columns query_id, passage_id, relevance.
+        ranking: columns query_id, passage_id, rank, score.
 
     Raises:
-        UserError: no query has a right passage.
+        UserError: no query has a relevant passage.
     """
-    if not (judged["relevance"] > 0).any():
-        raise UserError("data/prepared/judgments.parquet: no query of dev has a right passage; raise dev_share")
+    if not (judgments["relevance"] > 0).any():
+        raise UserError("data/prepared/judgments.parquet: no query of dev has a relevant passage; raise dev_share")
     columns = ["query_id", "passage_id", "relevance"]
-    dev = metrics.per_query(judged[columns], found, ["nDCG@10", "R@10", "R@30", "R@100"]).mean()
+    dev = metrics.per_query(judgments[columns], ranking, ["nDCG@10", "R@10", "R@30", "R@100"]).mean()
     recalls = {f"retriever_dev_recall@{k}": float(dev[f"R@{k}"]) for k in (10, 30, 100)}
     return {"retriever_dev_ndcg@10": float(dev["nDCG@10"]), **recalls}
 
 
-def figures(mined: Mined) -> dict[str, float]:
-    """Counts of what was mined, for mine.json."""
-    rows = mined.rows
+def figures(result: MiningResult) -> dict[str, float]:
+    """Count the rows and the refusals of mining, for mine.json."""
+    rows = result.rows
     kinds = rows["kind"].value_counts()
     number = rows["query"].nunique()
     negatives = int((rows["relevance"] == 0).sum())
@@ -211,5 +214,5 @@ def figures(mined: Mined) -> dict[str, float]:
         "random_negatives": int(kinds.get("random", 0)),
         "negatives_per_query": negatives / max(number, 1),
         "queries_without_hard_negatives": int((~of_query).sum()),
-        **{f"refused_{reason}": count for reason, count in mined.refused().items()},
+        **{f"refused_{reason}": count for reason, count in result.refusal_counts().items()},
     }

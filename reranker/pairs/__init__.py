@@ -1,1 +1,1 @@
-"""Pair tasks: how alike two texts are, whether they are duplicates, which class they fall into."""
+"""Pair tasks: score how similar two texts are, detect duplicates, or predict the class of a pair."""

@@ -1,4 +1,4 @@
-"""From the rows of files to labelled pairs: read, cleaned, split."""
+"""Read rows of files as labelled pairs, clean the pairs and split them."""
 
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
@@ -16,35 +16,35 @@ from reranker.data.sources import cells, files
 from reranker.pairs.params import PairColumns, Task
 
 REASONS = ("skipped_label", "empty", "not_unicode", "same_pair", "label_differs")
-SHOWN = 100
-"""Dropped rows of each reason that are kept to look at."""
+EXAMPLES = 100
+"""Dropped rows that are recorded for each reason."""
 
 
 class Pair(NamedTuple):
-    """Two texts and what is said of them."""
+    """Two texts with a label."""
 
     origin: str
-    """Its file and row, for messages."""
+    """The file and row of the pair, for messages."""
     first: str
     second: str
     label: float
-    """From 0 to 1; 0 for a class."""
+    """From 0 to 1; always 0 in the task class."""
     name: str
-    """Of the class; empty in the other tasks."""
+    """The name of the class; empty in the other tasks."""
     split: str
-    """train, dev or test where the file gives it, else unsplit."""
+    """train, dev or test if the file defines the split, and otherwise unsplit."""
     skipped: bool = False
-    """It has one of the labels that say nothing."""
+    """Whether the label is one of `skip_labels`."""
 
 
-class Cleaned(NamedTuple):
-    """What cleaning keeps, and what it drops."""
+class CleanPairs(NamedTuple):
+    """The clean pairs, and the rows that cleaning dropped."""
 
     pairs: list[Pair]
     dropped: dict[str, int]
-    """Rows by the reason for which they were dropped."""
+    """The number of dropped rows by reason."""
     examples: pd.DataFrame
-    """Columns reason, origin, first, second: the first `SHOWN` dropped rows of each reason."""
+    """Columns reason, origin, first, second: the first `EXAMPLES` dropped rows of each reason."""
 
 
 def read(
@@ -57,20 +57,21 @@ def read(
     skip: Container[str] = (),
     split: str = UNSPLIT,
 ) -> Iterator[Pair]:
-    """One pair per row; white space is collapsed.
+    """Read one pair per row; white space is collapsed.
 
     Args:
-        table: rows with at least the columns named.
-        columns: what is where.
-        task: what a label is: a number (score), 0 or 1 (duplicates), or a text or whole number (class).
-        lowest: score that becomes 0.
-        highest: score that becomes 1.
-        skip: labels, as they are written (an empty one is a missing label), whose rows are marked as skipped.
-        split: that the file gives its pairs.
+        table: rows with at least these columns.
+        columns: the names of the columns.
+        task: the task, which decides the form of a label: a number (score), 0 or 1 (duplicates), or a text or a whole
+            number (class).
+        lowest: the score that becomes 0.
+        highest: the score that becomes 1.
+        skip: labels whose rows are marked as skipped, as they are in the file; an empty one is a missing label.
+        split: the split that the file defines for its pairs.
 
     Raises:
-        UserError: a column is missing, or a cell holds what is no text or no label of the task; the message names the
-            file, the row (from 1) and the column.
+        UserError: a column is missing, or a cell is not a text or not a label of the task; the message names the file,
+            the row (from 1) and the column.
     """
     cells.require(table, columns.names())
     for place, row in enumerate(table.rows, start=1):
@@ -91,19 +92,19 @@ def read(
         yield Pair(where, first, second, label, name, split)
 
 
-def clean(pairs: Iterator[Pair], task: Task) -> Cleaned:
-    """Drop pairs that cannot be used; of the same pair in the same split the first is kept.
+def clean(pairs: Iterator[Pair], task: Task) -> CleanPairs:
+    """Drop pairs that cannot be used; of equal pairs in one split, only the first stays.
 
-    Two texts are the same pair in either order, but not where the task is class: a premise is no hypothesis. Scores of
-    the same pair are averaged; pairs of which two rows say different classes, or duplicate and not, are dropped.
+    The order of two texts does not matter, except in the task class, where a premise is not a hypothesis. Scores of
+    equal pairs are averaged. Equal pairs with different classes, or with the labels 0 and 1, are dropped.
     """
-    counted: Counter[str] = Counter()
-    shown: list[tuple[str, ...]] = []
+    counts: Counter[str] = Counter()
+    dropped: list[tuple[str, ...]] = []
 
     def drop(pair: Pair, reason: str) -> None:
-        counted[reason] += 1
-        if counted[reason] <= SHOWN:
-            shown.append((reason, *(text.encode(errors="replace").decode() for text in pair[:3])))
+        counts[reason] += 1
+        if counts[reason] <= EXAMPLES:
+            dropped.append((reason, *(text.encode(errors="replace").decode() for text in pair[:3])))
 
     same: dict[tuple[str, ...], list[Pair]] = {}
     for pair in pairs:
@@ -115,7 +116,7 @@ def clean(pairs: Iterator[Pair], task: Task) -> Cleaned:
             drop(pair, "not_unicode")
         else:
             same.setdefault((pair.split, *key(pair, task)), []).append(pair)
-    kept = []
+    clean_pairs = []
     for rows in same.values():
         if task != "score" and len({(pair.label, pair.name) for pair in rows}) > 1:
             for pair in rows:
@@ -123,21 +124,21 @@ def clean(pairs: Iterator[Pair], task: Task) -> Cleaned:
             continue
         for pair in rows[1:]:
             drop(pair, "same_pair")
-        kept.append(rows[0]._replace(label=float(np.mean([pair.label for pair in rows]))))
-    examples = pd.DataFrame(shown, columns=["reason", "origin", "first", "second"], dtype="str")
-    return Cleaned(kept, {reason: counted[reason] for reason in REASONS}, examples)
+        clean_pairs.append(rows[0]._replace(label=float(np.mean([pair.label for pair in rows]))))
+    examples = pd.DataFrame(dropped, columns=["reason", "origin", "first", "second"], dtype="str")
+    return CleanPairs(clean_pairs, {reason: counts[reason] for reason in REASONS}, examples)
 
 
 def key(pair: Pair, task: Task) -> tuple[str, ...]:
-    """What the same pairs have in common."""
+    """The key that equal pairs share."""
     texts = pair.first.casefold(), pair.second.casefold()
     return texts if task == "class" else tuple(sorted(texts))
 
 
-def leaked(pairs: Sequence[Pair], task: Task) -> list[Pair]:
-    """The pairs of dev and test that an earlier split (train, or dev for test) has too, in the same words but for case.
+def find_leaks(pairs: Sequence[Pair], task: Task) -> list[Pair]:
+    """Find the pairs of dev and test that are also in an earlier split, in the same words but for case.
 
-    Pairs in nearly the same words are not looked for.
+    An earlier split is train, or dev for a pair of test. Near-duplicates are not searched.
     """
     place = {split: number for number, split in enumerate(SPLIT_NAMES)}
     first: dict[tuple[str, ...], int] = {}
@@ -148,26 +149,26 @@ def leaked(pairs: Sequence[Pair], task: Task) -> list[Pair]:
     return [pair for pair in pairs if place[pair.split] > first.get(key(pair, task), len(SPLIT_NAMES))]
 
 
-class Built(NamedTuple):
-    """The table of pairs, and what did not fit into it."""
+class SplitPairs(NamedTuple):
+    """The table of pairs, and the pairs that fit into no split."""
 
     pairs: pd.DataFrame
-    """Columns `PAIR_COLUMNS`, sorted by pair_id; label is from 0 to 1, or the place of the class among the names in
-    their order."""
+    """Columns `PAIR_COLUMNS`, sorted by pair_id; label is from 0 to 1, or the place of the class among the sorted
+    names of classes."""
     across: list[Pair]
-    """Pairs whose texts belong to groups on two sides of the split."""
+    """Pairs whose two texts belong to groups in different splits."""
 
 
-def build(pairs: Sequence[Pair], dev_share: float, test_share: float) -> Built:
+def split_pairs(pairs: Sequence[Pair], dev_share: float, test_share: float) -> SplitPairs:
     """Split the pairs.
 
-    Texts of pairs that are alike (a label above a half) are one group, also through others, as are those with the same
-    letters. A hash of its group decides for a pair without a given split; where none is given to dev or to test, it
-    takes them from the train pairs. A pair of texts of two groups that fall apart is left out: in either split, it
-    would show a text of the other.
+    Two texts are in one group if they have the same letters or are a similar pair (a label above a half), directly or
+    through other texts. A pair without a split in its file gets a split by a hash of its group. If no file defines dev
+    or test, its pairs are taken from train in the same way. A pair whose texts are in groups of different splits is
+    left out, because in either split it would leak a text of the other.
 
-    Of a pair with a class the first text, the premise, counts alone: a hypothesis such as "A man is outside." belongs
-    to so many premises that it would make one group of them. It may be on several sides.
+    For a pair with a class, only the first text (the premise) counts. A hypothesis such as "A man is outside." belongs
+    to so many premises that it would join them into one group. So a hypothesis may be in several splits.
     """
     names = sorted({pair.name for pair in pairs})
     prints = [(fingerprint(pair.first), fingerprint(pair.first if pair.name else pair.second)) for pair in pairs]
@@ -177,7 +178,7 @@ def build(pairs: Sequence[Pair], dev_share: float, test_share: float) -> Built:
     alike = ends[:, [pair.label > 0.5 for pair in pairs]]
     graph = coo_array((np.ones(alike.shape[1], np.int8), (alike[0], alike[1])), shape=(len(texts), len(texts)))
     group = connected_components(graph, directed=False)[1]
-    # texts are sorted, so the first of each group does not depend on the order of the rows
+    # texts are sorted, so the first text of each group does not depend on the order of the rows
     first = [texts[number] for number in np.unique(group, return_index=True)[1]]
     drawn = assign_splits([f"{number(text):x}" for text in first], dev_share, test_share)
     given = np.array([SPLIT_NAMES.index(pair.split) for pair in pairs])
@@ -189,4 +190,4 @@ def build(pairs: Sequence[Pair], dev_share: float, test_share: float) -> Built:
         if own == others
     ]  # fmt: skip
     table = pd.DataFrame(rows, columns=list(PAIR_COLUMNS)).sort_values(["pair_id", "split"], ignore_index=True)
-    return Built(table, [pair for pair, apart in zip(pairs, split != other, strict=True) if apart])
+    return SplitPairs(table, [pair for pair, apart in zip(pairs, split != other, strict=True) if apart])

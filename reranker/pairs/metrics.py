@@ -1,4 +1,4 @@
-"""Measures of the pair tasks, how sure one can be of them, and of a difference between two systems."""
+"""Measures of the pair tasks, with intervals, and with tests of the difference between two systems."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -13,65 +13,68 @@ from reranker.pairs.params import Task
 
 Values = NDArray[np.float64]
 Measure = Callable[[Values, Values], float]
-"""Of labels and predictions, shape (pairs,) each."""
+"""A function of labels and predictions, shape (pairs,) each."""
 SAMPLES = 2_000
 HEADLINE = {"score": "spearman", "duplicates": "average_precision", "class": "accuracy"}
 MEASURES: dict[str, dict[str, Measure]] = {
     "score": {
-        "spearman": lambda labels, found: float(spearmanr(labels, found).statistic),
-        "pearson": lambda labels, found: float(pearsonr(labels, found).statistic),
+        "spearman": lambda labels, predictions: float(spearmanr(labels, predictions).statistic),
+        "pearson": lambda labels, predictions: float(pearsonr(labels, predictions).statistic),
     },
-    "duplicates": {"average_precision": lambda labels, found: float(average_precision_score(labels, found))},
+    "duplicates": {
+        "average_precision": lambda labels, predictions: float(average_precision_score(labels, predictions))
+    },
     "class": {
-        "accuracy": lambda labels, found: float(accuracy_score(labels, found)),
-        "f1_macro": lambda labels, found: float(f1_score(labels, found, average="macro")),
+        "accuracy": lambda labels, predictions: float(accuracy_score(labels, predictions)),
+        "f1_macro": lambda labels, predictions: float(f1_score(labels, predictions, average="macro")),
     },
 }
-"""Those of scipy and scikit-learn, by task; predictions are scores, or classes."""
+"""The measures of scipy and scikit-learn by task; predictions are scores or classes."""
 
 
 class Difference(NamedTuple):
-    """A system's headline minus another's."""
+    """A system's headline measure minus that of another system."""
 
     gain: float
     low: float
     high: float
-    """Ends of the 95% interval."""
+    """The ends of the 95% interval."""
     p: float
 
 
 def threshold(labels: Values, scores: Values) -> float:
-    """The score from which a pair counts as a duplicate so that F1 is highest; of several, the lowest.
+    """The threshold with the highest F1, from which a pair counts as a duplicate; the lowest one of several.
 
     Args:
-        labels: 0 or 1, of pairs that nothing is measured on.
-        scores: higher for duplicates.
+        labels: the labels 0 or 1 of pairs that are not used for evaluation.
+        scores: the scores of these pairs, higher for duplicates.
     """
     precision, recall, cuts = precision_recall_curve(labels, scores)
     both = precision + recall
     f1 = np.divide(2 * precision * recall, both, out=np.zeros_like(both), where=both > 0)
-    # the curve ends with a point that has no threshold; rounded, for equal values of F1 differ in their last digits
+    # the last point of the curve has no threshold; F1 is rounded, because equal values may differ in their last digits
     return float(cuts[np.argmax(f1[:-1].round(12))])
 
 
 def at_threshold(labels: Values, scores: Values, cut: float) -> dict[str, float]:
-    """F1 and accuracy where the scores from `cut` on count as duplicates."""
-    found = scores >= cut
-    return {"f1": float(f1_score(labels, found, zero_division=0.0)), "accuracy": float(accuracy_score(labels, found))}
+    """F1 and accuracy if pairs with a score of at least `cut` count as duplicates."""
+    positive = scores >= cut
+    f1 = float(f1_score(labels, positive, zero_division=0.0))
+    return {"f1": f1, "accuracy": float(accuracy_score(labels, positive))}
 
 
-def interval(task: Task, labels: Values, found: Values, *, seed: int) -> Interval:
+def interval(task: Task, labels: Values, predictions: Values, *, seed: int) -> Interval:
     """95% percentile bootstrap interval of the headline over the pairs (Efron and Tibshirani 1993, chapter 13)."""
     measure = MEASURES[task][HEADLINE[task]]
-    return _percentiles([measure(labels[rows], found[rows]) for rows in _resamples(labels, seed)])
+    return _percentiles([measure(labels[rows], predictions[rows]) for rows in _resamples(labels, seed)])
 
 
 def compare(task: Task, labels: Values, ours: Values, theirs: Values, *, seed: int) -> Difference:
     """The difference of the headline, its paired bootstrap interval and a paired randomisation test.
 
-    Null hypothesis: the two systems are the same, so that it is a coin toss which of a pair's two predictions is whose
-    (Noreen 1989). Scores are compared by their rank within the system, for the scales differ and the headlines of score
-    and duplicates do not depend on them.
+    Null hypothesis: the two systems are the same, so that a coin toss decides which system made which of the two
+    predictions for a pair (Noreen 1989). Scores are compared by their ranks within a system, because the scales of
+    systems differ and the headline measures of score and duplicates do not depend on them.
     """
     measure = MEASURES[task][HEADLINE[task]]
     if task != "class":
@@ -90,7 +93,7 @@ def compare(task: Task, labels: Values, ours: Values, theirs: Values, *, seed: i
 
 
 def _resamples(labels: Values, seed: int) -> Iterator[NDArray[np.int64]]:
-    """Rows drawn with replacement; samples of one label alone, of which nothing can be measured, are drawn again."""
+    """Rows drawn with replacement; a sample with only one label cannot be measured, so it is drawn again."""
     generator = np.random.default_rng(seed)
     drawn = 0
     while drawn < SAMPLES:

@@ -1,4 +1,4 @@
-"""How alike two texts are by the cross-encoder and the base model together, as the pair pipeline ships it."""
+"""The model that the pair pipeline ships: it scores similarity by the cross-encoder and the base model together."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -23,12 +23,12 @@ FEATURES = ("zero_shot", "cross_encoder")
 
 
 def fit(task: Task, features: Mapping[str, Values], labels: Values) -> dict[str, float]:
-    """Weights of the features and the constant: linear regression on scores, logistic regression on duplicates.
+    """Fit the weights of the features by linear regression on scores, or by logistic regression on duplicates.
 
     Args:
         task: score or duplicates.
-        features: `FEATURES` of pairs that nothing was trained on; shape (pairs,) each.
-        labels: of these pairs, from 0 to 1.
+        features: `FEATURES` of pairs that were not used for training; shape (pairs,) each.
+        labels: the labels of these pairs, from 0 to 1.
     """
     model = LinearRegression() if task == "score" else LogisticRegression()
     model.fit(np.column_stack([features[name] for name in FEATURES]), labels)
@@ -50,7 +50,7 @@ def features(
     second: Sequence[str],
     compute: Compute,
 ) -> dict[str, Values]:
-    """`FEATURES` of each text with the one at the same place; shape (pairs,) each."""
+    """`FEATURES` of each first text with the second text at the same place; shape (pairs,) each."""
     return {
         "zero_shot": pair_cosines(biencoder, first, second, label="base model", compute=compute),
         "cross_encoder": score_pairs(cross_encoder, first, second, label="cross-encoder", compute=compute),
@@ -58,12 +58,12 @@ def features(
 
 
 class PairModel:
-    """Scores pairs as evaluated.
+    """The model that scores pairs, as the evaluate stage measures it.
 
     Args:
-        path: the folder that the train stage of pairs writes, for the tasks score and duplicates; `CrossEncoder(path)`
+        path: the folder that the train stage of pairs writes, for the tasks score and duplicates. `CrossEncoder(path)`
             loads the cross-encoder alone, which is all that the task class ships.
-        compute: see `choose_compute`; None: by torch in the precision in which this machine is fast.
+        compute: see `choose_compute`; None stands for torch in the precision in which this machine is fast.
 
     Raises:
         UserError: the folder lacks the weights, or a model in it cannot be loaded.
@@ -78,14 +78,14 @@ class PairModel:
         self._compute = compute or choose_compute(backend="torch")
 
     def features(self, first: Sequence[str], second: Sequence[str]) -> dict[str, Values]:
-        """What is fused, see `features`."""
+        """The features that are fused, see `features`."""
         return features(self._cross_encoder, self._biencoder, first, second, self._compute)
 
     def scores(self, first: Sequence[str], second: Sequence[str]) -> Values:
-        """From 0 (nothing in common) to 1 (the same), for each text with the one at the same place."""
+        """Scores from 0 (nothing in common) to 1 (the same), for each first text with the second at the same place."""
         return fuse(self.features(first, second), self.weights)
 
 
 def dump(weights: Mapping[str, float]) -> str:
-    """The weights as `PairModel` reads them."""
+    """The weights in the form that `PairModel` reads."""
     return json.dumps({NAME: weights}, indent=2, sort_keys=True) + "\n"

@@ -1,4 +1,4 @@
-"""The typed schema of pairs/params.yaml; every default lives there alone."""
+"""The typed schema of pairs/params.yaml; only that file has default values."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,7 +13,7 @@ Task = Literal["score", "duplicates", "class"]
 
 
 class PairColumns(ColumnNames):
-    """Of a table of labelled pairs."""
+    """Columns of a table of labelled pairs."""
 
     first: Name
     second: Name
@@ -30,7 +30,7 @@ class PairSource(Section):
 
 
 class PairParams(Section):
-    """pairs/params.yaml, key by key under `pairs`; units and meaning stand there."""
+    """The keys under `pairs` of pairs/params.yaml, which documents their units and meaning."""
 
     task: Task
     source: PairSource

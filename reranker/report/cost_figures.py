@@ -1,7 +1,8 @@
-"""What quality costs: NDCG@10 against the size of the models, and against the time of one query.
+"""Figures of quality against cost: NDCG@10 by the size of the models, and by the time of one query.
 
-Drawn as SVG by the same library as the other figures, with points that can be pointed at: a few kilobytes, where a
-charting library brings a megabyte of script that a strict Content-Security-Policy would have to let evaluate strings.
+matplotlib draws them as SVG like the other figures, and the reader can point at their points. An SVG has a few
+kilobytes. A charting library would add a megabyte of script, and the Content-Security-Policy would have to let it
+evaluate strings.
 """
 
 from collections.abc import Sequence
@@ -19,9 +20,9 @@ from reranker.report.figures import LIGHT, Picture, Tip, render
 from reranker.report.tables import BASELINE, SHIPPED, label, magnitude, score
 
 MARKER = 7.0
-"""Diameter of a point in points."""
+"""The diameter of a marker in typographic points."""
 Place = tuple[int, int]
-"""Of a name, from its point to the right and up in markers."""
+"""The place of a name: its offset from the marker to the right and up, in markers."""
 NEAR: tuple[Place, ...] = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
 FAR: tuple[Place, ...] = tuple(
     (side * right, far * up)
@@ -30,7 +31,7 @@ FAR: tuple[Place, ...] = tuple(
     for up in (1, -1)
     for side in (1, -1)
 )
-"""Where a name may stand: the best first, then with a line to it."""
+"""Places for a name, in the order in which they are tried; a line joins names at far places to their markers."""
 ALIGNED = {1: ("left", "bottom"), 0: ("center", "center"), -1: ("right", "top")}
 
 
@@ -43,42 +44,42 @@ class Point(NamedTuple):
     ndcg: float
 
 
-def points(comparison: pd.DataFrame, costs: pd.DataFrame, column: str) -> list[Point]:
-    """The systems of which both are known and that cost something, the cheapest first.
+def system_points(comparison: pd.DataFrame, costs: pd.DataFrame, column: str) -> list[Point]:
+    """The systems with an NDCG@10 and a cost above 0, the cheapest first.
 
     Args:
-        comparison: columns system, mode, ndcg@10; figures of the mode `retrieved` are taken.
+        comparison: columns system, mode, ndcg@10; figures of the mode `retrieved` are used.
         costs: columns system and `column`.
-        column: what is counted as cost.
+        column: the column with the cost.
     """
     retrieved = comparison[comparison["mode"] == "retrieved"]
     both = retrieved.merge(costs[costs[column] > 0], on="system").dropna(subset=["ndcg@10"])
-    found = (Point(*row) for row in both[["system", column, "ndcg@10"]].itertuples(index=False, name=None))
-    return sorted(found, key=lambda point: (point.cost, -point.ndcg, point.system))
+    points = (Point(*row) for row in both[["system", column, "ndcg@10"]].itertuples(index=False, name=None))
+    return sorted(points, key=lambda point: (point.cost, -point.ndcg, point.system))
 
 
-def front(found: Sequence[Point]) -> list[Point]:
-    """The Pareto front: the points that no cheaper or equally cheap one reaches in NDCG@10.
+def front(points: Sequence[Point]) -> list[Point]:
+    """The Pareto front: the points whose NDCG@10 is higher than that of all cheaper or equally cheap points.
 
     Args:
-        found: as `points` gives them.
+        points: see `system_points`.
     """
     best: list[Point] = []
-    for point in found:
+    for point in points:
         if not best or point.ndcg > best[-1].ndcg:
             best.append(point)
     return best
 
 
 def size_figure(comparison: pd.DataFrame, costs: pd.DataFrame) -> Picture:
-    """NDCG@10 against the parameters of a system's models; the retriever is a dashed line.
+    """Draw NDCG@10 against the parameters of a system's models; a dashed line shows the retriever.
 
     Args:
         comparison: columns system, mode, ndcg@10.
         costs: columns system, parameters.
     """
     return _scatter(
-        points(comparison, costs, "parameters"),
+        system_points(comparison, costs, "parameters"),
         comparison,
         title="NDCG@10 by model size",
         unit="parameters",
@@ -87,25 +88,25 @@ def size_figure(comparison: pd.DataFrame, costs: pd.DataFrame) -> Picture:
 
 
 def latency_figure(comparison: pd.DataFrame, costs: pd.DataFrame) -> Picture:
-    """NDCG@10 against the time in which the top 30 of one query are reranked, with the Pareto front as a line.
+    """Draw NDCG@10 against the time to rerank the top 30 of one query; a line shows the Pareto front.
 
     Args:
         comparison: columns system, mode, ndcg@10.
         costs: columns system, p50_ms_30.
     """
-    found = points(comparison, costs, "p50_ms_30")
+    points = system_points(comparison, costs, "p50_ms_30")
     return _scatter(
-        found,
+        points,
         comparison,
         title="NDCG@10 by time to rerank the top 30",
         unit="ms a query",
         axis="Milliseconds a query, median; dashed: the retriever; line: the Pareto front",
-        line=front(found),
+        line=front(points),
     )
 
 
 def _scatter(
-    found: Sequence[Point],
+    points: Sequence[Point],
     comparison: pd.DataFrame,
     *,
     title: str,
@@ -113,12 +114,12 @@ def _scatter(
     axis: str,
     line: Sequence[Point] = (),
 ) -> Picture:
-    told = [
+    texts = [
         f"{label(point.system)}: NDCG@10 {score(point.ndcg)}, {magnitude(point.cost)} {unit}"
         f"{', on the Pareto front' if point in line else ''}"
-        for point in found
+        for point in points
     ]
-    tips = tuple(Tip(f"point{place}", text) for place, text in enumerate(told))
+    tips = tuple(Tip(f"point{place}", text) for place, text in enumerate(texts))
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -135,30 +136,30 @@ def _scatter(
         for value in retriever["ndcg@10"]:
             axes.axhline(value, color=LIGHT["muted"], linewidth=1, linestyle=(0, (4, 3)))
         axes.plot([p.cost for p in line], [p.ndcg for p in line], drawstyle="steps-post", color=LIGHT["accent"])
-        for tip, point in zip(tips, found, strict=True):
+        for tip, point in zip(tips, points, strict=True):
             colour = LIGHT["accent"] if point.system == SHIPPED else LIGHT["muted"]
             axes.plot([point.cost], [point.ndcg], "o", color=colour, markersize=MARKER, gid=tip.id, zorder=4)
-        figure.draw_without_rendering()  # places are known from here on
-        _name(axes, found)
+        figure.draw_without_rendering()  # this lays the figure out, so that names can be placed
+        _write_names(axes, points)
 
-    return render(draw, height=3.8, alt=f"{title}. {'; '.join(told) or 'No system has costs'}.", tips=tips)
+    return render(draw, height=3.8, alt=f"{title}. {'; '.join(texts) or 'No system has costs'}.", tips=tips)
 
 
-def _name(axes: Axes, found: Sequence[Point]) -> None:
-    """Write each system's name where neither it nor its line covers anything, or as little of that as can be."""
+def _write_names(axes: Axes, points: Sequence[Point]) -> None:
+    """Write each system's name at the place where the name and its line cover as little as possible."""
     scale = axes.figure.dpi / 72
     half = MARKER / 2 * scale
-    centres = axes.transData.transform([(point.cost, point.ndcg) for point in found] or [(1, 0)])
-    taken = [Bbox.from_extents(x - half, y - half, x + half, y + half) for x, y in centres[: len(found)]]
+    centres = axes.transData.transform([(point.cost, point.ndcg) for point in points] or [(1, 0)])
+    taken = [Bbox.from_extents(x - half, y - half, x + half, y + half) for x, y in centres[: len(points)]]
     lines: list[Path] = []
     inside = axes.get_window_extent()
-    # the dearest ones have the least room, at the right edge
-    for point in sorted(found, key=lambda point: (point.system == SHIPPED, point.cost), reverse=True):
+    # the most expensive systems have the least room, at the right edge
+    for point in sorted(points, key=lambda point: (point.system == SHIPPED, point.cost), reverse=True):
         x, y = axes.transData.transform((point.cost, point.ndcg))
-        others = [box for box in taken if not box.contains(x, y)]  # points at the same place are its own
+        others = [box for box in taken if not box.contains(x, y)]  # a name may cover its own marker
         tried: list[tuple[int, Place]] = []
         for place in (*NEAR, *FAR):
-            name = _written(axes, point, place)
+            name = _write_name(axes, point, place)
             box = name.get_window_extent()
             name.remove()
             line = Path([(x, y), ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2)])
@@ -166,20 +167,20 @@ def _name(axes: Axes, found: Sequence[Point]) -> None:
             covers = any(box.overlaps(other) for other in taken)
             crosses = sum(other.intersects_bbox(box) for other in lines)
             crosses += sum(line.intersects_bbox(other) for other in others) if place in FAR else 0
-            tried.append((len(found) * (2 * outside + covers) + crosses, place))
+            tried.append((len(points) * (2 * outside + covers) + crosses, place))
             if tried[-1][0] == 0:
                 break
         _, place = min(tried, key=lambda each: each[0])
-        box = _written(axes, point, place).get_window_extent()
+        box = _write_name(axes, point, place).get_window_extent()
         taken.append(box)
         if place in FAR:
             middle = (box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2
             lines.append(Path([(x, y), middle]))
-            _lined(axes, point, ((middle[0] - x) / scale, (middle[1] - y) / scale))
+            _draw_line(axes, point, ((middle[0] - x) / scale, (middle[1] - y) / scale))
 
 
-def _written(axes: Axes, point: Point, place: Place) -> Annotation:
-    """The name of a point at a place beside it."""
+def _write_name(axes: Axes, point: Point, place: Place) -> Annotation:
+    """Write the name of a point at a place beside it."""
     right, up = place
     name = axes.annotate(
         label(point.system),
@@ -193,12 +194,14 @@ def _written(axes: Axes, point: Point, place: Place) -> Annotation:
         weight="bold" if point.system == SHIPPED else "normal",
         bbox={"facecolor": LIGHT["paper"], "edgecolor": "none", "pad": 0.5},
     )
-    name.set_in_layout(False)  # a name at the edge must not move the points, whose places are taken
+    name.set_in_layout(
+        False
+    )  # a name at the edge must not change the layout, which the places of other names depend on
     return name
 
 
-def _lined(axes: Axes, point: Point, middle: tuple[float, float]) -> None:
-    """Draw a line from a point to the middle of its name, in points from it, behind all names."""
+def _draw_line(axes: Axes, point: Point, middle: tuple[float, float]) -> None:
+    """Draw a line behind all names from a point to the middle of its name, which is an offset in typographic points."""
     thin = {"arrowstyle": "-", "color": LIGHT["muted"], "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0}
     line = axes.annotate("", (point.cost, point.ndcg), middle, textcoords="offset points", arrowprops=thin, zorder=2.5)
     line.set_in_layout(False)

@@ -23,8 +23,8 @@
   await new Promise((painted) => requestAnimationFrame(() => setTimeout(painted)));
   const data = await unpack(byId("queries-data").textContent);
   const [passageIds, passageTexts] = data.passages;
-  const queries = data.queries.map(([id, text, ndcg, reason, retriever, reranker, right, rightNumber]) => ({
-    id, text, ndcg, reason: data.reasons[reason], retriever, reranker, right, rightNumber,
+  const queries = data.queries.map(([id, text, ndcg, reason, retriever, reranker, relevant, relevantNumber]) => ({
+    id, text, ndcg, reason: data.reasons[reason], retriever, reranker, relevant, relevantNumber,
   }));
   const places = new Map(queries.map((query, place) => [query.id, place]));
   const words = { query: null, passage: null };  // in small letters, made at the first search
@@ -50,7 +50,7 @@
       const marked = inPassages[number];
       const has = ([passage]) => marked[passage];
       return words.query[place].includes(term)
-        || query.reranker.some(has) || query.retriever.some(has) || query.right.some(has);
+        || query.reranker.some(has) || query.retriever.some(has) || query.relevant.some(has);
     });
   }
 
@@ -102,12 +102,12 @@
 
   function ranking(title, hits, moved) {
     const rows = hits.map(([passage, score, other, judged], place) => element("li", {
-      className: judged > 0 ? "right" : "",
+      className: judged > 0 ? "relevant" : "",
     },
       element("p", { className: "hit" },
         element("b", { textContent: place + 1 }), " ",
-        ...(judged > 0 ? [element("span", { className: "badge", textContent: "✓ right" }), " "] : []),
-        ...(judged < 0 ? [element("span", { className: "badge wrong", textContent: "✗ judged wrong" }), " "] : []),
+        ...(judged > 0 ? [element("span", { className: "badge", textContent: "✓ relevant" }), " "] : []),
+        ...(judged < 0 ? [element("span", { className: "badge wrong", textContent: "✗ judged irrelevant" }), " "] : []),
         element("span", { className: "move", textContent: moved(place + 1, other) }),
         element("span", { className: "score", textContent: score })),
       ...text(passage)));
@@ -132,24 +132,24 @@
     const difference = gain(query);
     const figures = data.systems.map((system, place) =>
       element("li", {}, `${system} `, element("b", { textContent: (query.ndcg[place] / data.unit).toFixed(3) })));
-    const right = query.right.map(([passage, first, second]) => element("li", {},
+    const relevant = query.relevant.map(([passage, first, second]) => element("li", {},
       element("p", { className: "hit" }, first || second
         ? `Retriever: rank ${first}; reranker: rank ${second}` : "Not retrieved"),
       ...text(passage)));
-    if (query.rightNumber > query.right.length) {
-      right.push(element("li", { textContent: `and ${query.rightNumber - query.right.length} more` }));
+    if (query.relevantNumber > query.relevant.length) {
+      relevant.push(element("li", { textContent: `and ${query.relevantNumber - query.relevant.length} more` }));
     }
     byId("chosen").replaceChildren(
       element("h3", { id: "chosen-title", tabIndex: -1 }, element("bdi", { textContent: query.text })),
       element("p", {},
         element("span", { className: `change ${outcome(difference)}`, textContent: signed(difference) }),
         ` NDCG@10 against ${data.systems[against]}: ${outcome(difference)}. Query `, element("code", { textContent: query.id })),
-      ...(query.reason ? [element("p", { className: "guess", textContent: `A guess at why no right passage is first: ${query.reason}.` })] : []),
+      ...(query.reason ? [element("p", { className: "guess", textContent: `A guess at why no relevant passage is first: ${query.reason}.` })] : []),
       element("div", { className: "sides" },
         ranking(`${data.systems[data.retriever]}, top ${query.retriever.length}`, query.retriever, goesTo),
         ranking(`${data.systems[data.reranker]}, top ${query.reranker.length}`, query.reranker, cameFrom)),
-      element("h4", { textContent: query.rightNumber === 1 ? "The right passage" : "Right passages" }),
-      element("ul", { className: "hits" }, ...right),
+      element("h4", { textContent: query.relevantNumber === 1 ? "The relevant passage" : "Relevant passages" }),
+      element("ul", { className: "hits" }, ...relevant),
       element("h4", { textContent: "NDCG@10 of every system" }),
       element("ul", { className: "figures" }, ...figures));
   }

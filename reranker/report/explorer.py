@@ -1,7 +1,7 @@
-"""Every test query with what the retriever and the reranker put first, and a guess at why a right passage is not.
+"""The test queries with the first passages of both rankings, and a guess at why no relevant passage is first.
 
-What the page's script reads is packed here: texts once, figures as integers, deflated and in base64. All that is
-decided is decided here; the script searches, sorts and shows.
+This module decides what the page shows and packs it for the page's script: each text once, figures as integers,
+compressed and in base64. The script only searches, sorts and displays.
 """
 
 import base64
@@ -20,36 +20,37 @@ from reranker.report.tables import BASELINE, SHIPPED, label
 
 TOP = 10
 """Passages of each ranking that are shown."""
-MOST_RIGHT = 5
-"""Right passages of a query that are shown beside them."""
+MOST_RELEVANT = 5
+"""The largest number of relevant passages that are shown for a query."""
 TEXT = 300
-"""Characters of a passage at most."""
+"""The largest number of characters of a passage."""
 SHORTEST = 80
-"""Characters of a passage at least, however many there are."""
+"""The length in characters below which no passage is cut, however many passages there are."""
 BUDGET = 9_000_000
-"""Characters of all passages: beyond it each is cut shorter, so that the page has a few megabytes."""
+"""Characters of all passages. If they have more, each is cut shorter, so that the page has only a few megabytes."""
 UNIT = 1_000_000
-"""NDCG is counted in such parts of 1: fewer would turn differences into ties, more the last bits into differences."""
+"""NDCG is packed as an integer number of these parts of 1. Fewer parts would turn small differences into ties, and more
+would turn rounding errors into differences."""
 Mark = int
-RIGHT, UNJUDGED, WRONG = 1, 0, -1
-MISSED = "right passage not retrieved"
-NEAR = "unjudged near-duplicate of the right answer"
-CUT = "right passage cut at max_length"
+RELEVANT, UNJUDGED, IRRELEVANT = 1, 0, -1
+MISSED = "relevant passage not retrieved"
+NEAR = "unjudged near-duplicate of a relevant passage"
+CUT = "relevant passage cut at max_length"
 NONE = ""
 REASONS = (NONE, MISSED, NEAR, CUT)
-"""In the order in which they are looked for."""
+"""The possible guesses, in the order in which they are tried."""
 CONTAINED = 0.8
-"""Share of the shorter passage's runs of words from which two passages are taken to be nearly the same."""
+"""Two passages that share this part of the shorter one's runs of words count as near-duplicates."""
 runs = lru_cache(100_000)(duplicates.shingles)
-"""A passage stands in the rankings of many queries."""
+"""Runs of words are cached, because a passage occurs in the rankings of many queries."""
 
 
 class Passage(NamedTuple):
-    """A passage as far as it is needed here."""
+    """The text and the group of a passage."""
 
     text: str
     group: str
-    """The same for passages that are nearly the same by MinHash, see `dataset`."""
+    """Passages that are near-duplicates by MinHash have the same group, see `dataset`."""
 
 
 class Hit(NamedTuple):
@@ -58,12 +59,12 @@ class Hit(NamedTuple):
     passage_id: str
     score: float
     other: int
-    """Its rank in the other of the two rankings, from 1."""
+    """Its rank in the other of the two rankings, from 1; 0 if it is not there."""
     mark: Mark
 
 
-class Right(NamedTuple):
-    """A right passage; its ranks are 0 where it was not retrieved."""
+class RelevantPassage(NamedTuple):
+    """A relevant passage with its ranks in both rankings; they are 0 if it was not retrieved."""
 
     passage_id: str
     retriever: int
@@ -71,7 +72,7 @@ class Right(NamedTuple):
 
 
 class Query(NamedTuple):
-    """A test query and what became of it."""
+    """A test query with its rankings and figures."""
 
     query_id: str
     text: str
@@ -79,12 +80,12 @@ class Query(NamedTuple):
     """NDCG@10 by system, candidates as retrieved."""
     retriever: Sequence[Hit]
     reranker: Sequence[Hit]
-    right: Sequence[Right]
+    relevant: Sequence[RelevantPassage]
     reason: str
-    """A guess at why no right passage is first, see `reasons`; empty where one is, or where there is none."""
+    """A guess at why no relevant passage is first, see `guess`; empty where one is first or there is no guess."""
 
     def gain(self) -> float:
-        """NDCG@10 of the reranker less that of the retriever; parts of `UNIT` aside."""
+        """NDCG@10 of the reranker minus that of the retriever, rounded to parts of `UNIT`."""
         return round(self.ndcg[SHIPPED] - self.ndcg[BASELINE], 6)
 
 
@@ -96,34 +97,34 @@ def explore(
     scored: Mapping[str, pd.DataFrame],
     holds: Callable[[str, str], bool],
 ) -> list[Query]:
-    """The test queries, sorted by their text.
+    """Describe the test queries, sorted by their text.
 
     Args:
-        per_query: query_id and one column a system: its NDCG@10.
-        texts: of the queries, by query_id.
-        passages: by passage_id; all those of the other tables.
-        judgments: columns query_id, passage_id, relevance; those of other queries are left out.
-        scored: the retrieved candidates of the retriever and the reranker by their names; columns query_id, passage_id,
-            score.
-        holds: see `reasons.guess`.
+        per_query: query_id, and NDCG@10 in one column per system.
+        texts: the texts of the queries by query_id.
+        passages: all passages of the other tables by passage_id.
+        judgments: columns query_id, passage_id, relevance; judgments of other queries are ignored.
+        scored: for the names of the retriever and the reranker, the retrieved candidates with columns query_id,
+            passage_id, score.
+        holds: see `guess`.
     """
     ids = per_query["query_id"]
-    judged = _by_query(judgments[judgments["query_id"].isin(ids)], "relevance")
+    relevance = _by_query(judgments[judgments["query_id"].isin(ids)], "relevance")
     orders = {system: _by_query(_ranked(run), "score") for system, run in scored.items()}
     figures = per_query.set_index("query_id").to_dict("index")
-    found = [
+    queries = [
         _query(
             query_id,
             texts[query_id],
             {str(system): float(value) for system, value in figures[query_id].items()},
             {system: order.get(query_id, {}) for system, order in orders.items()},
-            {passage_id: int(value) for passage_id, value in judged.get(query_id, {}).items()},
+            {passage_id: int(value) for passage_id, value in relevance.get(query_id, {}).items()},
             passages,
             holds,
         )
         for query_id in ids
     ]
-    return sorted(found, key=lambda query: (query.text.casefold(), query.query_id))
+    return sorted(queries, key=lambda query: (query.text.casefold(), query.query_id))
 
 
 def lookup(passages: pd.DataFrame, *used: pd.DataFrame) -> dict[str, Passage]:
@@ -133,25 +134,25 @@ def lookup(passages: pd.DataFrame, *used: pd.DataFrame) -> dict[str, Passage]:
         passages: columns passage_id, text, group.
         used: tables with a column passage_id.
     """
-    named = set().union(*(table["passage_id"] for table in used))
-    found = passages[passages["passage_id"].isin(named)]
+    ids = set().union(*(table["passage_id"] for table in used))
+    rows = passages[passages["passage_id"].isin(ids)]
     return {
         passage_id: Passage(text, group)
-        for passage_id, text, group in zip(found["passage_id"], found["text"], found["group"], strict=True)
+        for passage_id, text, group in zip(rows["passage_id"], rows["text"], rows["group"], strict=True)
     }
 
 
 def _ranked(run: pd.DataFrame) -> pd.DataFrame:
-    # as in the measures: trec_eval compares scores in single precision
+    # like the measures: trec_eval compares scores in single precision
     return rank(run.assign(score=run["score"].astype("float32")))
 
 
 def _by_query(table: pd.DataFrame, value: str) -> dict[str, dict[str, float]]:
-    """By query and passage, in the order of the table."""
-    found: dict[str, dict[str, float]] = {}
+    """The values of a column by query and passage, in the order of the table."""
+    values: dict[str, dict[str, float]] = {}
     for query_id, passage_id, own in zip(table["query_id"], table["passage_id"], table[value], strict=True):
-        found.setdefault(query_id, {})[passage_id] = own
-    return found
+        values.setdefault(query_id, {})[passage_id] = own
+    return values
 
 
 def _query(
@@ -159,61 +160,65 @@ def _query(
     text: str,
     ndcg: dict[str, float],
     scores: dict[str, dict[str, float]],
-    judged: dict[str, int],
+    relevance: dict[str, int],
     passages: Mapping[str, Passage],
     holds: Callable[[str, str], bool],
 ) -> Query:
     ranks = {system: {passage_id: place for place, passage_id in enumerate(own, 1)} for system, own in scores.items()}
     first, second = ranks[BASELINE], ranks[SHIPPED]
-    right = [Right(passage, first.get(passage, 0), second.get(passage, 0)) for passage in judged if judged[passage] > 0]
-    right.sort(key=lambda one: (one.reranker == 0, one.reranker, one.passage_id))
-    retrieved = [one for one in right if one.reranker]
+    relevant = [
+        RelevantPassage(passage, first.get(passage, 0), second.get(passage, 0))
+        for passage, grade in relevance.items()
+        if grade > 0
+    ]
+    relevant.sort(key=lambda one: (one.reranker == 0, one.reranker, one.passage_id))
+    retrieved = [one for one in relevant if one.reranker]
     reason = NONE
-    if right and right[0].reranker != 1:
-        best = right[0].reranker
-        above = [passages[passage] for passage, place in second.items() if place < best and passage not in judged]
+    if relevant and relevant[0].reranker != 1:
+        best = relevant[0].reranker
+        above = [passages[passage] for passage, place in second.items() if place < best and passage not in relevance]
         reason = guess(text, [passages[one.passage_id] for one in retrieved], above, holds)
     return Query(
         query_id,
         text,
         ndcg,
-        _hits(scores[BASELINE], second, judged),
-        _hits(scores[SHIPPED], first, judged),
-        right,
+        _hits(scores[BASELINE], second, relevance),
+        _hits(scores[SHIPPED], first, relevance),
+        relevant,
         reason,
     )
 
 
-def _hits(scores: dict[str, float], others: dict[str, int], judged: dict[str, int]) -> list[Hit]:
+def _hits(scores: dict[str, float], others: dict[str, int], relevance: dict[str, int]) -> list[Hit]:
     return [
-        Hit(passage_id, float(score), others.get(passage_id, 0), _mark(judged.get(passage_id)))
+        Hit(passage_id, float(score), others.get(passage_id, 0), _mark(relevance.get(passage_id)))
         for passage_id, score in list(scores.items())[:TOP]
     ]
 
 
 def _mark(relevance: int | None) -> Mark:
-    return UNJUDGED if relevance is None else RIGHT if relevance > 0 else WRONG
+    return UNJUDGED if relevance is None else RELEVANT if relevance > 0 else IRRELEVANT
 
 
 def worst(queries: Sequence[Query], most: int) -> list[Query]:
-    """The queries that the reranker loses most on against the retriever, the worst first, ties in their order."""
+    """The queries with the largest losses against the retriever, the worst first; ties keep their order."""
     return sorted((query for query in queries if query.gain() < 0), key=Query.gain)[:most]
 
 
 def pack(queries: Sequence[Query], passages: Mapping[str, Passage]) -> str:
-    """The queries and the passages that they show, for the page's script.
+    """Pack the queries and their passages for the page's script.
 
-    JSON in zlib's format, in base64. Objects are lists, named in `explorer.js`. zlib's format has no time in it, so the
-    same queries give the same text.
+    The result is JSON in zlib's format, in base64. Objects are packed as lists, whose items `explorer.js` names. zlib's
+    format contains no time, so equal queries give equal text.
 
     Args:
-        queries: in the order in which the page lists them by text; one at least.
-        passages: by passage_id.
+        queries: at least one query, in the order in which the page lists them by text.
+        passages: the passages by passage_id.
     """
-    shown = {hit.passage_id for query in queries for hit in (*query.retriever, *query.reranker)}
-    shown |= {one.passage_id for query in queries for one in query.right[:MOST_RIGHT]}
-    # sorted by text, nearly equal ones stand beside each other, which packs them better
-    ids = sorted(shown, key=lambda passage_id: (passages[passage_id].text, passage_id))
+    used = {hit.passage_id for query in queries for hit in (*query.retriever, *query.reranker)}
+    used |= {one.passage_id for query in queries for one in query.relevant[:MOST_RELEVANT]}
+    # sorting by text puts similar texts beside each other, which compresses better
+    ids = sorted(used, key=lambda passage_id: (passages[passage_id].text, passage_id))
     size = min(TEXT, max(SHORTEST, BUDGET // max(len(ids), 1)))
     place = {passage_id: number for number, passage_id in enumerate(ids)}
     systems = list(queries[0].ndcg)
@@ -231,8 +236,8 @@ def pack(queries: Sequence[Query], passages: Mapping[str, Passage]) -> str:
                 [round(query.ndcg[system] * UNIT) for system in systems],
                 REASONS.index(query.reason),
                 *([_packed(hit, place) for hit in hits] for hits in (query.retriever, query.reranker)),
-                [[place[one.passage_id], one.retriever, one.reranker] for one in query.right[:MOST_RIGHT]],
-                len(query.right),
+                [[place[one.passage_id], one.retriever, one.reranker] for one in query.relevant[:MOST_RELEVANT]],
+                len(query.relevant),
             ]
             for query in queries
         ],
@@ -246,32 +251,33 @@ def _packed(hit: Hit, place: Mapping[str, int]) -> list[int | float]:
 
 
 def cut(text: str, size: int) -> str:
-    """A text in one line of so many characters at most."""
+    """Put a text into one line of at most `size` characters."""
     line = " ".join(text.split())
     return line if len(line) <= size else f"{line[: size - 1].rstrip()}…"
 
 
-def guess(query: str, right: Sequence[Passage], above: Sequence[Passage], holds: Callable[[str, str], bool]) -> str:
-    """Why no right passage of a query stands first.
+def guess(query: str, relevant: Sequence[Passage], above: Sequence[Passage], holds: Callable[[str, str], bool]) -> str:
+    """Guess why no relevant passage of a query is first.
 
     Args:
-        query: its text.
-        right: the right passages that were retrieved, the best ranked first.
-        above: the passages that the reranker put above the first of them and that nobody has judged.
-        holds: whether the cross-encoder can read all the words of a query that a passage has, see `reach.can_hold`.
+        query: the text of the query.
+        relevant: the relevant passages that were retrieved, the best ranked first.
+        above: the unjudged passages that the reranker ranks above the first relevant one.
+        holds: whether the cross-encoder can read all the words of a query that are in a passage, see
+            `excerpts.can_hold`.
 
     Returns:
         One of `REASONS`.
     """
-    if not right:
+    if not relevant:
         return MISSED
-    if any(alike(one, other) for one in above for other in right):
+    if any(alike(one, other) for one in above for other in relevant):
         return NEAR
-    return NONE if holds(query, right[0].text) else CUT
+    return NONE if holds(query, relevant[0].text) else CUT
 
 
 def alike(first: Passage, second: Passage) -> bool:
-    """Whether two passages are of one group, or one has most of the other's runs of words."""
+    """Whether two passages are of one group or share most runs of words of the shorter one."""
     if first.group == second.group:
         return True
     own, others = runs(first.text), runs(second.text)

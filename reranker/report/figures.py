@@ -1,6 +1,6 @@
-"""The figures of a run as pictures, each in two formats and in words.
+"""Draw the figures of a run, each as SVG, as PNG and as a description in words.
 
-They are the same to the byte for the same numbers, so that a report that did not change shows no difference.
+Equal numbers give equal bytes, so that an unchanged report shows no difference in git.
 """
 
 import io
@@ -35,7 +35,8 @@ DARK = {
     "accent": "#62aef5",
     "warn": "#f0925a",
 }
-# A name with dollar signs is not a formula, and text stays text: it can be searched and follows the page's font.
+# Dollar signs in a name must not start a formula. Text stays text, so that readers can search it and the page sets its
+# font.
 STYLE = {
     "svg.hashsalt": "reranker",
     "svg.fonttype": "none",
@@ -58,19 +59,19 @@ STYLE = {
     "ytick.color": LIGHT["muted"],
 }
 WIDTH = 5.6
-"""Of a figure in inches: little enough for its text to be read on a phone."""
+"""The width of a figure in inches, small enough for its text to be readable on a phone."""
 
 
 class Tip(NamedTuple):
-    """What is said of a part of a figure when it is pointed at."""
+    """The text that appears when the reader points at a part of a figure."""
 
     id: str
-    """Of the part in the SVG."""
+    """The id of the part in the SVG."""
     text: str
 
 
 class Picture(NamedTuple):
-    """A figure in both formats and in words."""
+    """A figure as SVG, as PNG and in words."""
 
     svg: str
     png: bytes
@@ -79,7 +80,7 @@ class Picture(NamedTuple):
 
 
 def systems_figure(systems: pd.DataFrame) -> Picture:
-    """NDCG@10 by system with its interval, candidates as retrieved; the retriever is a dashed line.
+    """Draw NDCG@10 by system with its interval, in the mode `retrieved`; a dashed line shows the retriever.
 
     Args:
         systems: columns `SYSTEM_COLUMNS`.
@@ -122,7 +123,7 @@ def systems_figure(systems: pd.DataFrame) -> Picture:
 
 
 def training_figure(loss: pd.DataFrame, dev: pd.DataFrame) -> Picture:
-    """The training curve.
+    """Draw the training loss, and NDCG@10 on dev, by step.
 
     Args:
         loss: columns step, loss.
@@ -150,12 +151,12 @@ def training_figure(loss: pd.DataFrame, dev: pd.DataFrame) -> Picture:
 
 
 def gains_figure(per_query: pd.DataFrame) -> Picture:
-    """Each query's gain of the reranker over the retriever, sorted, with wins, ties and losses counted.
+    """Draw the gain of the reranker over the retriever for each query, sorted; the title counts wins, ties and losses.
 
     Args:
         per_query: NDCG@10 of each test query; columns retriever and reranker.
     """
-    # the rounding keeps the last bits of a sum from turning a tie into a win
+    # without rounding, the last bits of a sum could turn a tie into a win
     gains = (per_query[SHIPPED] - per_query[BASELINE]).round(9).sort_values(ascending=False, ignore_index=True)
     wins, ties, losses = int((gains > 0).sum()), int((gains == 0).sum()), int((gains < 0).sum())
     numbers = ((wins, "win", "wins"), (ties, "tie", "ties"), (losses, "loss", "losses"))
@@ -178,10 +179,10 @@ def gains_figure(per_query: pd.DataFrame) -> Picture:
 
 
 def lengths_figure(lengths: pd.DataFrame) -> Picture:
-    """How long queries and passages are.
+    """Draw histograms of the lengths of queries and passages.
 
     Args:
-        lengths: columns text, from, to, share, see `lengths.histogram`.
+        lengths: columns text, from, to, share, see `text_statistics.histogram`.
     """
     names = {"query": "Queries", "passage": "Passages"}
 
@@ -201,8 +202,8 @@ def lengths_figure(lengths: pd.DataFrame) -> Picture:
         axes.tick_params(axis="x", which="minor", bottom=False)
 
     most = lengths.sort_values("share", ascending=False).drop_duplicates("text")
-    told = [f"{names[bar['text']].lower()} {bar['from']} to {bar['to'] - 1}" for bar in most.to_dict("records")]
-    alt = f"Histograms of the lengths in tokens; most often: {', '.join(sorted(told)) or 'none were counted'}."
+    ranges = [f"{names[bar['text']].lower()} {bar['from']} to {bar['to'] - 1}" for bar in most.to_dict("records")]
+    alt = f"Histograms of the lengths in tokens; most often: {', '.join(sorted(ranges)) or 'none were counted'}."
     return render(draw, height=4.0, alt=alt)
 
 
@@ -223,12 +224,12 @@ def render(draw: Callable[[Figure], None], *, height: float, alt: str, tips: tup
     """Draw a figure in both formats.
 
     Args:
-        draw: fills the figure.
-        height: in inches; the width is `WIDTH`.
+        draw: the function that fills the figure.
+        height: the height in inches; the width is `WIDTH`.
         alt: the figure in words.
-        tips: of parts that `draw` has given an id (matplotlib's gid).
+        tips: tips of parts to which `draw` gives an id (matplotlib's gid).
     """
-    # the default style first: a reader's own matplotlibrc must not change the report
+    # start from the default style, so that the user's matplotlibrc does not change the report
     with style.context(["default", STYLE]):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         draw(figure)

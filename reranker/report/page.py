@@ -1,7 +1,7 @@
-"""The figures of a run as one page: a file that needs no network.
+"""Write the figures of a run as one HTML page that needs no network.
 
-The page is the same to the byte for the same numbers. Its scripts are a part of it, and its Content-Security-Policy
-lets run nothing but them, by their hashes.
+Equal numbers give a page of equal bytes. The scripts are part of the page, and its Content-Security-Policy allows only
+these scripts, by their hashes.
 """
 
 import base64
@@ -20,7 +20,6 @@ from reranker.report.figures import DARK, LIGHT, Picture
 from reranker.report.tables import (
     BASELINE,
     SHIPPED,
-    compared_rows,
     comparison_rows,
     cost_rows,
     count,
@@ -28,41 +27,42 @@ from reranker.report.tables import (
     result_rows,
     score,
     signed,
+    system_rows,
 )
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 SCRIPTS = tuple(TEMPLATE.with_name(name) for name in ("explorer.js", "tips.js"))
-SHOWN_LOSSES = 50
-"""Queries of the table that stands there without a script and in print."""
-SHOWN_ORIGINS = 3
-"""Dropped rows that are named for each reason."""
-SHOWN_LEAKS = 5
-"""Leaks of each kind and split that are shown."""
-CUT_TEXT = 120
+LOSS_ROWS = 50
+"""Queries in the table of losses, which is shown in print and without scripts."""
+ORIGINS_PER_REASON = 3
+"""Dropped rows whose origin is shown for each reason."""
+LEAKS_PER_KIND = 5
+"""Leaks that are shown for each kind and split."""
+TEXT_CHARACTERS = 120
 """Characters of a dropped text that are shown."""
-CUT_PASSAGE = 200
-"""The same of a candidate, and of the right passage beside it."""
-CUT_QUERY = 300
-"""The same of a query in two splits: the words in which two differ may come late."""
+PASSAGE_CHARACTERS = 200
+"""Characters of a candidate or a relevant passage that are shown."""
+QUERY_CHARACTERS = 300
+"""Characters of a query that are shown. The words in which two leaked queries differ may come late."""
 LEAK_COLUMNS = ("query", "split", "other", "other_split", "equal")
 AUDIT_COLUMNS = ("verdict", "teacher_score", "teacher_score_of_right", "query", "passage", "right_passage")
 
 
 class Numbers(NamedTuple):
-    """What the page shows, as the earlier stages wrote it."""
+    """The figures and texts of the page, as the earlier stages wrote them."""
 
     systems: pd.DataFrame
     """One row per system and mode, in the order of display; columns `SYSTEM_COLUMNS`."""
     evaluation: Mapping[str, float]
-    """evaluate.json."""
+    """The content of evaluate.json; `prepare`, `mine` and `train` have those of their files."""
     prepare: Mapping[str, object]
     dropped: pd.DataFrame
     """Some of the dropped rows; columns reason, origin, query and passage."""
     leaks: pd.DataFrame
-    """Some of the queries that stand in two splits; columns `LEAK_COLUMNS`."""
+    """Some of the queries that are in two splits; columns `LEAK_COLUMNS`."""
     mine: Mapping[str, object]
     audit: pd.DataFrame
-    """The most suspicious candidates of mining, the most suspicious first, and some that were refused for each reason;
+    """The most suspicious candidates of mining, the most suspicious first, then examples of each reason for a refusal;
     columns `AUDIT_COLUMNS`, as text."""
     train: Mapping[str, object]
     comparison: pd.DataFrame
@@ -70,9 +70,9 @@ class Numbers(NamedTuple):
     costs: pd.DataFrame
     """Columns `evaluation.costs.COST_COLUMNS`."""
     queries: Sequence[Query]
-    """The test queries, one at least, as `explorer.explore` gives them."""
+    """At least one test query, see `explorer.explore`."""
     passages: Mapping[str, Passage]
-    """Those that the queries name, by passage_id."""
+    """The passages that the queries name, by passage_id."""
 
 
 class Fact(NamedTuple):
@@ -88,13 +88,13 @@ class DropRow(NamedTuple):
     reason: str
     rows: str
     text: str
-    """Of the first of them."""
+    """The text of the first row."""
     origins: str
-    """The first few of them."""
+    """The origins of the first rows."""
 
 
 class LeakRow(NamedTuple):
-    """A query that stands in two splits in the same or nearly the same words."""
+    """A query that is in two splits, in the same or nearly the same words."""
 
     query: str
     split: str
@@ -103,46 +103,46 @@ class LeakRow(NamedTuple):
     likeness: str
 
 
-class RefusedRow(NamedTuple):
-    """A reason for which candidates are refused as negatives, with one of them if there is any."""
+class RefusalRow(NamedTuple):
+    """A reason for which candidates are refused as negatives, with an example if there is one."""
 
     reason: str
     candidates: str
     query: str
     passage: str
-    right: str
+    relevant: str
 
 
 class AuditRow(NamedTuple):
-    """A candidate that may be a right answer which nobody has labelled."""
+    """A candidate that may be relevant though nobody has labelled it."""
 
     query: str
     passage: str
-    right: str
-    """The right passage."""
+    relevant: str
+    """The relevant passage."""
     scores: str
-    """The teacher's of the candidate and of the right passage."""
+    """The teacher's scores of the candidate and of the relevant passage."""
     verdict: str
 
 
 class LossRow(NamedTuple):
-    """A query that the reranker loses on against the retriever."""
+    """A query on which the reranker is worse than the retriever."""
 
     query_id: str
     query: str
     change: str
-    """Of NDCG@10, with the figures of both."""
-    right: str
-    """The right passage that the reranker puts first."""
+    """The change of NDCG@10, with the figures of both."""
+    relevant: str
+    """The relevant passage that the reranker ranks highest."""
     ranks: str
-    """Of that passage with the retriever and the reranker."""
+    """The ranks of that passage by the retriever and by the reranker."""
     first: str
-    """The passage that the reranker puts first."""
+    """The passage that the reranker ranks first."""
     reason: str
 
 
 class TokenRow(NamedTuple):
-    """Lengths of one kind of text."""
+    """The lengths of one kind of text in tokens."""
 
     label: str
     p50: str
@@ -152,11 +152,11 @@ class TokenRow(NamedTuple):
 
 
 def page(numbers: Numbers, pictures: Mapping[str, Picture]) -> str:
-    """The report as one HTML file.
+    """Render the report as one HTML file.
 
     Args:
         numbers: see `Numbers`.
-        pictures: `systems`, `size`, `latency`, `training`, `gains` and `lengths`.
+        pictures: the figures `systems`, `size`, `latency`, `training`, `gains` and `lengths`.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE.parent),
@@ -167,9 +167,9 @@ def page(numbers: Numbers, pictures: Mapping[str, Picture]) -> str:
         keep_trailing_newline=True,
     )
     scripts = [path.read_text(encoding="utf-8") for path in SCRIPTS]
-    shown_apart = re.compile("dropped_|refused_|(query|passage)_tokens_")
-    counts = {key: value for key, value in numbers.prepare.items() if not shown_apart.match(key)}
-    mined = {key: value for key, value in numbers.mine.items() if not shown_apart.match(key)}
+    own_tables = re.compile("dropped_|refused_|(query|passage)_tokens_")
+    counts = {key: value for key, value in numbers.prepare.items() if not own_tables.match(key)}
+    mining = {key: value for key, value in numbers.mine.items() if not own_tables.match(key)}
     return environment.get_template(TEMPLATE.name).render(
         scripts=[Markup(text) for text in scripts],  # noqa: S704  our own files
         hashes=" ".join(f"'sha256-{_hash(text)}'" for text in scripts),
@@ -181,24 +181,24 @@ def page(numbers: Numbers, pictures: Mapping[str, Picture]) -> str:
         all_positives=result_rows(numbers.systems, "all_positives"),
         by_source=_facts({key: value for key, value in numbers.evaluation.items() if "_of_" in key}),
         comparisons=comparison_rows(numbers.systems, numbers.evaluation),
-        compared=compared_rows(numbers.comparison),
+        compared=system_rows(numbers.comparison),
         costs=cost_rows(numbers.comparison, numbers.costs),
         explored=pack(numbers.queries, numbers.passages),
-        losses=_loss_rows(worst(numbers.queries, SHOWN_LOSSES), numbers.passages),
+        losses=_loss_rows(worst(numbers.queries, LOSS_ROWS), numbers.passages),
         figures={name: _inline(picture, name) for name, picture in pictures.items()},
         counts=_facts(counts),
         dropped=_drop_rows(numbers.prepare, numbers.dropped),
         leaks=_leak_rows(numbers.leaks),
         tokens=_token_rows(numbers.prepare),
-        mined=_facts(mined),
-        refused=_refused_rows(numbers.mine, numbers.audit),
+        mined=_facts(mining),
+        refused=_refusal_rows(numbers.mine, numbers.audit),
         audit=_audit_rows(numbers.audit),
         train=_facts(numbers.train),
     )
 
 
 def _inline(picture: Picture, name: str) -> Markup:
-    """The SVG as a part of the page: a name of its own for every id, the page's colours, its alternative text."""
+    """Prepare an SVG for the page: give it unique ids, the page's colours and its alternative text."""
     body = picture.svg[picture.svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>\s*|<title>.*?</title>\s*|<style.*?</style>\s*", "", body, flags=re.DOTALL)
     body = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", body)
@@ -209,7 +209,7 @@ def _inline(picture: Picture, name: str) -> Markup:
     for tip in picture.tips:
         part = f'<g id="{name}-{tip.id}"'
         inner = inner.replace(part, f'{part} class="point" tabindex="0" role="img" aria-label="{escape(tip.text)}"')
-    role = "group" if picture.tips else "img"  # what is inside an image cannot get the focus
+    role = "group" if picture.tips else "img"  # elements inside an image cannot get the focus
     opening = f'<svg role="{role}" aria-label="{escape(picture.alt)}" {view_box.group() if view_box else ""}>'
     return Markup(opening + inner)  # noqa: S704  matplotlib escaped the names inside, escape() the text above
 
@@ -221,15 +221,15 @@ def _hash(text: str) -> str:
 def _loss_rows(losses: Sequence[Query], passages: Mapping[str, Passage]) -> list[LossRow]:
     rows = []
     for query in losses:
-        best = query.right[0]  # a query without a right passage has nothing to lose
+        best = query.relevant[0]  # a query without a relevant passage cannot lose
         rows.append(
             LossRow(
                 query.query_id,
-                cut(query.text, CUT_QUERY),
+                cut(query.text, QUERY_CHARACTERS),
                 f"{signed(query.gain())} ({score(query.ndcg[BASELINE])} → {score(query.ndcg[SHIPPED])})",
-                cut(passages[best.passage_id].text, CUT_PASSAGE),
+                cut(passages[best.passage_id].text, PASSAGE_CHARACTERS),
                 f"{best.retriever or '–'} → {best.reranker or '–'}",
-                cut(passages[query.reranker[0].passage_id].text, CUT_PASSAGE),
+                cut(passages[query.reranker[0].passage_id].text, PASSAGE_CHARACTERS),
                 query.reason or "–",
             )
         )
@@ -237,55 +237,57 @@ def _loss_rows(losses: Sequence[Query], passages: Mapping[str, Passage]) -> list
 
 
 def _facts(values: Mapping[str, object]) -> list[Fact]:
-    return [Fact(_words(key), _shown(value)) for key, value in values.items()]
+    return [Fact(_words(key), _value(value)) for key, value in values.items()]
 
 
 def _drop_rows(prepare: Mapping[str, object], dropped: pd.DataFrame) -> list[DropRow]:
     groups = dropped.fillna({"query": "", "passage": ""}).groupby("reason")
-    first = {str(reason): (_example(rows), ", ".join(rows["origin"].head(SHOWN_ORIGINS))) for reason, rows in groups}
+    first = {
+        str(reason): (_example(rows), ", ".join(rows["origin"].head(ORIGINS_PER_REASON))) for reason, rows in groups
+    }
     reasons = {key.removeprefix("dropped_"): value for key, value in prepare.items() if key.startswith("dropped_")}
-    return [DropRow(_words(reason), _shown(value), *first.get(reason, ("", ""))) for reason, value in reasons.items()]
+    return [DropRow(_words(reason), _value(value), *first.get(reason, ("", ""))) for reason, value in reasons.items()]
 
 
 def _example(rows: pd.DataFrame) -> str:
-    """Of the first row the text that the reason names; the other one where that is empty."""
+    """The text of the first row that the reason is about; the row's other text where that one is empty."""
     row = rows.iloc[0]
     kinds = ("passage", "query") if row["reason"].startswith("passage") else ("query", "passage")
-    return next((text for kind in kinds if (text := cut(row[kind], CUT_TEXT))), "")
+    return next((text for kind in kinds if (text := cut(row[kind], TEXT_CHARACTERS))), "")
 
 
 def _leak_rows(leaks: pd.DataFrame) -> list[LeakRow]:
-    shown = leaks.groupby(["split", "equal"], sort=False).head(SHOWN_LEAKS)
+    first = leaks.groupby(["split", "equal"], sort=False).head(LEAKS_PER_KIND)
     return [
         LeakRow(
-            cut(row["query"], CUT_QUERY),
+            cut(row["query"], QUERY_CHARACTERS),
             row["split"],
-            cut(row["other"], CUT_QUERY),
+            cut(row["other"], QUERY_CHARACTERS),
             row["other_split"],
             "equal" if row["equal"] else "near",
         )
-        for row in shown.to_dict("records")
+        for row in first.to_dict("records")
     ]
 
 
-def _refused_rows(mine: Mapping[str, object], audit: pd.DataFrame) -> list[RefusedRow]:
-    sizes = {"query": CUT_QUERY, "passage": CUT_PASSAGE, "right_passage": CUT_PASSAGE}
+def _refusal_rows(mine: Mapping[str, object], audit: pd.DataFrame) -> list[RefusalRow]:
+    sizes = {"query": QUERY_CHARACTERS, "passage": PASSAGE_CHARACTERS, "right_passage": PASSAGE_CHARACTERS}
     first = {
         row["verdict"].removeprefix("refused: "): [cut(row[column], size) for column, size in sizes.items()]
         for row in audit.drop_duplicates("verdict").to_dict("records")
     }
     reasons = {key.removeprefix("refused_"): value for key, value in mine.items() if key.startswith("refused_")}
     return [
-        RefusedRow(_words(reason), _shown(value), *first.get(reason, [""] * 3)) for reason, value in reasons.items()
+        RefusalRow(_words(reason), _value(value), *first.get(reason, [""] * 3)) for reason, value in reasons.items()
     ]
 
 
 def _audit_rows(audit: pd.DataFrame) -> list[AuditRow]:
     return [
         AuditRow(
-            cut(row["query"], CUT_QUERY),
-            cut(row["passage"], CUT_PASSAGE),
-            cut(row["right_passage"], CUT_PASSAGE),
+            cut(row["query"], QUERY_CHARACTERS),
+            cut(row["passage"], PASSAGE_CHARACTERS),
+            cut(row["right_passage"], PASSAGE_CHARACTERS),
             f"{float(row['teacher_score']):.3f} / {float(row['teacher_score_of_right']):.3f}",
             row["verdict"].replace("_", " "),
         )
@@ -296,18 +298,18 @@ def _audit_rows(audit: pd.DataFrame) -> list[AuditRow]:
 def _token_rows(prepare: Mapping[str, object]) -> list[TokenRow]:
     kinds = {"query_tokens": "Queries", "passage_tokens": "Passages"}
     return [
-        TokenRow(name, *(_shown(prepare[f"{kind}_{key}"]) for key in ("p50", "p90", "p99", "max")))
+        TokenRow(name, *(_value(prepare[f"{kind}_{key}"]) for key in ("p50", "p90", "p99", "max")))
         for kind, name in kinds.items()
         if f"{kind}_p50" in prepare
     ]
 
 
 def _words(key: str) -> str:
-    text = re.sub(r"\b(ndcg|mrr|map)\b", lambda found: found.group().upper(), key.replace("_", " "))
+    text = re.sub(r"\b(ndcg|mrr|map)\b", lambda match: match.group().upper(), key.replace("_", " "))
     return text[:1].upper() + text[1:]
 
 
-def _shown(value: object) -> str:
+def _value(value: object) -> str:
     if isinstance(value, float) and not value.is_integer():
         return f"{value:,.3f}" if abs(value) >= 0.001 else f"{value:.2g}"
     return f"{value:,.0f}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)

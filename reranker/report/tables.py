@@ -1,4 +1,4 @@
-"""The figures of a run in words and tables: rounded here, computed elsewhere."""
+"""Format the figures of a run as sentences and tables. This module rounds figures and computes none."""
 
 import math
 import re
@@ -21,12 +21,12 @@ LABELS = {
 }
 NO_BREAK = "\N{NO-BREAK SPACE}"
 LABEL_WIDTH = 32
-"""Of the longest label; a longer name is cut in the terminal, where a line has 100 columns."""
+"""Characters of the longest label; the terminal has 100 columns, so a longer name is cut there."""
 SYSTEM_COLUMNS = (
     "system", "mode", "ndcg@10", "ndcg@10_low", "ndcg@10_high", "mrr@10", "map", "recall@10", "recall@30",
 )  # fmt: skip
 OTHERS = ("baseline", "best")
-"""The systems that all are tested against."""
+"""The systems that every system is tested against."""
 COMPARISON_COLUMNS = (
     "system", "mode", "ndcg@10", "ndcg@10_low", "ndcg@10_high",
     *(f"gain_vs_{other}{end}" for other in OTHERS for end in ("", "_low", "_high")),
@@ -35,7 +35,7 @@ COMPARISON_COLUMNS = (
 
 
 class ResultRow(NamedTuple):
-    """A system's figures in one mode, rounded."""
+    """A system's rounded figures in one mode."""
 
     label: str
     shipped: bool
@@ -48,7 +48,7 @@ class ResultRow(NamedTuple):
 
 
 class ComparisonRow(NamedTuple):
-    """The shipped reranker against one system, rounded."""
+    """The rounded difference between the shipped reranker and one system."""
 
     label: str
     gain: str
@@ -57,7 +57,7 @@ class ComparisonRow(NamedTuple):
 
 
 def label(system: str) -> str:
-    """A system's name for people; an unknown system keeps its own."""
+    """The label of a system; a system of the user is shown by its name."""
     return LABELS.get(system, system)
 
 
@@ -84,7 +84,7 @@ def result_rows(systems: pd.DataFrame, mode: str) -> list[ResultRow]:
 
 
 def comparison_rows(systems: pd.DataFrame, evaluation: Mapping[str, float]) -> list[ComparisonRow]:
-    """The shipped reranker against every system that it was compared with."""
+    """The differences between the shipped reranker and every system that it was compared with."""
     return [
         ComparisonRow(
             label=label(system),
@@ -98,10 +98,10 @@ def comparison_rows(systems: pd.DataFrame, evaluation: Mapping[str, float]) -> l
 
 
 def headline(evaluation: Mapping[str, float]) -> str:
-    """The result in a few sentences, which say so where an interval leaves a difference open."""
+    """The result in a few sentences; they say if the interval of the difference includes 0."""
     gain, low, high = (evaluation[f"gain_vs_{BASELINE}{end}"] for end in ("", "_low", "_high"))
     relation = p_relation(evaluation[f"p_vs_{BASELINE}"]).replace(" ", NO_BREAK)
-    found = (
+    result = (
         f"On {count(evaluation['queries'])} test queries the reranker reaches an NDCG@10 of "
         f"{score(evaluation['ndcg@10'])}: "
         f"{score(abs(gain))} {'above' if gain >= 0 else 'below'} the {label(BASELINE).lower()} "
@@ -110,11 +110,11 @@ def headline(evaluation: Mapping[str, float]) -> str:
     doubt = "" if low > 0 or high < 0 else " This interval includes no difference at all."
     lows = [value for key, value in evaluation.items() if key.startswith("gain_vs_") and key.endswith("_low")]
     better = sum(value > 0 for value in lows)
-    return f"{found}{doubt} The interval of its gain lies above 0 against {better} of {len(lows)} systems."
+    return f"{result}{doubt} The interval of its gain lies above 0 against {better} of {len(lows)} systems."
 
 
 def text_table(systems: pd.DataFrame, queries: int) -> str:
-    """The results for a terminal of 100 columns.
+    """Format the results for a terminal of 100 columns.
 
     Args:
         systems: columns `SYSTEM_COLUMNS`.
@@ -128,20 +128,20 @@ def text_table(systems: pd.DataFrame, queries: int) -> str:
         name = row.label if len(row.label) <= LABEL_WIDTH else f"{row.label[: LABEL_WIDTH - 1]}…"
         figures = f"{f'{row.ndcg} {row.interval}':<20}  {row.mrr:>6}  {row.map:>5}  {row.recall_30:>9}"
         lines += [rule] * row.shipped + [f"{name:<{LABEL_WIDTH}}  {figures}  {complete.get(row.label, '–'):>7}  "]
-    lines += [rule, "* with the right passages that the retriever missed added to the candidates"]
+    lines += [rule, "* with the relevant passages that the retriever missed added to the candidates"]
     return "\n".join(line.rstrip() for line in lines)
 
 
 def markdown_table(systems: pd.DataFrame) -> str:
-    """The results as a Markdown table, the shipped reranker in bold."""
+    """Format the results as a Markdown table with the shipped reranker in bold."""
     complete = {row.label: f"{row.ndcg} {row.interval}" for row in result_rows(systems, "all_positives")}
     lines = [
-        "| System | NDCG@10 [95% interval] | MRR@10 | MAP | Recall@30 | NDCG@10, missed right passages added |",
+        "| System | NDCG@10 [95% interval] | MRR@10 | MAP | Recall@30 | NDCG@10, missed relevant passages added |",
         "|---|---|---:|---:|---:|---|",
     ]
     for row in result_rows(systems, "retrieved"):
         cells = [
-            escaped(row.label),
+            escape_markdown(row.label),
             f"{row.ndcg} {row.interval}",
             row.mrr,
             row.map,
@@ -152,23 +152,23 @@ def markdown_table(systems: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def escaped(text: str) -> str:
-    """A text for a cell of Markdown."""
+def escape_markdown(text: str) -> str:
+    """Escape a text for a cell of a Markdown table."""
     return re.sub(r"([\\|*_<>`\[\]])", r"\\\1", text)
 
 
 def count(value: float) -> str:
-    """A number of things, with commas."""
+    """Format a count with commas."""
     return f"{value:,.0f}"
 
 
 def score(value: float) -> str:
-    """A metric; a dash where there is none."""
+    """Format a metric; a dash stands for a missing one."""
     return "–" if math.isnan(value) else f"{value:.3f}"
 
 
 def signed(value: float) -> str:
-    """A difference of metrics."""
+    """Format a difference of metrics with its sign."""
     # + 0.0 turns a rounded -0.0 into 0.0
     return f"{round(value, 3) + 0.0:+.3f}".replace("-", "−")
 
@@ -179,8 +179,8 @@ def _signed_interval(evaluation: Mapping[str, float], system: str) -> str:
 
 def p_relation(value: float) -> str:
     """`p = 0.012`, or `p < 0.001`."""
-    shown = p_value(value)
-    return f"p {shown}" if shown.startswith("<") else f"p = {shown}"
+    text = p_value(value)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
 def p_value(value: float) -> str:
@@ -188,57 +188,57 @@ def p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-class Against(NamedTuple):
-    """A system's NDCG@10 less that of another one, rounded; empty of the other one itself."""
+class DifferenceCells(NamedTuple):
+    """A system's NDCG@10 minus that of another one, rounded; the other one itself has dashes."""
 
     gain: str
     interval: str
     p: str
-    """Corrected for as many systems as are compared with the same one."""
+    """The p-value, corrected for the number of systems that are compared with the same one."""
 
 
-class ComparedRow(NamedTuple):
-    """A system beside the baseline and the best one, rounded."""
+class SystemRow(NamedTuple):
+    """A system's rounded figures, with its differences to the baseline and to the best system."""
 
     label: str
     shipped: bool
     ndcg: str
     interval: str
-    baseline: Against
-    best: Against
+    baseline: DifferenceCells
+    best: DifferenceCells
     detectable: str
-    """The smallest difference to the baseline that so many queries can detect."""
+    """The smallest difference to the baseline that this number of queries can detect."""
 
 
-def compared_rows(comparison: pd.DataFrame) -> list[ComparedRow]:
+def system_rows(comparison: pd.DataFrame) -> list[SystemRow]:
     """The systems in the mode `retrieved`, in their order.
 
     Args:
         comparison: columns `COMPARISON_COLUMNS`, as `compare` writes them.
     """
     return [
-        ComparedRow(
+        SystemRow(
             label=label(row["system"]),
             shipped=row["system"] == SHIPPED,
             ndcg=score(row["ndcg@10"]),
             interval=f"[{score(row['ndcg@10_low'])}, {score(row['ndcg@10_high'])}]",
-            baseline=_against(row, "baseline"),
-            best=_against(row, "best"),
+            baseline=_difference_cells(row, "baseline"),
+            best=_difference_cells(row, "best"),
             detectable=score(row["detectable"]),
         )
         for row in comparison[comparison["mode"] == "retrieved"].to_dict("records")
     ]
 
 
-def _against(row: Mapping[Hashable, float], other: str) -> Against:
+def _difference_cells(row: Mapping[Hashable, float], other: str) -> DifferenceCells:
     if math.isnan(row[f"gain_vs_{other}"]):
-        return Against("–", "", "–")
+        return DifferenceCells("–", "", "–")
     gain, low, high = (signed(row[f"gain_vs_{other}{end}"]) for end in ("", "_low", "_high"))
-    return Against(gain, f"[{low}, {high}]", p_value(row[f"p_vs_{other}_holm"]))
+    return DifferenceCells(gain, f"[{low}, {high}]", p_value(row[f"p_vs_{other}_holm"]))
 
 
 class CostRow(NamedTuple):
-    """What a system's quality costs, rounded."""
+    """A system's rounded costs beside its NDCG@10."""
 
     label: str
     shipped: bool
@@ -247,18 +247,18 @@ class CostRow(NamedTuple):
     megabytes: str
     pairs_per_second: str
     ms_30: str
-    """Of the top 30 of one query: the median and the 95th percentile."""
+    """The time for the top 30 of one query: the median and the 95th percentile."""
     ms_100: str
-    """The same of the top 100."""
+    """The same for the top 100."""
     usd: str
-    """Of 1,000 queries."""
+    """The price of 1,000 queries."""
 
 
 def cost_rows(comparison: pd.DataFrame, costs: pd.DataFrame) -> list[CostRow]:
-    """The systems whose costs are known, in the order of the comparison.
+    """The systems that have costs, in the order of the comparison.
 
     Args:
-        comparison: columns system, mode and ndcg@10; figures of the mode `retrieved` are taken.
+        comparison: columns system, mode and ndcg@10; figures of the mode `retrieved` are used.
         costs: columns `evaluation.costs.COST_COLUMNS`.
     """
     both = comparison[comparison["mode"] == "retrieved"].merge(costs, on="system")
@@ -279,20 +279,20 @@ def cost_rows(comparison: pd.DataFrame, costs: pd.DataFrame) -> list[CostRow]:
 
 
 def markdown_costs(comparison: pd.DataFrame, costs: pd.DataFrame) -> str:
-    """The same as a Markdown table, the shipped reranker in bold."""
+    """Format the costs as a Markdown table with the shipped reranker in bold."""
     lines = [
         "| System | NDCG@10 | Parameters | MB | Pairs/s | ms, top 30, p50 / p95 | ms, top 100 | USD / 1,000 queries |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in cost_rows(comparison, costs):
         name, shipped, *figures = row
-        cells = [escaped(name), *figures]
+        cells = [escape_markdown(name), *figures]
         lines.append(f"| {' | '.join(f'**{cell}**' if shipped else cell for cell in cells)} |")
     return "\n".join(lines)
 
 
 def magnitude(value: float) -> str:
-    """A number of three digits with K, M or B for thousands, millions and billions; a dash where there is none."""
+    """Format a number with three digits and K, M or B for thousands, millions and billions; a dash if it is NaN."""
     if math.isnan(value):
         return "–"
     power = min(max(int(math.log10(float(f"{value:.3g}"))) // 3, 0), 3) if value > 0 else 0
@@ -303,5 +303,5 @@ def _price(usd: float) -> str:
     return "< 0.0001" if 0 < usd < 0.00005 else f"{usd:.4f}"
 
 
-def _or_dash(value: float, shown: Callable[[float], str]) -> str:
-    return "–" if math.isnan(value) else shown(value)
+def _or_dash(value: float, formatter: Callable[[float], str]) -> str:
+    return "–" if math.isnan(value) else formatter(value)

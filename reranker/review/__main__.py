@@ -1,4 +1,4 @@
-"""Review a change: whether its NDCG@10 is a gain, a loss or noise, and what else it changes, as Markdown.
+"""Review a change in Markdown: say whether its NDCG@10 is a gain, a loss or noise, and what else changed.
 
 python -m reranker.review BASE [--head REV] [--output FILE]
 
@@ -18,19 +18,19 @@ from reranker.review import changes
 from reranker.review.freshness import stale_stages_of
 from reranker.review.page import Review, review_page
 from reranker.review.runs import HEADLINE, STAGE, read_run
-from reranker.review.verdicts import EXIT, Rules, find, most_changed, paired
+from reranker.review.verdicts import EXIT, Rules, compare_paired, decide, most_changed
 
 TRACKED = ("evaluate", "train", "mine", "prepare")
-"""Files of metrics/ whose changes are listed; times change each time."""
+"""Files of metrics/ whose changes are listed; timing.json is left out, because times always change."""
 NUMBER = 5
-"""Queries that are shown of those that gained, and of those that lost."""
+"""The number of queries that are shown with gains, and with losses."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Print the review, and return the exit status of its verdict."""
     options = _parser().parse_args(arguments)
     try:
-        review = reviewed(options.base, options.head, load_params(PATHS.params))
+        review = make_review(options.base, options.head, load_params(PATHS.params))
         page = review_page(review)
         if options.output:
             write_text(f"{page}\n", options.output)
@@ -51,23 +51,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def reviewed(base_name: str, head_name: str | None, params: Params) -> Review:
-    """Read two sides and compare them.
+def make_review(base_name: str, head_name: str | None, params: Params) -> Review:
+    """Read two revisions and compare them.
 
     Args:
-        base_name: of the commit or experiment to compare with.
-        head_name: of the one that is reviewed; None: the workspace.
-        params: whose thresholds and seed are used.
+        base_name: the name of the commit or experiment to compare with.
+        head_name: the name of the reviewed one; None stands for the workspace.
+        params: the parameters with the thresholds and the seed.
 
     Raises:
-        UserError: a revision is unknown or has no figures, or they have no query in common.
+        UserError: a revision is unknown or has no figures, or the two have no query in common.
     """
     before, after = revisions.find(base_name), revisions.find(head_name) if head_name else revisions.WORKSPACE
     base, head = read_run(before), read_run(after)
     if base.per_query.index.intersection(head.per_query.index).empty:
         raise UserError(f"{base.name} and {head.name} have no test query in common; compare runs of one test split")
     results = {
-        str(system): paired(base.per_query[system], head.per_query[system], seed=params.evaluation.seed)
+        str(system): compare_paired(base.per_query[system], head.per_query[system], seed=params.evaluation.seed)
         for system in base.per_query
         if system in head.per_query
     }
@@ -81,7 +81,7 @@ def reviewed(base_name: str, head_name: str | None, params: Params) -> Review:
         base=base,
         head=head,
         rules=rules,
-        finding=find(results["reranker"], rules, looks=looks, reasons=reasons),
+        finding=decide(results["reranker"], rules, looks=looks, reasons=reasons),
         results=results,
         looks=looks,
         reasons=reasons,

@@ -1,4 +1,4 @@
-"""The experiments in a table, for a terminal or in Markdown: rounded here, judged elsewhere."""
+"""Format the experiments as a table for a terminal or in Markdown. This module rounds figures and computes none."""
 
 import re
 import textwrap
@@ -9,20 +9,20 @@ from reranker.review.experiments import REPEATS, Difference, Line, Spread
 from reranker.review.runs import FIGURES, SYSTEMS
 
 ALPHA = 0.05
-"""Chance of calling any difference real that is none."""
+"""The probability of calling any difference real that does not exist."""
 WIDTH = 100
-"""Columns of a terminal, for sentences; a line of a table ends with the names, however long they are."""
+"""Columns of a terminal, to which sentences are wrapped; lines of a table may be longer."""
 HEAD = ("Dev NDCG@10", "Test NDCG@10", "Test − baseline [95%]", "p", "p (Holm)", "Runs", "Differs from the baseline in")
 
 
-def text_page(lines: Sequence[Line], left_out: Sequence[str], figure: str, *, markdown: bool) -> str:
-    """A table a system, and what must be known to read them.
+def experiments_page(lines: Sequence[Line], left_out: Sequence[str], figure: str, *, markdown: bool) -> str:
+    """Format a table for each system, with notes on how to read it.
 
     Args:
-        lines: in the order of the table, the baseline's among them.
-        left_out: of each experiment that is not in the table its name and why.
-        figure: by which the lines are sorted, one of `FIGURES`.
-        markdown: instead of columns of a terminal.
+        lines: the lines in the order of the table, including the baseline's.
+        left_out: for each experiment that is not in the table, its name and the reason.
+        figure: the figure by which the lines are sorted, one of `FIGURES`.
+        markdown: whether to write Markdown instead of columns for a terminal.
     """
     tables = [_table(lines, system, markdown=markdown) for system in SYSTEMS]
     points = [*notes(lines, figure), *(f"Left out: {reason}." for reason in left_out)]
@@ -45,8 +45,8 @@ def _table(lines: Sequence[Line], system: str, *, markdown: bool) -> str:
         body = [first, ["---", *["---:"] * (len(first) - 1)], *([_escaped(row[0]), *row[1:]] for row in rest)]
         return "\n".join([f"**{label(system)}**", "", *(f"| {' | '.join(row)} |" for row in body)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    shown = ["  ".join([*map(str.rjust, row[:-1], widths), row[-1]]) for row in rows]
-    return "\n".join([label(system), shown[0], "─" * len(shown[0]), *shown[1:]])
+    head, *others = ("  ".join([*map(str.rjust, row[:-1], widths), row[-1]]) for row in rows)
+    return "\n".join([label(system), head, "─" * len(head), *others])
 
 
 def _escaped(text: str) -> str:
@@ -80,13 +80,13 @@ def _p(value: float) -> str:
 
 
 def name(line: Line) -> str:
-    """What differs from the baseline, and the names of the experiments."""
+    """The differences from the baseline, and the names of the experiments."""
     changed = " ".join(line.changes) if line.differences else "nothing: the baseline"
     return f"{changed} ({', '.join(run.name for run in line.setting.runs)})"
 
 
 def notes(lines: Sequence[Line], figure: str) -> list[str]:
-    """How the lines are sorted, what the columns mean and which differences are beyond noise."""
+    """Sentences on the order of the lines, the meaning of the columns and the significant differences."""
     (baseline,) = (line for line in lines if not line.differences)
     compared = [line for line in lines if line.differences]
     queries = len(baseline.setting.runs[0].per_query)
@@ -94,9 +94,9 @@ def notes(lines: Sequence[Line], figure: str) -> list[str]:
     of_dev = "" if dev_queries is None else f"{count(dev_queries)} dev queries, "
     split, _ = FIGURES[figure]
     order = f"Sorted by {figure}" + (
-        ": choose on dev; test is there to report what was chosen."
+        ": choose on dev, and use test only to report the choice."
         if split == "dev"
-        else ", a figure of test, which is there to report: choose by dev_ndcg@10."
+        else ", a figure of test, which only serves to report: choose by dev_ndcg@10."
     )
     points = [f"{of_dev}{count(queries)} test queries. {order}"]
     if not compared:
@@ -107,8 +107,8 @@ def notes(lines: Sequence[Line], figure: str) -> list[str]:
     )
     if len(compared) > 1:
         points.append(
-            f"{count(len(compared))} comparisons a table: of so many, one may look real by chance, "
-            "so go by p (Holm), which is corrected for them (Holm 1979)."
+            f"{count(len(compared))} comparisons per table: one of them may look real by chance, "
+            "so use p (Holm), which is corrected for their number (Holm 1979)."
         )
     if any(len(line.setting.runs) == 1 for line in lines):
         points.append(
@@ -125,5 +125,5 @@ def _verdict(compared: Sequence[Line], system: str) -> str:
         for line in compared
         if line.differences[system].adjusted_p < ALPHA
     ]
-    found = "; ".join(beyond) or "none"
-    return f"{label(system)}, differences on test beyond the noise of queries (corrected p below {ALPHA}): {found}."
+    listed = "; ".join(beyond) or "none"
+    return f"{label(system)}, differences on test beyond the noise of queries (corrected p below {ALPHA}): {listed}."

@@ -1,4 +1,4 @@
-"""Experiments judged: which runs are of the same parameters, which can be compared, and which differences are noise."""
+"""Group experiments by their parameters, and compare each group with the baseline."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -12,9 +12,9 @@ from reranker.review.changes import changed_values
 from reranker.review.runs import FIGURES, SYSTEMS, Run
 
 SEED = "seed"
-"""The parameter whose values are runs of one thing."""
+"""The parameter in which the runs of one setting may differ."""
 REPEATS = " = "
-"""Between the names of runs that are one."""
+"""The separator between the names of equal runs, which count as one."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,15 @@ class Setting:
     runs: tuple[Run, ...]
 
     def dev(self, system: str) -> "Spread":
-        """NDCG@10 on dev, over the runs."""
+        """NDCG@10 on dev over the runs."""
         return spread([run.dev[system] for run in self.runs])
 
     def test(self, system: str) -> "Spread":
-        """NDCG@10 on test, over the runs."""
+        """NDCG@10 on test over the runs."""
         return spread(self.values(system).mean(axis=1).tolist())
 
     def values(self, system: str) -> NDArray[np.float64]:
-        """NDCG@10 on test: one row a run, one column a query, in the order of their ids."""
+        """NDCG@10 on test: one row per run, one column per query, in the order of the queries' ids."""
         return np.stack([run.test[system].to_numpy(float) for run in self.runs])
 
 
@@ -44,23 +44,23 @@ class Spread(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """How far a setting is from the baseline in NDCG@10 on test."""
+    """A setting's NDCG@10 on test minus that of the baseline."""
 
     mean: float
     interval: Interval
     p: float
     adjusted_p: float
-    """For as many settings as were compared in this system."""
+    """The p-value, corrected for the number of settings that were compared in this system."""
 
 
 class Line(NamedTuple):
-    """A setting beside the baseline."""
+    """A setting with its differences from the baseline."""
 
     setting: Setting
     changes: list[str]
-    """`key=value` where the baseline has another value, and files that are others; nothing for the baseline."""
+    """`key=value` for each value that differs from the baseline's, and files that differ; empty for the baseline."""
     differences: dict[str, Difference]
-    """By system; nothing for the baseline."""
+    """The difference of each system; empty for the baseline."""
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -69,7 +69,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def incomparable(run: Run, baseline: Run) -> str | None:
-    """Why a run cannot be compared with the baseline, or None."""
+    """The reason why a run cannot be compared with the baseline, or None."""
     ours, theirs = set(run.per_query.index), set(baseline.per_query.index)
     if ours != theirs:
         counts = f"{len(ours - theirs):,} new, {len(theirs - ours):,} gone"
@@ -81,7 +81,7 @@ def incomparable(run: Run, baseline: Run) -> str | None:
 
 
 def settings(runs: Iterable[Run]) -> list[Setting]:
-    """Put runs together that differ in their seed alone; a run that another repeats to the digit counts once."""
+    """Group runs that differ in their seed alone; runs with the same parameters and figures count once."""
     groups: list[list[Run]] = []
     for run in runs:
         for group in groups:
@@ -94,65 +94,65 @@ def settings(runs: Iterable[Run]) -> list[Setting]:
 
 
 def _without_repeats(runs: Sequence[Run]) -> tuple[Run, ...]:
-    kept: list[Run] = []
+    distinct: list[Run] = []
     for run in runs:
-        for place, other in enumerate(kept):
+        for place, other in enumerate(distinct):
             if run.params == other.params and run.dev == other.dev and run.test.equals(other.test):
-                kept[place] = replace(other, name=f"{other.name}{REPEATS}{run.name}")
+                distinct[place] = replace(other, name=f"{other.name}{REPEATS}{run.name}")
                 break
         else:
-            kept.append(run)
-    return tuple(kept)
+            distinct.append(run)
+    return tuple(distinct)
 
 
 def changes(run: Run, baseline: Run) -> list[str]:
-    """What went into a run that did not go into the baseline: `key=value`, seed aside, and files that are others."""
-    values = [f"{key}={written(value)}" for key, value, _ in changed_values(run.params, baseline.params) if key != SEED]
+    """Inputs of a run that differ from the baseline's: `key=value` for parameters but the seed, and files."""
+    values = [f"{key}={as_yaml(value)}" for key, value, _ in changed_values(run.params, baseline.params) if key != SEED]
     files = sorted({*run.files, *baseline.files})
     return values + [f"other {file}" for file in files if run.files.get(file) != baseline.files.get(file)]
 
 
-def written(value: object) -> str:
-    """A value as params.yaml has it."""
+def as_yaml(value: object) -> str:
+    """Format a value as in params.yaml."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
-    return f"[{', '.join(map(written, value))}]" if isinstance(value, list) else str(value)
+    return f"[{', '.join(map(as_yaml, value))}]" if isinstance(value, list) else str(value)
 
 
 def judge(runs: Sequence[Run], baseline: Run, *, seed: int) -> list[Line]:
-    """Every setting beside the baseline's, with what can be said of the difference on test.
+    """Compare every setting with the baseline's setting on test.
 
-    The p-value is of the paired randomisation test on each query's means over runs; its null hypothesis takes the
-    runs as they are. It is adjusted for all settings that are compared in the same system.
+    The p-value is that of the paired randomisation test on each query's mean over runs; its null hypothesis treats the
+    runs as fixed. It is adjusted for all settings that are compared in the same system.
 
     Args:
-        runs: that can be compared; the baseline may be among them.
-        baseline: the runs of its parameters are the other side of every comparison.
-        seed: of the resampling.
+        runs: runs that can be compared; the baseline may be among them.
+        baseline: the run whose setting every other setting is compared with.
+        seed: seed of the resampling.
     """
     first, *others = settings([baseline, *(run for run in runs if run is not baseline)])
-    found: list[dict[str, Difference]] = [{} for _ in others]
+    differences: list[dict[str, Difference]] = [{} for _ in others]
     for system in SYSTEMS:
         base = first.values(system)
         values = [other.values(system) for other in others]
         means = [each.mean(axis=0) - base.mean(axis=0) for each in values]
         p_values = [randomisation_test(mean, seed=seed) for mean in means]
         for place, adjusted in enumerate(holm(p_values)):
-            found[place][system] = Difference(
+            differences[place][system] = Difference(
                 float(means[place].mean()),
                 interval_over_runs(values[place], base, seed=seed),
                 p_values[place],
                 adjusted,
             )
-    lines = [Line(other, changes(other.runs[0], baseline), found[place]) for place, other in enumerate(others)]
+    lines = [Line(other, changes(other.runs[0], baseline), differences[place]) for place, other in enumerate(others)]
     return [Line(first, [], {}), *lines]
 
 
-def ranked(lines: Iterable[Line], figure: str) -> list[Line]:
-    """The lines by a figure, highest first; ties by what differs from the baseline.
+def sort_lines(lines: Iterable[Line], figure: str) -> list[Line]:
+    """Sort the lines by a figure, the highest first; ties are sorted by their differences from the baseline.
 
     Args:
-        lines: in any order.
+        lines: the lines in any order.
         figure: one of `FIGURES`.
     """
     split, system = FIGURES[figure]

@@ -1,4 +1,4 @@
-"""A review as Markdown: rounded here, judged in `verdicts` and `changes`."""
+"""Format a review as Markdown; `verdicts` and `changes` decide, and this module only rounds."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ import pandas as pd
 from reranker.common.errors import printable
 from reranker.report.tables import count, label, p_relation, score, signed
 from reranker.review.changes import Change
-from reranker.review.experiments import written
+from reranker.review.experiments import as_yaml
 from reranker.review.runs import HEADLINE, SECONDS, Run
-from reranker.review.verdicts import Finding, Paired, Rules, corrected, queries_needed
+from reranker.review.verdicts import Finding, PairedFigure, Rules, bonferroni, queries_needed
 
 MARKER = "<!-- reranker-review -->"
-"""By which CI finds the comment that it wrote before."""
+"""The marker by which CI finds its earlier comment."""
 COSTS = {
     "parameters": "{:,.0f}",
     "megabytes": "{:,.1f}",
@@ -24,26 +24,26 @@ COSTS = {
     "p95_ms_30": "{:,.1f}",
     "usd_per_1000_queries": "{:.4f}",
 }
-"""Columns of metrics/costs.csv that are shown, and how."""
+"""Columns of metrics/costs.csv that are shown, with their formats."""
 ROWS = 30
-"""Of a table at most: a comment has a bound."""
+"""The largest number of rows of a table, because the length of a comment is limited."""
 CHARACTERS = 120
-"""Of a value or a text at most."""
+"""The largest number of characters of a value or a text."""
 
 
 @dataclass(frozen=True)
 class Review:
-    """All that a page says."""
+    """The content of a review page."""
 
     base: Run
     head: Run
     rules: Rules
     finding: Finding
-    results: Mapping[str, Paired]
-    """By system, the shipped one first."""
+    results: Mapping[str, PairedFigure]
+    """The comparison of each system, the shipped one first."""
     looks: int
     reasons: Sequence[str]
-    """Against comparing the sides."""
+    """Reasons why the sides cannot be compared."""
     doubts: Sequence[str]
     params: Sequence[Change]
     data: Sequence[Change]
@@ -54,14 +54,14 @@ class Review:
     """Ids of queries, the most changed first."""
     lost: Sequence[str]
     texts: Mapping[str, str]
-    """Of these queries, where they are known."""
+    """The texts of these queries, where they are available."""
 
 
 def review_page(review: Review) -> str:
-    """The verdict in a line, and what it rests on."""
+    """The verdict in one line, and the evidence below it."""
     parts = [
         f"**{review.finding.word}: {sentence(review)}**",
-        _compared(review),
+        _sides(review),
         _points(review),
         _section("Figures", _figures(review)),
         _section("Parameters", _changes(review.params, "Key")),
@@ -76,51 +76,51 @@ def review_page(review: Review) -> str:
 
 
 def sentence(review: Review) -> str:
-    """The shipped system's difference and what may be concluded from it."""
+    """The difference of the shipped system, and the conclusion from it."""
     result, rules = review.results["reranker"], review.rules
     low, high = result.interval
-    told = f"{signed(result.difference)} NDCG@10, 95% [{signed(low)}, {signed(high)}], {p_relation(result.p)}"
-    found = {
-        Finding.SAME: f"no change: each of {count(result.queries)} test queries has the NDCG@10 that it had",
-        Finding.GAIN: f"{told}: real",
-        Finding.UNTOLD: f"{told}: within noise{_needed(result, rules)}",
-        Finding.SMALL: f"{told}: real, but {_threshold(result, rules)}",
-        Finding.SELECTED: (
-            f"{told}: not real after {review.looks} looks at test, corrected for which "
-            f"{p_relation(corrected(result.p, review.looks))}"
+    change = f"{signed(result.difference)} NDCG@10, 95% [{signed(low)}, {signed(high)}], {p_relation(result.p)}"
+    sentences = {
+        Finding.SAME: f"no change: NDCG@10 is the same on each of {count(result.queries)} test queries",
+        Finding.GAIN: f"{change}: real",
+        Finding.UNDETECTED: f"{change}: within noise{_queries_note(result, rules)}",
+        Finding.SMALL: f"{change}: real, but {_threshold(result, rules)}",
+        Finding.LUCKY: (
+            f"{change}: not real after {review.looks} looks at test; corrected for these, "
+            f"{p_relation(bonferroni(result.p, review.looks))}"
         ),
-        Finding.LOSS: f"{told}: real, and beyond the loss of {rules.max_loss:g} that review.max_loss allows",
-        Finding.INCOMPARABLE: f"{'; '.join(review.reasons)}. On {count(result.queries)} queries {told}",
+        Finding.LOSS: f"{change}: real, and beyond the loss of {rules.max_loss:g} that review.max_loss allows",
+        Finding.INCOMPARABLE: f"{'; '.join(review.reasons)}. On {count(result.queries)} queries {change}",
     }
-    return found[review.finding]
+    return sentences[review.finding]
 
 
-def _threshold(result: Paired, rules: Rules) -> str:
+def _threshold(result: PairedFigure, rules: Rules) -> str:
     if result.difference > 0:
         return f"below the gain of {rules.min_gain:g} that review.min_gain asks for"
     return f"not beyond the loss of {rules.max_loss:g} that review.max_loss allows"
 
 
-def _needed(result: Paired, rules: Rules) -> str:
+def _queries_note(result: PairedFigure, rules: Rules) -> str:
     needed = queries_needed(result, rules.alpha)
     if needed is None or not round(result.difference, 3):
         return ""
     more = needed - result.queries
     if more <= 0:
         return ""
-    return f"; needs about {_about(more)} more test queries than {count(result.queries)} to tell such a difference"
+    return f"; needs about {_about(more)} more test queries than {count(result.queries)} to detect such a difference"
 
 
 def _about(number: int) -> str:
-    """To two digits: it is an estimate."""
+    """Round an estimate to two digits."""
     return count(float(f"{number:.1e}"))
 
 
-def _compared(review: Review) -> str:
-    return f"{_code_span(_shown(review.head))} against {_code_span(_shown(review.base))}."
+def _sides(review: Review) -> str:
+    return f"{_code_span(_run_name(review.head))} against {_code_span(_run_name(review.base))}."
 
 
-def _shown(run: Run) -> str:
+def _run_name(run: Run) -> str:
     hash = (run.commit or "")[:7]
     return f"{run.name} ({hash})" if hash and not run.name.startswith(hash) else run.name
 
@@ -131,8 +131,8 @@ def _points(review: Review) -> str:
         result = review.results["reranker"]
         points.append(
             f"test was looked at {review.looks} times since the base (other figures of it in commits and experiments; "
-            f"review.test_looks: {review.rules.test_looks}): the best of so many is too good. Corrected for them: "
-            f"{p_relation(corrected(result.p, review.looks))}; choose on dev"
+            f"review.test_looks: {review.rules.test_looks}), and the best of many figures is too good. Corrected: "
+            f"{p_relation(bonferroni(result.p, review.looks))}; choose on dev"
         )
     return "\n".join(f"- **Warning:** {point}." for point in points)
 
@@ -150,12 +150,12 @@ def _figures(review: Review) -> str:
             "|---|---:|---:|---:|",
             *rows,
             "",
-            f"Paired, NDCG@10 of the {count(review.results['reranker'].queries)} common test queries. "
+            f"PairedFigure, NDCG@10 of the {count(review.results['reranker'].queries)} common test queries. "
             "The test is of these two trained models; another seed makes another model:",
             "",
             "| System | Before | After | Change [95%] | p | Queries changed |",
             "|---|---:|---:|---:|---:|---:|",
-            *(_tested(system, result) for system, result in review.results.items()),
+            *(_tested_row(system, result) for system, result in review.results.items()),
         ]
     )
 
@@ -164,7 +164,7 @@ def _score(value: float | None) -> str:
     return "–" if value is None else score(value)
 
 
-def _tested(system: str, result: Paired) -> str:
+def _tested_row(system: str, result: PairedFigure) -> str:
     low, high = result.interval
     change = f"{signed(result.difference)} [{signed(low)}, {signed(high)}]"
     p = p_relation(result.p).removeprefix("p ").removeprefix("= ")
@@ -176,14 +176,14 @@ def _changes(changes: Sequence[Change], title: str) -> str:
     if not changes:
         return ""
     rows = [f"| {' | '.join([_code_span(name), _value(before), _value(after)])} |" for name, before, after in changes]
-    return "\n".join([f"| {title} | Before | After |", "|---|---|---|", *_bounded(rows, "| … | {} more | |")])
+    return "\n".join([f"| {title} | Before | After |", "|---|---|---|", *_limit(rows, "| … | {} more | |")])
 
 
 def _value(value: Any) -> str:
-    return _code_span(f"{value:.6g}" if isinstance(value, float) else written(value))
+    return _code_span(f"{value:.6g}" if isinstance(value, float) else as_yaml(value))
 
 
-def _bounded(rows: Sequence[str], more: str) -> list[str]:
+def _limit(rows: Sequence[str], more: str) -> list[str]:
     left = len(rows) - ROWS
     return [*rows[:ROWS], *([more.format(count(left))] if left > 0 else [])]
 
@@ -193,7 +193,7 @@ def _code(code: Mapping[tuple[str, ...], Sequence[str]]) -> str:
         f"- {', '.join(stages) or 'no stage any more'}: {', '.join(map(_code_span, paths))}"
         for stages, paths in code.items()
     ]
-    return "\n".join(_bounded(rows, "- … {} more"))
+    return "\n".join(_limit(rows, "- … {} more"))
 
 
 def _costs(base: Run, head: Run) -> str:
@@ -209,7 +209,7 @@ def _costs(base: Run, head: Run) -> str:
             rows.append(f"| {key} | {ours[key]:,.1f} | {theirs[key]:,.1f} |")
     if not rows:
         return ""
-    table = ["| Cost | Before | After |", "|---|---:|---:|", *_bounded(rows, "| … {} more | | |")]
+    table = ["| Cost | Before | After |", "|---|---:|---:|", *_limit(rows, "| … {} more | | |")]
     return "\n".join([*table, "", "Times differ from run to run and from machine to machine."])
 
 
@@ -246,13 +246,13 @@ def _folded(title: str, text: str) -> str:
 
 
 def _code_span(text: str) -> str:
-    """Data as it is: in a span of code nothing is a tag, a link or a person who would be told."""
-    shown = printable(" ".join(text.split()))
-    shown = shown if len(shown) <= CHARACTERS else f"{shown[: CHARACTERS - 1]}…"
-    if not shown:
+    """Put data into a code span, in which Markdown sees no tags, no links and no mentions of people."""
+    line = printable(" ".join(text.split()))
+    line = line if len(line) <= CHARACTERS else f"{line[: CHARACTERS - 1]}…"
+    if not line:
         return ""
-    fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
-    inside = f" {shown} " if shown.startswith("`") or shown.endswith("`") else shown
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    inside = f" {line} " if line.startswith("`") or line.endswith("`") else line
     return f"{fence}{inside}{fence}".replace("|", "\\|")
 
 

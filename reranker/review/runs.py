@@ -1,4 +1,4 @@
-"""What a commit, an experiment or the workspace holds of a run, read from git or from the workspace."""
+"""Read the parameters, dvc.lock and figures of the run in a commit, an experiment or the workspace."""
 
 import json
 from collections.abc import Mapping
@@ -15,53 +15,53 @@ from reranker.common.errors import UserError
 from reranker.common.revisions import REMEDY, Lock, Revision, read_yaml
 
 STAGE = "evaluate"
-"""Whose figures are compared."""
+"""The stage whose figures are compared."""
 SYSTEMS = ("reranker", "cross_encoder")
-"""Whose NDCG@10 experiments are compared by: the shipped system's and the cross-encoder's alone."""
+"""The systems whose NDCG@10 compares experiments: the shipped reranker, and the cross-encoder alone."""
 FIGURES = {
     "dev_ndcg@10": ("dev", "reranker"),
     "dev_ndcg@10_cross_encoder": ("dev", "cross_encoder"),
     "ndcg@10": ("test", "reranker"),
     "ndcg@10_cross_encoder": ("test", "cross_encoder"),
 }
-"""What experiments can be sorted by, in the names of `dvc exp show`: split and system."""
+"""The figures by which experiments can be sorted, by their names in `dvc exp show`: split and system."""
 DEV = {system: name for name, (split, system) in FIGURES.items() if split == "dev"}
-"""NDCG@10 on dev in metrics/train.json, by system."""
+"""The name of NDCG@10 on dev in metrics/train.json, by system."""
 HEADLINE = {
     "ndcg@10": ("evaluate", "NDCG@10"),
     "mrr@10": ("evaluate", "MRR@10"),
     "map": ("evaluate", "MAP"),
     "recall@10": ("evaluate", "Recall@10"),
     "recall@30": ("evaluate", "Recall@30"),
-    "ndcg@10_all_positives": ("evaluate", "NDCG@10, missed right passages added"),
+    "ndcg@10_all_positives": ("evaluate", "NDCG@10, missed relevant passages added"),
     "ndcg@10_cross_encoder": ("evaluate", "NDCG@10 of the cross-encoder alone"),
     "gain_vs_tuned_biencoder": ("evaluate", "Gain on the bi-encoder tuned further"),
     "dev_ndcg@10": ("train", "NDCG@10 on dev"),
 }
-"""Figures of a review's first table: their file in metrics/ and their name for people."""
+"""The figures of a review's first table: their file in metrics/ and their label."""
 SECONDS = ("mine_seconds", "train_seconds")
-"""Of metrics/timing.json."""
+"""Keys of metrics/timing.json."""
 FILES = ("evaluate", "train", "mine", "prepare", "timing")
-"""Files of metrics/; only the first must be there."""
+"""Files of metrics/; only the first one is required."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What went into a run and what came out of it."""
+    """The inputs and results of a run."""
 
     name: str
     commit: str | None
-    """None: the workspace."""
+    """None stands for the workspace."""
     params: Mapping[str, Any]
     lock: Lock
     figures: Mapping[str, Mapping[str, Any]]
-    """By the stem of their file in metrics/; a file that is not there is empty."""
+    """The figures by the stem of their file in metrics/; a missing file has none."""
     per_query: pd.DataFrame
-    """NDCG@10 of the test queries: one column a system, the index is the query's id."""
+    """NDCG@10 of the test queries: one column per system; the index has the ids of the queries."""
     costs: pd.DataFrame
-    """Columns system, megabytes and so on; without rows where they were not measured."""
+    """Columns system, megabytes and so on; without rows if costs were not measured."""
     raw: Mapping[str, str]
-    """The hash of each file of the user's in data/ that DVC tracks, by the path of its `.dvc` file."""
+    """The hash of each file in data/ that the user tracks with DVC, by the path of its `.dvc` file."""
 
     @cached_property
     def files(self) -> dict[str, str]:
@@ -70,17 +70,17 @@ class Run:
 
     @property
     def dev(self) -> dict[str, float]:
-        """NDCG@10 on dev by system."""
+        """NDCG@10 on dev of each system."""
         return {system: self.figures["train"][name] for system, name in DEV.items()}
 
     @property
     def test(self) -> pd.DataFrame:
-        """NDCG@10 of the test queries in the order of their ids, of the systems that experiments are compared by."""
+        """NDCG@10 of the test queries in the order of their ids, for `SYSTEMS`."""
         return self.per_query[list(SYSTEMS)].sort_index()
 
     @property
     def dev_queries(self) -> int | None:
-        """Their number; None where it was not written."""
+        """The number of dev queries; None if the run did not record it."""
         return self.figures["prepare"].get("queries_dev")
 
 
@@ -97,15 +97,15 @@ def read_run(revision: Revision) -> Run:
     """Read the run of a revision.
 
     Raises:
-        UserError: it has no figures of `evaluate`, or one of its files cannot be read.
+        UserError: the revision has no figures of `evaluate`, or one of its files cannot be read.
     """
-    nothing: dict[str, Any] = {}
-    figures = {stem: revision.read(PATHS.metrics / f"{stem}.json", _figures, nothing) for stem in FILES}
+    empty: dict[str, Any] = {}
+    figures = {stem: revision.read(PATHS.metrics / f"{stem}.json", _figures, empty) for stem in FILES}
     if "ndcg@10" not in figures["evaluate"]:
         raise UserError(f"{revision.name}: no ndcg@10 in {PATHS.metrics / 'evaluate.json'}; {REMEDY}")
     lock = revision.lock()
     if STAGE not in lock.stages:
-        raise UserError(f"{revision.name}: the stage {STAGE} did not run, as its dvc.lock says; {REMEDY}")
+        raise UserError(f"{revision.name}: the stage {STAGE} did not run, because it is not in dvc.lock; {REMEDY}")
     return Run(
         name=revision.name,
         commit=revision.commit,
@@ -127,7 +127,7 @@ def _figures(text: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError("not an object of figures")
     if not all(isinstance(values[key], int | float) for key in (*HEADLINE, *SECONDS, *DEV.values()) if key in values):
-        raise ValueError("a figure is no number")
+        raise ValueError("a figure is not a number")
     return values
 
 
@@ -136,7 +136,7 @@ def _per_query(text: str) -> pd.DataFrame:
     if "reranker" not in table:
         raise ValueError("no column reranker")
     if table.index.has_duplicates:
-        raise ValueError("a query is there twice")
+        raise ValueError("a query occurs twice")
     values = table.astype(float)
     if not len(values) or not np.isfinite(values.to_numpy()).all():
         raise ValueError("a query has no figure")

@@ -1,1 +1,1 @@
-"""The pipeline of pair tasks, one small script a stage: how alike two texts are, duplicates, classes."""
+"""The pipeline of pair tasks, with one small script per stage."""

@@ -1,4 +1,4 @@
-"""evaluate: the fine-tuned cross-encoder against the base model, on the test pairs.
+"""evaluate: compare the fine-tuned cross-encoder with the base model on the test pairs.
 
 python -m stages.pairs.evaluate
 """
@@ -37,14 +37,14 @@ def main(arguments: Sequence[str]) -> str:
     compute = choose_compute(params.precision, backend="torch")
     labels = pairs["label"].to_numpy(float)
     test = (pairs["split"] == "test").to_numpy()
-    found = (
+    predictions = (
         _classes(pairs, resolve(params.base_model), params.max_length, compute)
         if task == "class"
         else _scores(pairs, compute)
     )
-    baseline = next(iter(found))
+    baseline = next(iter(predictions))
     systems: dict[str, dict[str, float]] = {}
-    for name, values in found.items():
+    for name, values in predictions.items():
         systems[name] = {measure: of(labels[test], values[test]) for measure, of in metrics.MEASURES[task].items()}
         if task == "duplicates":
             dev = (pairs["split"] == "dev").to_numpy()
@@ -52,17 +52,17 @@ def main(arguments: Sequence[str]) -> str:
             systems[name] |= metrics.at_threshold(labels[test], values[test], cut)
     seed = params.statistics_seed
     headline = metrics.HEADLINE[task]
-    gain = metrics.compare(task, labels[test], found[SHIPPED][test], found[baseline][test], seed=seed)
-    ends = {name: metrics.interval(task, labels[test], values[test], seed=seed) for name, values in found.items()}
+    gain = metrics.compare(task, labels[test], predictions[SHIPPED][test], predictions[baseline][test], seed=seed)
+    ends = {name: metrics.interval(task, labels[test], values[test], seed=seed) for name, values in predictions.items()}
     figures: dict[str, float] = {"pairs": int(test.sum())}
-    for name, measured in systems.items():
+    for name, measures in systems.items():
         suffix = "" if name == SHIPPED else f"_{name}"
-        figures |= {f"{measure}{suffix}": value for measure, value in measured.items()}
+        figures |= {f"{measure}{suffix}": value for measure, value in measures.items()}
         figures |= {f"{headline}{suffix}_low": ends[name].low, f"{headline}{suffix}_high": ends[name].high}
     figures |= {f"gain_vs_{baseline}{end}": value for end, value in zip(("", "_low", "_high"), gain[:3], strict=True)}
     figures[f"p_vs_{baseline}"] = gain.p
     write_json({"pairs": figures}, PATHS.pair_metrics / "evaluate.json")
-    write_table(pairs[["pair_id", "label"]].assign(**found)[test], PATHS.pairs_scored)
+    write_table(pairs[["pair_id", "label"]].assign(**predictions)[test], PATHS.pairs_scored)
     record_time("pairs_evaluate", time.monotonic() - started)
     lines = [f"{'':<14}{headline} [95%]"]
     lines += [
@@ -74,19 +74,19 @@ def main(arguments: Sequence[str]) -> str:
 
 
 def _scores(pairs: pd.DataFrame, compute: Compute) -> dict[str, Values]:
-    """Of the pairs of dev and test by system; 0 for those of train."""
+    """The scores of each system for the pairs of dev and test; pairs of train have 0."""
     model = pair_model.PairModel(PATHS.pair_model, compute)
-    watched = (pairs["split"] != "train").to_numpy()
-    features = model.features(pairs["first"][watched].tolist(), pairs["second"][watched].tolist())
+    held_out = (pairs["split"] != "train").to_numpy()
+    features = model.features(pairs["first"][held_out].tolist(), pairs["second"][held_out].tolist())
     features[SHIPPED] = pair_model.fuse(features, model.weights)
-    found = {name: np.zeros(len(pairs)) for name in features}
+    scores = {name: np.zeros(len(pairs)) for name in features}
     for name, values in features.items():
-        found[name][watched] = values
-    return found
+        scores[name][held_out] = values
+    return scores
 
 
 def _classes(pairs: pd.DataFrame, base: str, max_length: int, compute: Compute) -> dict[str, Values]:
-    """Of the test pairs by system: a linear probe of the base model's vectors, the cross-encoder; 0 for the others."""
+    """The classes of the test pairs by a linear probe of the base model, and by the cross-encoder; others have 0."""
     with loading(str(PATHS.pair_model)):
         model = CrossEncoder(str(PATHS.pair_model))
     biencoder = load_biencoder(base, max_length)
@@ -96,10 +96,10 @@ def _classes(pairs: pd.DataFrame, base: str, max_length: int, compute: Compute) 
     probe = LogisticRegression(max_iter=2_000).fit(vectors[train], pairs["label"][train])
     texts = pairs["first"][test].tolist(), pairs["second"][test].tolist()
     scores = score_pairs(model, *texts, label="cross-encoder", compute=compute)
-    found = {name: np.zeros(len(pairs)) for name in ("linear_probe", SHIPPED)}
-    found["linear_probe"][test] = probe.predict(vectors[test])
-    found[SHIPPED][test] = scores.argmax(axis=1)
-    return found
+    classes = {name: np.zeros(len(pairs)) for name in ("linear_probe", SHIPPED)}
+    classes["linear_probe"][test] = probe.predict(vectors[test])
+    classes[SHIPPED][test] = scores.argmax(axis=1)
+    return classes
 
 
 if __name__ == "__main__":

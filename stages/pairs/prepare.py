@@ -1,4 +1,4 @@
-"""prepare: files of labelled pairs become one table, split without leaks.
+"""prepare: turn files of labelled pairs into one table, split without leaks.
 
 python -m stages.pairs.prepare
 """
@@ -20,7 +20,7 @@ from reranker.pairs import data
 from reranker.pairs.params import PairParams, PairSource, read_params
 
 EXAMPLES = 3
-"""Places that a message names."""
+"""The largest number of rows that a message names."""
 
 
 def main(arguments: Sequence[str]) -> str:
@@ -31,25 +31,25 @@ def main(arguments: Sequence[str]) -> str:
     rows = len(cleaned.pairs) + sum(cleaned.dropped.values())
     if not cleaned.pairs:
         reasons = ", ".join(f"{count:,} as {reason}" for reason, count in cleaned.dropped.items() if count)
-        raise UserError(f"{PATHS.pair_params}: source: no pairs left of {rows:,} rows; dropped {reasons or 'none'}")
-    leaked = data.leaked(cleaned.pairs, task)
-    if leaked:
-        places = ", ".join([pair.origin for pair in leaked[:EXAMPLES]] + ["…"] * (len(leaked) > EXAMPLES))
-        told = (
-            f"{len(leaked):,} of the pairs of dev or test are also in an earlier split, such as "
-            f"'{leaked[0].first}' and '{leaked[0].second}' ({places})"
+        raise UserError(f"{PATHS.pair_params}: source: no pairs are left of {rows:,} rows; dropped {reasons or 'none'}")
+    leaks = data.find_leaks(cleaned.pairs, task)
+    if leaks:
+        places = ", ".join([pair.origin for pair in leaks[:EXAMPLES]] + ["…"] * (len(leaks) > EXAMPLES))
+        message = (
+            f"{len(leaks):,} of the pairs of dev or test are also in an earlier split, such as "
+            f"'{leaks[0].first}' and '{leaks[0].second}' ({places})"
         )
         if not params.allow_leakage:
-            raise UserError(f"{PATHS.pair_params}: source: {told}; take them out, or set allow_leakage: true")
-        print(printable(f"prepare: {told}"))
-    pairs, across = data.build(cleaned.pairs, params.dev_share, params.test_share)
+            raise UserError(f"{PATHS.pair_params}: source: {message}; remove them, or set allow_leakage: true")
+        print(printable(f"prepare: {message}"))
+    pairs, across = data.split_pairs(cleaned.pairs, params.dev_share, params.test_share)
     sizes = {split: int((pairs["split"] == split).sum()) for split in SPLITS}
     for split, size in sizes.items():
         of_split = pairs[pairs["split"] == split]
         if size < 2 or of_split["label"].nunique() < 2:
             raise UserError(
                 f"{PATHS.pair_params}: the {split} split has {size:,} pairs and {of_split['label'].nunique()} "
-                "different labels; two of both are the least: add pairs or raise its share"
+                "different labels, but needs at least two of both; add pairs or raise its share"
             )
     write_table(pairs, PATHS.pairs)
     write_table(cleaned.examples, PATHS.pairs_dropped)
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> str:
     if file := tokenizer_file(params.base_model):
         tokenizer = Tokenizer.from_file(str(file))
         first, second = (token_lengths(tokenizer, pairs[column].tolist()) for column in ("first", "second"))
-        lengths = first + second - 1  # of the token that begins a text, a pair has one
+        lengths = first + second - 1  # a pair has only one token that begins a text
         figures |= percentiles(lengths, "tokens")
         figures["beyond_max_length"] = float((lengths > params.max_length).mean())
     write_json(
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> str:
                 **sizes,
                 **{f"dropped_{reason}": count for reason, count in cleaned.dropped.items()},
                 "dropped_across_splits": len(across),
-                "leaked": len(leaked),
+                "leaked": len(leaks),
                 **figures,
             }
         },
@@ -82,9 +82,9 @@ def _read(params: PairParams) -> Iterator[data.Pair]:
     columns = params.source.columns
     unused: dict[str, None] = {}
     for split, path in _find(params.source):
-        opened = files.read(path, columns.names(), params.source.header, params.source.quoted)
+        table = files.read(path, columns.names(), params.source.header, params.source.quoted)
         yield from data.read(
-            opened,
+            table,
             columns,
             params.task,
             lowest=params.lowest_score,
@@ -92,7 +92,7 @@ def _read(params: PairParams) -> Iterator[data.Pair]:
             skip={str(label) for label in params.skip_labels},
             split=split,
         )
-        unused |= dict.fromkeys(name for name in opened.names if name not in columns.names())
+        unused |= dict.fromkeys(name for name in table.names if name not in columns.names())
     if unused:
         print(printable(f"prepare: source: unused columns: {', '.join(unused)}"))
 
@@ -101,9 +101,9 @@ def _find(source: PairSource) -> list[tuple[str, Path]]:
     try:
         return [(split, path) for split, named in source.files.items() for path in files.find(named)]
     except UserError as error:
-        told = str(error).removeprefix(f"{PATHS.params}: ")
+        message = str(error).removeprefix(f"{PATHS.params}: ")
         raise UserError(
-            f"{PATHS.pair_params}: source: {told}; docs/how-to/pairs.md tells how to bring your own"
+            f"{PATHS.pair_params}: source: {message}; docs/how-to/pairs.md says how to use your own files"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""train: fine-tune a cross-encoder on the labelled pairs; where they have scores, fit its fusion with the base on dev.
+"""train: fine-tune a cross-encoder on the labelled pairs, and fit its fusion with the base model on dev.
 
 python -m stages.pairs.train
 """

@@ -23,7 +23,7 @@ from reranker.common.artifacts import PATHS
 from reranker.common.engine import LOCAL, Engine, OnRay, start
 from reranker.common.errors import UserError
 from reranker.common.system_schema import BiencoderSystem, CrossEncoderSystem, RetrieverSystem, StaticSystem, System
-from reranker.evaluation.systems import Settings, opened, shipped
+from reranker.evaluation.systems import Settings, open_system, shipped
 from reranker.inference import scoring
 from reranker.inference.backends import use_backend
 from reranker.inference.compute import PLAIN, Compute
@@ -220,7 +220,7 @@ def test_systems_that_are_compared_have_the_bytes_of_one_process(
     for name, (system, maps) in systems.items():
         engine = CountingEngine(machines.engine)
         elsewhere = settings._replace(compute=Compute(engine=engine))
-        with opened(system, settings, name) as here, opened(system, elsewhere, name) as there:
+        with open_system(system, settings, name) as here, open_system(system, elsewhere, name) as there:
             np.testing.assert_array_equal(there.scores(pairs), here.scores(pairs), err_msg=name)
         assert engine.maps == maps, name
     engine = CountingEngine(machines.engine)

@@ -58,7 +58,7 @@ def ndcg(values: comparison.Values, system: str, mode: str) -> list[float]:
     return values[system, mode]["ndcg@10"].tolist()
 
 
-def test_missed_right_passage_counts_against_every_system_and_is_added_in_the_other_mode(values):
+def test_missed_relevant_passage_counts_against_every_system_and_is_added_in_the_other_mode(values):
     assert ndcg(values, "good", "retrieved") == pytest.approx([1.0, 0.0, 1 / (1 + SECOND)])
     assert ndcg(values, "poor", "retrieved") == pytest.approx([THIRD, 0.0, SECOND / (1 + SECOND)])
     assert ndcg(values, "good", "all_positives") == pytest.approx([1.0, 1.0, 1.0])
@@ -95,13 +95,13 @@ def test_every_measure_is_trec_evals_with_graded_gains():
     assert graded("poor", "all_positives").loc["q2", "ndcg@10"] == pytest.approx(THIRD)
 
 
-def test_query_whose_candidates_are_all_added_scores_zero_when_only_retrieved_ones_count():
+def test_query_without_retrieved_candidates_scores_zero_in_the_mode_retrieved():
     values = measured(PAIRS.assign(retrieved=PAIRS["retrieved"] & (PAIRS["query_id"] != "q1")))
     assert values["good", "retrieved"].loc["q1"].tolist() == [0.0] * 8
     assert ndcg(values, "good", "all_positives") == [1.0, 1.0, 1.0]
 
 
-def test_judged_only_leaves_out_what_nobody_judged_before_anything_is_counted():
+def test_judged_only_leaves_out_unjudged_candidates_before_anything_is_computed():
     good = graded("good", judged_only=True).loc["q1"]  # a c b: d is not judged for q1
     assert good["ndcg@10"] == pytest.approx(1.0)
     poor = graded("poor", judged_only=True).loc["q1"]  # b c a
@@ -110,7 +110,7 @@ def test_judged_only_leaves_out_what_nobody_judged_before_anything_is_counted():
     assert graded("poor", "all_positives", judged_only=True).loc["q2", "ndcg@10"] == pytest.approx(SECOND)
 
 
-def test_repeats_are_averaged_query_by_query_and_their_spread_is_kept(values):
+def test_repeats_are_averaged_query_by_query_and_their_deviation_is_returned(values):
     (good,), (poor,) = SCORES.values()
     both, deviations = comparison.measure(PAIRS, JUDGMENTS, {"both": [good, poor], "once": [good]}, label="test")
     means = [values[system, "retrieved"]["ndcg@10"] for system in SCORES]
@@ -158,7 +158,7 @@ def values_of(**systems: Sequence[float]) -> comparison.Values:
 
 
 def many(shift: float) -> comparison.Values:
-    """Fifty queries on which `good` is better than `poor` by about `shift`."""
+    """Values of fifty queries on which `good` is better than `poor` by about `shift`."""
     generator = np.random.default_rng(4)
     base = generator.uniform(0.2, 0.6, size=50)
     better = base + shift + generator.normal(0, 0.05, size=50)
@@ -193,7 +193,7 @@ def test_difference_is_of_the_retrieved_candidates(values):
     assert gain == pytest.approx((THIRD + (1 - SECOND) / (1 + SECOND)) / 3)
 
 
-def test_p_value_is_corrected_for_as_many_systems_as_are_tested_and_a_single_one_is_left_alone():
+def test_p_value_is_corrected_for_the_number_of_systems_and_not_for_a_single_one():
     values = many(0.02)
     several = comparison.differences(values, ["good", "twin"], "poor", seed=1)
     assert [each.p_holm for each in several.values()] == holm([each.p for each in several.values()])
@@ -202,7 +202,7 @@ def test_p_value_is_corrected_for_as_many_systems_as_are_tested_and_a_single_one
     assert single.p_holm == single.p == several["good"].p
 
 
-def test_detectable_is_2_8_standard_errors_of_the_differences_and_nothing_for_one_query():
+def test_detectable_is_2_8_standard_errors_of_the_differences_and_nan_for_one_query():
     differences = np.array([0.1, 0.3, -0.1, 0.1])
     assert detectable(differences) == pytest.approx((1.959964 + 0.841621) * np.sqrt(0.08 / 3) / 2, rel=1e-6)
     assert np.isnan(detectable(differences[:1]))
@@ -238,7 +238,7 @@ def test_table_has_each_system_and_mode_and_its_differences_in_one_of_them():
     assert best["p_vs_baseline"] < best["p_vs_baseline_holm"] < 0.01
 
 
-def test_one_query_has_intervals_of_no_width_and_nothing_detectable():
+def test_one_query_has_intervals_without_width_and_no_detectable_difference():
     kinds = {"base": "bm25", "other": "run"}
     table = comparison.compare(values_of(base=[0.25], other=[0.5]), kinds, "base", {}, seed=1)
     row = table[(table["system"] == "other") & (table["mode"] == "retrieved")].iloc[0]
@@ -247,7 +247,7 @@ def test_one_query_has_intervals_of_no_width_and_nothing_detectable():
     assert np.isnan(row["detectable"])
 
 
-def test_without_the_values_of_the_baseline_the_others_are_compared_with_the_best_alone():
+def test_without_values_of_the_baseline_systems_are_compared_only_with_the_best():
     kinds = {"one": "bm25", "two": "run"}
     table = comparison.compare(values_of(one=[0.2, 0.4], two=[0.5, 0.6]), kinds, None, {}, seed=1)
     assert table["gain_vs_baseline"].isna().all()
@@ -262,7 +262,7 @@ def figures() -> dict[str, float | int]:
     return comparison.flatten(comparison.summarise(values, seed=1), gains, "reranker")
 
 
-def test_flat_figures_have_every_name_that_is_promised(figures):
+def test_flat_figures_have_all_their_names(figures):
     wanted = {"queries", "ndcg@10", "mrr@10", "map", "recall@30", "ndcg@10_all_positives"}
     wanted |= {f"ndcg@10_{system}" for system in ("retriever", "zero_shot", "tuned_biencoder", "cross_encoder")}
     for other in ("retriever", "zero_shot", "tuned_biencoder"):
@@ -302,5 +302,5 @@ def test_figures_of_each_source_are_means_over_its_queries(values):
     )
 
 
-def test_single_source_has_no_figures_of_its_own(values):
+def test_single_source_has_no_figures(values):
     assert comparison.by_source(values, pd.Series("faq", index=["q1", "q2", "q3"]), "good", ["poor"]) == {}

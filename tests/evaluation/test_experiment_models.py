@@ -1,4 +1,4 @@
-"""What another revision has trained, of a git and DVC repository whose stages write folders."""
+"""Tests of rerankers of other revisions, in a git and DVC repository whose stages write folders."""
 
 import os
 import shutil
@@ -32,7 +32,7 @@ def shell(*commands: str) -> None:
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run with the tag `first`; then one that leaks.parquet alone makes another."""
+    """Make a run with the tag `first`, and then a run that differs in leaks.parquet alone."""
     monkeypatch.chdir(tmp_path)
     Path("asked").mkdir()
     Path("asked/queries.parquet").write_text("queries")
@@ -52,7 +52,7 @@ def test_queries_are_those_of_the_manifest_and_without_it_those_of_the_folder(re
     assert [same_queries(name) for name in ("first", "main")] == [False, True]
 
 
-def test_other_queries_are_told_whatever_dvc_lock_says_of_the_workspace(repository: None) -> None:
+def test_other_queries_are_recognised_whatever_dvc_lock_says_of_the_workspace(repository: None) -> None:
     Path("data/prepared/queries.parquet").unlink()
     Path("data/prepared/queries.parquet").write_text("other queries")
     assert [same_queries(name) for name in ("first", "main")] == [False, False]

@@ -63,7 +63,7 @@ def test_statistics_refuse_missing_values(statistic, values):
 
 
 def test_holm_on_an_example_worked_by_hand():
-    # 4 × 0.005, 3 × 0.01, 2 × 0.03, 1 × 0.04 which may not fall below the one before it
+    # 4 × 0.005, 3 × 0.01, 2 × 0.03, and 1 × 0.04, which must not fall below the value before it
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
@@ -79,7 +79,7 @@ def test_holm_gives_equal_tests_equal_values_in_any_order():
 
 
 def runs(number: int, *, shift: float, noise: float, seed: int) -> np.ndarray:
-    """So many runs over the same 150 queries: each query has its height, each run an offset of its own."""
+    """The values of some runs over the same 150 queries: each query has its own level, and each run its own offset."""
     heights = np.random.default_rng(0).normal(0.5, 0.2, size=150)
     return heights + shift + noise * np.random.default_rng(seed).normal(size=(number, 1))
 
@@ -92,7 +92,7 @@ def test_single_runs_have_the_interval_of_their_differences():
 
 
 def test_queries_are_resampled_for_both_systems_together():
-    """Queries differ much from each other, but a difference that is the same on all of them is certain."""
+    """Queries differ a lot from each other, but a difference that is the same on all of them is certain."""
     interval = interval_over_runs(
         runs(1, shift=0.1, noise=0, seed=1), runs(1, shift=0, noise=0, seed=1), seed=1, samples=500
     )
@@ -100,14 +100,14 @@ def test_queries_are_resampled_for_both_systems_together():
 
 
 def test_noise_of_runs_widens_the_interval_as_far_as_they_differ():
-    """30 runs a side: the standard error of the difference of their means is all that there is."""
+    """With 30 runs per system, the interval is that of the standard error of the difference of their means."""
     ours, theirs = runs(30, shift=0, noise=0.05, seed=1), runs(30, shift=0, noise=0.05, seed=2)
     low, high = interval_over_runs(ours, theirs, seed=1)
     error = math.sqrt((ours.mean(axis=1).var() + theirs.mean(axis=1).var()) / 30)
     assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
 
 
-def test_more_runs_make_it_narrower():
+def test_more_runs_make_the_interval_narrower():
     ours, theirs = (runs(3, shift=0, noise=0.05, seed=seed) for seed in (1, 2))
     few = interval_over_runs(ours, theirs, seed=1)
     many = interval_over_runs(np.tile(ours, (10, 1)), np.tile(theirs, (10, 1)), seed=1)

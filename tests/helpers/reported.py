@@ -1,4 +1,4 @@
-"""A small run's numbers as the report takes them, with texts that try to be markup."""
+"""The numbers of a small run for the report, with texts that look like markup."""
 
 import pandas as pd
 
@@ -45,7 +45,7 @@ LENGTHS = pd.DataFrame(
     [("query", 6, 8, 0.75), ("query", 8, 11, 0.25), ("passage", 32, 45, 0.2), ("passage", 45, 64, 0.8)],
     columns=["text", "from", "to", "share"],
 )
-# 0.1 + 0.2 is not 0.3 to the last bit, and yet a tie
+# 0.1 + 0.2 differs from 0.3 in the last bit, but it is a tie
 PER_QUERY = pd.DataFrame(
     {
         "query_id": ["q1", "q2", "q3", "q4"],
@@ -116,7 +116,7 @@ SCORED = {
 
 
 def numbers() -> page.Numbers:
-    """All of it as the page takes it."""
+    """The numbers in the form that the page takes."""
     retrieved = CANDIDATES["rank"] < 99
     passages = explorer.lookup(PASSAGES, JUDGMENTS, CANDIDATES)
     texts = dict(zip(QUERIES["query_id"], QUERIES["text"], strict=True))

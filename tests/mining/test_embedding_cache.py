@@ -37,7 +37,7 @@ def static(seed: int, dimensions: int = 8, words: list[str] = WORDS) -> Sentence
 
 @contextmanager
 def watched(model: SentenceTransformer, before: Callable[[], object] = lambda: None) -> Iterator[list[str]]:
-    """The texts that are passed to the model; `before` is called ahead of each pass."""
+    """Collect the texts that are passed to the model; `before` is called before each batch."""
     seen: list[str] = []
     encode = model.encode
 
@@ -57,7 +57,7 @@ def files(folder: Path) -> list[str]:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few texts are many."""
+    """Make shards so small that a few texts fill several."""
     monkeypatch.setattr(scoring, "STATIC_BATCH", 2)
     monkeypatch.setattr(scoring, "BATCH", 2)
     monkeypatch.setattr(embedding_cache, "SHARD", 4)
@@ -96,7 +96,7 @@ def test_only_new_texts_are_embedded(tmp_path: Path):
     np.testing.assert_array_equal(found, embed(model, more, label=""))
 
 
-def test_models_of_other_weights_share_nothing(tmp_path: Path):
+def test_models_with_different_weights_share_nothing(tmp_path: Path):
     models = [static(1), static(2), load_retriever("bundled/static-256"), static(1)]
     folders = []
     for model in models:
@@ -134,12 +134,12 @@ CHANGES: dict[str, Callable[[SentenceTransformer], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_key_is_another_for_another(change: str, biencoder: str):
+def test_key_depends_on(change: str, biencoder: str):
     model = load_biencoder(biencoder, 32)
     assert model_key(changed(load_biencoder(biencoder, 32), CHANGES[change])) != model_key(model)
 
 
-def test_key_is_another_for_another_int8(biencoder: str):
+def test_key_depends_on_int8_weights(biencoder: str):
     backends = "openvino", "openvino-int8", "onnx-int8"
     models = [load_biencoder(biencoder, 32) for _ in backends]
     for model, backend in zip(models, backends, strict=True):
@@ -147,7 +147,7 @@ def test_key_is_another_for_another_int8(biencoder: str):
     assert len({model_key(model) for model in models}) == len(backends)
 
 
-def test_key_is_another_for_another_use_and_the_same_at_another_place(biencoder: str, tmp_path: Path):
+def test_key_depends_on_the_settings_and_not_on_the_path(biencoder: str, tmp_path: Path):
     model = load_biencoder(biencoder, 32)
     keys = [model_key(model), model_key(model, "find "), model_key(model, "", "bfloat16")]
     assert len(set(keys)) == 3
@@ -156,17 +156,17 @@ def test_key_is_another_for_another_use_and_the_same_at_another_place(biencoder:
     assert [model_key(model), model_key(load_biencoder(str(tmp_path), 32))] == keys[:1] * 2
 
 
-def test_static_key_is_of_words_in_order():
+def test_key_of_a_static_embedding_depends_on_the_order_of_its_words():
     assert model_key(static(1)) == model_key(static(1))
     assert model_key(static(1)) != model_key(static(1, words=WORDS[::-1]))
 
 
-def test_model_that_cannot_be_told_from_others_is_not_kept(tmp_path: Path, capsys):
+def test_vectors_of_a_model_that_cannot_be_identified_are_not_cached(tmp_path: Path, capsys):
     model = SentenceTransformer(modules=[BoW(WORDS)], device="cpu")
     found = Cache(tmp_path).embed(model, ["sort list", "red red"], label="passages")
     assert found.shape == (2, len(WORDS))
     assert list(tmp_path.iterdir()) == []
-    assert capsys.readouterr().err.startswith("passages: vectors are not kept")
+    assert capsys.readouterr().err.startswith("passages: vectors are not cached")
 
 
 def test_prompt_is_put_before_each_text(tmp_path: Path, biencoder: str):
@@ -264,7 +264,7 @@ def test_damaged_shard_is_named_and_its_texts_are_embedded_again(damage: str, tm
     assert capsys.readouterr().err == ""
 
 
-def test_models_not_used_for_longest_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_vectors_of_the_least_recently_used_models_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     models = sorted((static(number) for number in range(4)), key=model_key, reverse=True)  # not in the order of use
     folders = [tmp_path / str(model_key(model)) for model in models]
     (tmp_path / "notes").mkdir()
@@ -283,7 +283,7 @@ def test_models_not_used_for_longest_are_forgotten(tmp_path: Path, monkeypatch: 
     assert (tmp_path / "notes" / "mine.txt").exists()
 
 
-def test_what_a_killed_run_left_is_cleared_and_what_another_writes_is_not(tmp_path: Path):
+def test_temporary_files_of_a_killed_run_are_deleted_and_those_of_a_running_one_are_not(tmp_path: Path):
     Cache(tmp_path).embed(static(1), TEXTS, label="")
     (folder,) = tmp_path.iterdir()
     for name, age in (("old.part", 2 * embedding_cache.ABANDONED), ("new.part", 0)):
@@ -302,18 +302,18 @@ def test_folder_that_cannot_be_made_costs_one_note(tmp_path: Path, capsys, monke
         np.testing.assert_array_equal(cache.embed(model, TEXTS, label=""), embed(model, TEXTS, label=""))
     (note,) = [line for line in capsys.readouterr().err.splitlines() if "zeros" not in line]
     assert note.startswith(f"{path}: could not be written")
-    assert note.endswith("vectors are not kept for another run")
+    assert note.endswith("vectors are not cached for later runs")
     assert path.read_text() == "a file"
 
 
 @contextmanager
 def full_disk(size: int) -> Iterator[None]:
-    """No file can be longer."""
+    """Limit the size of files."""
     earlier = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, earlier[1]))
     try:
         yield
-    finally:  # else a failure would be one of all tests that follow
+    finally:  # the limit must not reach the tests that follow
         resource.setrlimit(resource.RLIMIT_FSIZE, earlier)
 
 
@@ -330,7 +330,7 @@ def test_full_disk_costs_one_note(in_memory: int, tmp_path: Path, capsys, monkey
     assert files(tmp_path) == []
 
 
-def test_many_vectors_lie_in_a_file_that_goes_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_many_vectors_are_returned_in_a_file_that_is_deleted_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model = static(1)
     assert not isinstance(Cache(tmp_path).embed(model, TEXTS, label=""), np.memmap)
     before = files(tmp_path)
@@ -342,7 +342,7 @@ def test_many_vectors_lie_in_a_file_that_goes_with_them(tmp_path: Path, monkeypa
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system takes the room as it is written")
-def test_room_on_the_disk_is_taken_at_once():
+def test_room_on_the_disk_is_reserved_at_once():
     with tempfile.TemporaryFile() as file:
         embedding_cache._reserve(file.fileno(), 2**20)
         assert os.fstat(file.fileno()).st_blocks * 512 >= 2**20
@@ -350,7 +350,7 @@ def test_room_on_the_disk_is_taken_at_once():
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_vector_that_is_not_finite_is_an_error_and_is_not_kept(value: float, tmp_path: Path):
+def test_vector_that_is_not_finite_is_an_error_and_is_not_cached(value: float, tmp_path: Path):
     model = static(1)
     with torch.no_grad():
         model[0].embedding.weight[WORDS.index("graph") + 1] = value
@@ -366,7 +366,7 @@ def test_vector_that_is_not_finite_is_an_error_and_is_not_kept(value: float, tmp
 def test_vectors_of_zeros_are_counted_in_one_note(tmp_path: Path, capsys):
     model = static(1)
     with torch.no_grad():
-        model[0].embedding.weight[0] = 0  # of the words that it does not know
+        model[0].embedding.weight[0] = 0  # the row of unknown words
     for _ in range(2):
         found = Cache(tmp_path).embed(model, ["sort", "blue", "", "blue", "red blue"], label="queries")
         assert found.any(axis=1).tolist() == [True, False, False, False, True]

@@ -1,4 +1,4 @@
-"""The parts of mining as the stage gets them by their names in params.yaml."""
+"""Tests of the parts of mining as the stage builds them from params.yaml."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from reranker.inference.compute import PLAIN
 from reranker.inference.scoring import embed
 from reranker.mining import pipeline
 from reranker.mining.embedding_cache import Cache
-from reranker.mining.pipeline import Indexed
+from reranker.mining.pipeline import VectorIndex
 from reranker.retrieval import index
 
 TABLES = Tables(
@@ -25,21 +25,23 @@ TABLES = Tables(
 
 
 def directions(number: int, seed: int) -> np.ndarray:
-    """Vectors without clusters, of which lists of near neighbours miss many."""
+    """Vectors without clusters, many of which an index with inverted lists misses."""
     drawn = np.random.default_rng(seed).normal(size=(number, 32))
     return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
 
 
-def test_recall_of_an_index_is_that_of_brute_force_and_told_where_it_is_below_what_is_wanted(capsys):
+def test_recall_of_an_index_is_measured_against_brute_force_and_reported_where_it_is_too_low(capsys):
     passages, queries = directions(3000, 1), directions(60, 2)
     some = np.arange(10, 50)
-    poor, exact = (Indexed(index.build(name, passages, queries=60), passages, queries) for name in ("ivf_flat", "flat"))
-    right = np.argsort(-(queries[some] @ passages.T), axis=1)[:, :20]
-    found = poor.lookup.search(queries[some], 20).positions
-    expected = np.mean([len({*a} & {*b}) / 20 for a, b in zip(found.tolist(), right.tolist(), strict=True)])
+    poor, exact = (
+        VectorIndex(index.build(name, passages, queries=60), passages, queries) for name in ("ivf_flat", "flat")
+    )
+    exact_top = np.argsort(-(queries[some] @ passages.T), axis=1)[:, :20]
+    top = poor.lookup.search(queries[some], 20).positions
+    expected = np.mean([len({*a} & {*b}) / 20 for a, b in zip(top.tolist(), exact_top.tolist(), strict=True)])
     assert 0.1 < expected < 0.95
 
-    figures = pipeline.index_figures([exact, poor], some, depth=20, wanted=0.95)
+    figures = pipeline.index_figures([exact, poor], some, depth=20, min_recall=0.95)
     assert figures == {
         "index_chosen": "flat, ivf_flat nlist=110 nprobe=27",
         "index_recall@20": pytest.approx(expected, abs=1e-9),
@@ -48,17 +50,18 @@ def test_recall_of_an_index_is_that_of_brute_force_and_told_where_it_is_below_wh
         f"mine: the index ivf_flat finds {expected:.3f} of the exact top 20, which is below index.min_recall 0.95: "
         "choose another index.kind, or flat\n"
     )
-    again = pipeline.index_figures([poor], some, depth=20, wanted=0.1)
+    again = pipeline.index_figures([poor], some, depth=20, min_recall=0.1)
     assert again == figures | {"index_chosen": "ivf_flat nlist=110 nprobe=27"}
-    assert pipeline.index_figures([exact], some, depth=20, wanted=1.0) == {}
+    assert pipeline.index_figures([exact], some, depth=20, min_recall=1.0) == {}
     assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
-    ("given", "put"), [((None, None), ("the ", "")), (("find ", None), ("find ", "")), (("", "read "), ("", "read "))]
+    ("parameters", "prompts"),
+    [((None, None), ("the ", "")), (("find ", None), ("find ", "")), (("", "read "), ("", "read "))],
 )
 def test_prompts_are_put_before_queries_and_passages_each(
-    given: tuple[str | None, str | None], put: tuple[str, str], biencoder: str, tmp_path: Path
+    parameters: tuple[str | None, str | None], prompts: tuple[str, str], biencoder: str, tmp_path: Path
 ):
     model = SentenceTransformer(biencoder)
     model.prompts = {"query": "the ", "document": ""}
@@ -67,23 +70,27 @@ def test_prompts_are_put_before_queries_and_passages_each(
         [str(tmp_path / "model")],
         TABLES,
         Cache(tmp_path / "vectors"),
-        query_prompt=given[0],
-        passage_prompt=given[1],
+        query_prompt=parameters[0],
+        passage_prompt=parameters[1],
         index_name="auto",
         compute=PLAIN,
     )
-    texts = [[f"{prompt}{text}" for text in table["text"]] for prompt, table in zip(put, TABLES[1::-1], strict=True)]
+    texts = [
+        [f"{prompt}{text}" for text in table["text"]] for prompt, table in zip(prompts, TABLES[1::-1], strict=True)
+    ]
     queries, passages = (embed(model, each, label="") for each in texts)
     np.testing.assert_allclose(stage.scores(np.zeros(2, np.int64), np.arange(2)), (queries @ passages.T)[0], atol=1e-5)
     assert [lookup.name for lookup, *_ in indexes] == ["flat"]
 
 
-def test_dev_without_a_right_passage_is_an_error_of_one_line():
-    judged = pd.DataFrame({"query_id": ["q"], "passage_id": ["p1"], "relevance": [0]})
-    found = pd.DataFrame({"query_id": ["q"], "passage_id": ["p1"], "rank": [1], "score": [0.5]})
-    for each in (judged, judged[:0]):
-        with pytest.raises(UserError, match=r"^data/prepared/judgments.parquet: no query of dev has a right passage; "):
-            pipeline.retriever_figures(each, found)
+def test_dev_without_a_relevant_passage_is_an_error_of_one_line():
+    judgments = pd.DataFrame({"query_id": ["q"], "passage_id": ["p1"], "relevance": [0]})
+    ranking = pd.DataFrame({"query_id": ["q"], "passage_id": ["p1"], "rank": [1], "score": [0.5]})
+    for each in (judgments, judgments[:0]):
+        with pytest.raises(
+            UserError, match=r"^data/prepared/judgments.parquet: no query of dev has a relevant passage; "
+        ):
+            pipeline.retriever_figures(each, ranking)
 
 
 def rescorer(name: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Rows of files become labelled pairs: read, cleaned, split without leaks."""
+"""Tests of reading, cleaning and splitting labelled pairs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,10 +41,10 @@ def test_classes_are_texts_or_whole_numbers(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("labels", "skip"), [([0.5, -1, 1], "-1"), ([0.5, "-", 1], "-"), ([0.5, None, 1], "")])
-def test_row_with_a_label_to_skip_is_dropped_whatever_the_task_wants(tmp_path: Path, labels: list[object], skip: str):
+def test_row_with_a_label_to_skip_is_dropped_in_every_task(tmp_path: Path, labels: list[object], skip: str):
     pairs = read(tmp_path, labels, "score", skip=[skip])
     cleaned = data.clean(iter(pairs), "score")
-    assert [kept.second for kept in cleaned.pairs] == ["b0", "b2"]
+    assert [pair.second for pair in cleaned.pairs] == ["b0", "b2"]
     assert cleaned.dropped["skipped_label"] == 1
     assert cleaned.examples.to_numpy().tolist() == [["skipped_label", f"{tmp_path}/pairs.csv: row 2", "a a", "b1"]]
 
@@ -83,14 +83,14 @@ def test_unusable_pairs_are_dropped_and_counted():
 
 def test_scores_of_the_same_pair_in_either_order_are_averaged():
     cleaned = data.clean(iter([pair("A", "b", 1.0), pair("b", "a", 0.5)]), "score")
-    assert [(kept.first, kept.label) for kept in cleaned.pairs] == [("A", 0.75)]
+    assert [(pair.first, pair.label) for pair in cleaned.pairs] == [("A", 0.75)]
     assert cleaned.dropped["same_pair"] == 1
 
 
-def test_pair_that_is_said_to_be_both_is_dropped():
+def test_pair_with_different_labels_is_dropped():
     rows = [pair("a", "b", 1), pair("b", "a", 0), pair("a", "c", 1), pair("a", "c", 1)]
     cleaned = data.clean(iter(rows), "duplicates")
-    assert [(kept.first, kept.second) for kept in cleaned.pairs] == [("a", "c")]
+    assert [(pair.first, pair.second) for pair in cleaned.pairs] == [("a", "c")]
     assert (cleaned.dropped["label_differs"], cleaned.dropped["same_pair"]) == (2, 1)
 
 
@@ -101,8 +101,8 @@ def test_order_matters_where_the_task_is_class():
 
 def test_pair_of_an_earlier_split_is_a_leak():
     rows = [pair("a", "b", split="train"), pair("B", "a", split="test"), pair("a", "c", split="test")]
-    assert data.leaked(rows, "score") == [rows[1]]
-    assert data.leaked(rows, "class") == []
+    assert data.find_leaks(rows, "score") == [rows[1]]
+    assert data.find_leaks(rows, "class") == []
 
 
 def alike() -> list[Pair]:
@@ -111,25 +111,25 @@ def alike() -> list[Pair]:
 
 
 def test_pairs_that_share_a_text_are_on_one_side_whatever_the_order():
-    built = data.build(alike(), 0.3, 0.3).pairs
+    built = data.split_pairs(alike(), 0.3, 0.3).pairs
     assert (built.groupby("second")["split"].nunique() == 1).all()
     assert set(built["split"]) == {"train", "dev", "test"}
-    pd.testing.assert_frame_equal(built, data.build(alike()[::-1], 0.3, 0.3).pairs)
-    more = data.build([*alike(), pair("a new one", "about something else", 1.0)], 0.3, 0.3).pairs
+    pd.testing.assert_frame_equal(built, data.split_pairs(alike()[::-1], 0.3, 0.3).pairs)
+    more = data.split_pairs([*alike(), pair("a new one", "about something else", 1.0)], 0.3, 0.3).pairs
     assert more.merge(built, on=["pair_id", "split"]).shape[0] == 60
 
 
-def test_unlike_pair_of_texts_that_fall_apart_is_left_out():
-    plain = data.build(alike(), 0.3, 0.3).pairs.drop_duplicates("second").set_index("second")["split"]
+def test_pair_of_texts_in_different_splits_is_left_out():
+    plain = data.split_pairs(alike(), 0.3, 0.3).pairs.drop_duplicates("second").set_index("second")["split"]
     by_split = {split: topics.tolist() for split, topics in plain.index.groupby(plain).items()}
     near = pair(by_split["train"][0], by_split["train"][1], 0.0)
     apart = pair(by_split["train"][0], by_split["test"][0], 0.0)
-    built, across = data.build([*alike(), near, apart], 0.3, 0.3)
+    built, across = data.split_pairs([*alike(), near, apart], 0.3, 0.3)
     assert across == [apart]
     assert built[built["first"] == near.first][["second", "split"]].to_numpy().tolist() == [[near.second, "train"]]
 
 
-def test_premises_stay_whole_and_common_hypotheses_join_nothing():
+def test_premises_are_in_one_split_and_common_hypotheses_join_no_groups():
     common = ["A man is outside.", "A woman is asleep.", "Nobody is there."]
     rows = []
     for n in range(300):
@@ -137,18 +137,18 @@ def test_premises_stay_whole_and_common_hypotheses_join_nothing():
         own = f"There is {chr(97 + n // 26)}{chr(97 + n % 26)}."
         texts = [own, common[n % 3], common[(n + 1) % 3]]
         rows += [pair(premise, text, name=name) for text, name in zip(texts, ("yes", "maybe", "no"), strict=True)]
-    built, across = data.build(rows, 0.2, 0.2)
+    built, across = data.split_pairs(rows, 0.2, 0.2)
     assert across == []
     assert len(built) == 900
     shares = built["split"].value_counts(normalize=True)
     assert shares.to_dict() == pytest.approx({"train": 0.6, "dev": 0.2, "test": 0.2}, abs=0.05)
     assert (built.groupby("first")["split"].nunique() == 1).all()
-    pd.testing.assert_frame_equal(built, data.build(rows[::-1], 0.2, 0.2).pairs)
+    pd.testing.assert_frame_equal(built, data.split_pairs(rows[::-1], 0.2, 0.2).pairs)
 
 
-def test_what_is_not_given_is_drawn_from_train():
+def test_splits_that_no_file_defines_are_drawn_from_train():
     rows = [row._replace(split="train") for row in alike()] + [pair("some", "other", 1.0, split="test")]
-    built = data.build(rows, 0.3, 0.3).pairs
+    built = data.split_pairs(rows, 0.3, 0.3).pairs
     assert built[built["split"] == "test"]["first"].tolist() == ["some"]
     assert set(built["split"]) == {"train", "dev", "test"}
 
@@ -159,7 +159,7 @@ def test_given_splits_stay_and_classes_get_their_places():
         pair("a", "c", name="yes", split="test"),
         pair("d", "e", name="no", split="train"),
     ]
-    built, across = data.build(rows, 0.3, 0.3)
+    built, across = data.split_pairs(rows, 0.3, 0.3)
     assert across == []
     told = built.set_index("second")
     assert told["split"].to_dict() == {"b": "dev", "c": "test", "e": "train"}

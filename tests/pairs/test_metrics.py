@@ -1,4 +1,4 @@
-"""Figures of the pair tasks agree with the libraries, and differences with what is known of them."""
+"""Tests of the measures of the pair tasks, and of intervals and tests of differences."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_threshold_is_the_score_with_the_highest_f1():
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_threshold_is_the_one_that_trying_each_score_finds(seed: int):
+def test_threshold_is_that_of_a_search_over_all_scores(seed: int):
     generator = np.random.default_rng(seed)
     labels = generator.permutation(np.append([0.0, 1.0], generator.integers(0, 2, 58)))
     scores = generator.integers(0, 3 + seed, 60) / 7 - 1  # with ties, of one score alone at the least
@@ -45,7 +45,7 @@ def test_threshold_is_the_one_that_trying_each_score_finds(seed: int):
     assert metrics.threshold(labels, scores) == cuts[np.argmax(tried)]
 
 
-def test_interval_is_of_resamples_of_the_pairs_and_the_same_for_a_seed():
+def test_interval_is_that_of_resampled_pairs_and_repeats_with_its_seed():
     generator = np.random.default_rng(5)
     rows = [generator.integers(0, 200, 200) for _ in range(metrics.SAMPLES)]
     spearman = metrics.MEASURES["score"]["spearman"]
@@ -53,23 +53,23 @@ def test_interval_is_of_resamples_of_the_pairs_and_the_same_for_a_seed():
     assert metrics.interval("score", LABELS, POOR, seed=5) == pytest.approx(tuple(ends))
 
 
-def test_clear_difference_is_found_with_its_sign():
-    found = metrics.compare("score", LABELS, GOOD, POOR, seed=1)
+def test_clear_difference_is_significant_and_has_its_sign():
+    difference = metrics.compare("score", LABELS, GOOD, POOR, seed=1)
     spearman = metrics.MEASURES["score"]["spearman"]
-    assert found.gain == pytest.approx(spearman(LABELS, GOOD) - spearman(LABELS, POOR))
-    assert found.low < found.gain < found.high
-    assert found.low > 0
-    assert found.p == pytest.approx(1 / (metrics.SAMPLES + 1))
+    assert difference.gain == pytest.approx(spearman(LABELS, GOOD) - spearman(LABELS, POOR))
+    assert difference.low < difference.gain < difference.high
+    assert difference.low > 0
+    assert difference.p == pytest.approx(1 / (metrics.SAMPLES + 1))
     back = metrics.compare("score", LABELS, POOR, GOOD, seed=1)
-    assert (back.gain, back.p) == pytest.approx((-found.gain, found.p))
+    assert (back.gain, back.p) == pytest.approx((-difference.gain, difference.p))
 
 
 def test_equal_systems_do_not_differ():
-    found = metrics.compare("score", LABELS, GOOD, 7 * GOOD + 1, seed=1)
-    assert found == (0, 0, 0, 1)
+    difference = metrics.compare("score", LABELS, GOOD, 7 * GOOD + 1, seed=1)
+    assert difference == (0, 0, 0, 1)
 
 
-def test_interval_holds_the_figure_and_narrows_with_more_pairs():
+def test_interval_contains_the_figure_and_is_narrower_with_more_pairs():
     wide = metrics.interval("score", LABELS[:30], POOR[:30], seed=1)
     narrow = metrics.interval("score", LABELS, POOR, seed=1)
     assert narrow.low < metrics.MEASURES["score"]["spearman"](LABELS, POOR) < narrow.high

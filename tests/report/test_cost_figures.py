@@ -1,4 +1,4 @@
-"""Quality against its cost: which systems are drawn, the Pareto front, what is said of each."""
+"""Tests of the figures of quality against cost: the systems that are drawn, their tips and the Pareto front."""
 
 from itertools import combinations
 
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from reranker.evaluation.costs import COST_COLUMNS
 from reranker.report import cost_figures
-from reranker.report.cost_figures import Point, front, points
+from reranker.report.cost_figures import Point, front, system_points
 from reranker.report.tables import cost_rows, magnitude, markdown_costs
 
 COMPARISON = pd.DataFrame(
@@ -35,9 +35,9 @@ COSTS = pd.DataFrame(
 )
 
 
-def test_points_are_the_systems_with_a_cost_and_a_figure_the_cheapest_first():
-    found = points(COMPARISON, COSTS, "parameters")
-    assert found == [
+def test_points_are_the_systems_with_a_cost_and_an_ndcg_the_cheapest_first():
+    points = system_points(COMPARISON, COSTS, "parameters")
+    assert points == [
         Point("two_layers", 15_600_000, 0.38),
         Point("cross_encoder", 22_700_000, 0.39),
         Point("reranker", 53_000_000, 0.465),
@@ -45,20 +45,20 @@ def test_points_are_the_systems_with_a_cost_and_a_figure_the_cheapest_first():
 
 
 def test_front_has_no_system_that_a_cheaper_or_equally_fast_one_beats():
-    found = points(COMPARISON, COSTS, "p50_ms_30")
-    assert [point.system for point in front(found)] == ["retriever", "bm25", "reranker"]
+    points = system_points(COMPARISON, COSTS, "p50_ms_30")
+    assert [point.system for point in front(points)] == ["retriever", "bm25", "reranker"]
     same = [Point("good", 1.0, 0.5), Point("bad", 1.0, 0.4), Point("late", 2.0, 0.5)]
     assert front(same) == same[:1]
     assert front([]) == []
 
 
-def test_each_drawn_system_has_a_part_of_its_own_and_words():
+def test_each_drawn_system_has_its_own_part_and_tip():
     picture = cost_figures.latency_figure(COMPARISON, COSTS)
-    told = [tip.text for tip in picture.tips]
-    assert "Reranker (shipped: fused): NDCG@10 0.465, 101 ms a query, on the Pareto front" in told
-    assert "Cross-encoder alone: NDCG@10 0.390, 72 ms a query" in told
-    assert [picture.svg.count(f'<g id="{tip.id}">') for tip in picture.tips] == [1] * len(told) == [1] * 5
-    assert all(text in picture.alt for text in told)
+    texts = [tip.text for tip in picture.tips]
+    assert "Reranker (shipped: fused): NDCG@10 0.465, 101 ms a query, on the Pareto front" in texts
+    assert "Cross-encoder alone: NDCG@10 0.390, 72 ms a query" in texts
+    assert [picture.svg.count(f'<g id="{tip.id}">') for tip in picture.tips] == [1] * len(texts) == [1] * 5
+    assert all(text in picture.alt for text in texts)
 
 
 def test_each_name_stands_in_the_picture_once():
@@ -73,7 +73,7 @@ def test_names_in_a_crowd_cover_nothing_and_their_lines_run_behind_them():
     axes = Figure(figsize=(6.2, 3.8)).add_subplot()
     axes.set_xlim(20, 180)
     axes.set_ylim(0.1, 0.7)
-    cost_figures._name(axes, crowd)
+    cost_figures._write_names(axes, crowd)
     names = [text for text in axes.texts if text.get_text()]
     lines = [text for text in axes.texts if not text.get_text()]
     assert sorted(name.get_text() for name in names) == [point.system for point in crowd]

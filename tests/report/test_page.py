@@ -1,4 +1,4 @@
-"""The report shows the numbers that it is given, rounded, escaped and the same every time."""
+"""Tests of the report: it shows its numbers rounded and escaped, and equal numbers give equal bytes."""
 
 import base64
 import hashlib
@@ -46,7 +46,7 @@ from stages.report import main
 ROOT = Path(__file__).resolve().parents[2]
 NUMBERS = reported.numbers()
 SCRIPTS = 1 + len(page.SCRIPTS)
-"""The data of the explorer stands in one too."""
+"""Script elements of the page; one of them has the data of the explorer."""
 
 
 class Reader(HTMLParser):
@@ -123,10 +123,10 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         table.to_csv(folder / f"{name}.csv", index=False)
     for name, values in {"evaluate": EVALUATION, "prepare": PREPARE, "mine": MINE, "train": TRAIN}.items():
         (folder / f"{name}.json").write_text(json.dumps(values), encoding="utf-8")
-    kept = {"prepared/dropped": DROPPED, "prepared/leaks": LEAKS, "prepared/passages": PASSAGES}
-    kept |= {"prepared/queries": QUERIES, "prepared/judgments": JUDGMENTS, "mined/candidates": CANDIDATES}
-    kept |= {f"evaluated/{system}": table for system, table in SCORED.items()}
-    for name, table in kept.items():
+    data = {"prepared/dropped": DROPPED, "prepared/leaks": LEAKS, "prepared/passages": PASSAGES}
+    data |= {"prepared/queries": QUERIES, "prepared/judgments": JUDGMENTS, "mined/candidates": CANDIDATES}
+    data |= {f"evaluated/{system}": table for system, table in SCORED.items()}
+    for name, table in data.items():
         path = tmp_path / "data" / f"{name}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         table.to_parquet(path)
@@ -165,14 +165,14 @@ def test_page_shows_every_figure_of_prepare_mine_and_train(read: Reader) -> None
 
 
 def dropped_texts(drawn: dict[str, figures.Picture], *rows: tuple[str, str | None, str | None]) -> dict[str, str]:
-    """What the page shows of dropped rows of a reason, a query and a passage, by the reason."""
+    """The example that the page shows for each reason, for dropped rows of a reason, a query and a passage."""
     dropped = pd.DataFrame(rows, columns=["reason", "query", "passage"]).assign(origin="a.csv: row 1")
     counts = {f"dropped_{reason}": 1 for reason, _, _ in rows}
     reader = Reader()
     reader.feed(page.page(NUMBERS._replace(dropped=dropped, prepare=counts), drawn))
     assert reader.tags.count("script") == SCRIPTS
-    found = {reason: reason.replace("_", " ").capitalize() for reason, _, _ in rows}
-    return {reason: row[2] for reason, words in found.items() for row in reader.rows if row[0] == words}
+    labels = {reason: reason.replace("_", " ").capitalize() for reason, _, _ in rows}
+    return {reason: row[2] for reason, words in labels.items() for row in reader.rows if row[0] == words}
 
 
 def test_first_dropped_row_of_a_reason_is_shown_as_text_with_what_the_reason_names(
@@ -197,11 +197,13 @@ def test_first_dropped_row_of_a_reason_is_shown_as_text_with_what_the_reason_nam
 
 
 def test_long_example_is_one_line_and_ends_with_an_ellipsis(drawn: dict[str, figures.Picture]) -> None:
-    found = dropped_texts(drawn, ("query_long", "sort  it\n" * 99, "a"), ("query_short", "x" * page.CUT_TEXT, "a"))
-    assert len(found["query_long"]) <= page.CUT_TEXT
-    assert found["query_long"].startswith("sort it sort it")
-    assert found["query_long"].endswith("…")
-    assert found["query_short"] == "x" * page.CUT_TEXT
+    texts = dropped_texts(
+        drawn, ("query_long", "sort  it\n" * 99, "a"), ("query_short", "x" * page.TEXT_CHARACTERS, "a")
+    )
+    assert len(texts["query_long"]) <= page.TEXT_CHARACTERS
+    assert texts["query_long"].startswith("sort it sort it")
+    assert texts["query_long"].endswith("…")
+    assert texts["query_short"] == "x" * page.TEXT_CHARACTERS
 
 
 def test_first_leaks_of_each_kind_are_shown(read: Reader) -> None:
@@ -213,11 +215,11 @@ def test_first_leaks_of_each_kind_are_shown(read: Reader) -> None:
 
 def test_suspicious_candidates_are_shown_cut_and_as_text(read: Reader) -> None:
     [row] = [row for row in read.rows if row[-1] == "refused: near duplicate"]
-    query, candidate, right, scores, _ = row
+    query, candidate, relevant, scores, _ = row
     assert (query, candidate, scores) == ("how to sort", HOSTILE, "0.912 / 0.500")
-    assert right.startswith("Sorts. Sorts. ")
-    assert right.endswith("…")
-    assert len(right) == page.CUT_PASSAGE
+    assert relevant.startswith("Sorts. Sorts. ")
+    assert relevant.endswith("…")
+    assert len(relevant) == page.PASSAGE_CHARACTERS
 
 
 def test_page_without_leaks_and_counts_has_no_such_tables(html: str, drawn: dict[str, figures.Picture]) -> None:
@@ -248,7 +250,7 @@ def test_policy_lets_run_the_pages_own_scripts_and_nothing_else(read: Reader) ->
     assert not [key for key, _ in read.attributes if key.startswith("on")]
 
 
-def test_largest_losses_stand_there_without_a_script(read: Reader, drawn: dict[str, figures.Picture]) -> None:
+def test_largest_losses_are_shown_without_scripts(read: Reader, drawn: dict[str, figures.Picture]) -> None:
     [row] = [row for row in read.rows if row[0].startswith("Read a file of numbers")]
     assert row[0].endswith("q3")
     assert row[1] == "−0.500 (1.000 → 0.500)"
@@ -309,7 +311,7 @@ def test_wins_ties_and_losses_add_up_and_ignore_the_last_bits() -> None:
     assert "2 wins, 1 tie, 1 loss" in figures.gains_figure(PER_QUERY).alt
 
 
-def test_commonest_lengths_are_told() -> None:
+def test_most_frequent_lengths_are_in_the_description() -> None:
     assert "most often: passages 45 to 63, queries 6 to 7." in figures.lengths_figure(LENGTHS).alt
     assert "none were counted" in figures.lengths_figure(LENGTHS[:0]).alt
 
@@ -319,7 +321,7 @@ def test_empty_curves_are_drawn() -> None:
     assert figures.lengths_figure(LENGTHS[:0]).svg
 
 
-def test_headline_says_what_was_found() -> None:
+def test_headline_states_the_result() -> None:
     assert tables.headline(EVALUATION).replace("\N{NO-BREAK SPACE}", " ") == (
         "On 1,234 test queries the reranker reaches an NDCG@10 of 0.642: 0.129 above the first-stage retriever "
         "(95% interval +0.110 to +0.148, p < 0.001). The interval of its gain lies above 0 against 1 of 2 systems."
@@ -366,11 +368,11 @@ def test_stage_writes_the_page_and_its_pictures_and_ends_with_the_table(tmp_path
 
 
 def explored() -> dict[str, dict[str, object]]:
-    """What the written page holds of each test query, by its id: text, places of right passages, reason."""
-    found = re.search(r'<script id="queries-data"[^>]*>([^<]*)<', Path("report/index.html").read_text(encoding="utf-8"))
-    content = json.loads(zlib.decompress(base64.b64decode(found[1])))
+    """Each test query of the written page by its id: text, ranks of a relevant passage, reason."""
+    match = re.search(r'<script id="queries-data"[^>]*>([^<]*)<', Path("report/index.html").read_text(encoding="utf-8"))
+    content = json.loads(zlib.decompress(base64.b64decode(match[1])))
     return {
-        query[0]: {"text": query[1], "right": query[6][0][1:], "reason": content["reasons"][query[3]]}
+        query[0]: {"text": query[1], "relevant": query[6][0][1:], "reason": content["reasons"][query[3]]}
         for query in content["queries"]
     }
 
@@ -381,12 +383,12 @@ def test_page_holds_the_test_queries_and_guesses_with_the_tokens_of_the_base_mod
     far = PASSAGES.assign(text=PASSAGES["text"].where(PASSAGES["passage_id"] != "p02", apart))
     far.to_parquet(data / "prepared" / "passages.parquet")
     main([])
-    found = explored()
-    assert sorted(found) == ["q1", "q2", "q3", "q4"]
-    assert found["q1"] == {"text": "sort a list", "right": [3, 3], "reason": explorer.CUT}
-    assert found["q2"]["right"] == [0, 0]
-    assert found["q2"]["reason"] == explorer.MISSED
-    assert found["q3"]["reason"] == explorer.NEAR  # the passages differ in a word
+    queries = explored()
+    assert sorted(queries) == ["q1", "q2", "q3", "q4"]
+    assert queries["q1"] == {"text": "sort a list", "relevant": [3, 3], "reason": explorer.CUT}
+    assert queries["q2"]["relevant"] == [0, 0]
+    assert queries["q2"]["reason"] == explorer.MISSED
+    assert queries["q3"]["reason"] == explorer.NEAR  # the passages differ in a word
 
 
 def test_ids_that_look_like_numbers_stay_as_they_are(inputs: Path) -> None:
@@ -433,13 +435,13 @@ def test_missing_input_is_one_line_that_names_the_stage_to_run(inputs: Path, nam
     assert not Path("report").exists()
 
 
-def test_lacking_figure_is_one_line_that_names_it(inputs: Path) -> None:
+def test_missing_figure_is_one_line_that_names_it(inputs: Path) -> None:
     (inputs / "evaluate.json").write_text('{"queries": 3}', encoding="utf-8")
     with pytest.raises(UserError, match="a figure 'gain_vs_retriever' is missing"):
         main([])
 
 
-def test_lacking_column_is_one_line_that_names_it(inputs: Path) -> None:
+def test_missing_column_is_one_line_that_names_it(inputs: Path) -> None:
     SYSTEMS.drop(columns="map").to_csv(inputs / "systems.csv", index=False)
     with pytest.raises(UserError, match=r"metrics/systems\.csv: .*'map'.*`dvc repro --force evaluate`"):
         main([])

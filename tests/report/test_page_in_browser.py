@@ -94,7 +94,7 @@ def test_search_finds_words_of_the_query_and_of_its_passages_in_any_order(page: 
     search = page.get_by_role("searchbox")
     search.fill("APPLES graph")
     assert listed(page) == ["graph with apples"]
-    search.fill("p12 passage")  # only a missed right passage has it
+    search.fill("p12 passage")  # only a missed relevant passage has it
     assert listed(page) == [reported.HOSTILE]
     search.fill("nobody wrote this")
     assert listed(page) == []
@@ -123,11 +123,11 @@ def test_chosen_query_shows_both_rankings_with_marks_and_moves(page: Page) -> No
     before, after = page.locator("#chosen section").all()
     assert before.locator("li").count() == after.locator("li").count() == 10
     first = before.locator("li").first
-    expect(first).to_contain_text("✓ right")
+    expect(first).to_contain_text("✓ relevant")
     expect(first).to_contain_text("→ 8")
     moves = after.locator(".move").all_inner_texts()
     assert moves == ["▲3", "▲7", "=", "▲4", "▼3", "▲1", "new, ▲5 from 12", "▼7", "▼3", "new, ▲1 from 11"]
-    expect(after.locator("li").nth(7)).to_contain_text("✓ right")
+    expect(after.locator("li").nth(7)).to_contain_text("✓ relevant")
     expect(page.locator("#chosen")).to_contain_text("Retriever: rank 1; reranker: rank 8")
 
 
@@ -145,7 +145,7 @@ def test_link_leads_to_its_query_and_an_unknown_one_says_so(browser: Browser, ad
 def test_guess_is_told(page: Page) -> None:
     page.get_by_label("Show").select_option("tied")
     page.locator("#list a").click()
-    expect(page.locator("#chosen .guess")).to_contain_text("right passage not retrieved")
+    expect(page.locator("#chosen .guess")).to_contain_text("relevant passage not retrieved")
     expect(page.locator("#chosen")).to_contain_text("Not retrieved")
 
 
@@ -204,7 +204,7 @@ def test_table_of_losses_stands_there_without_script_and_in_print(
 
 def test_names_stay_on_a_phone_when_figures_are_scrolled_into_view(browser: Browser, address: str) -> None:
     visit = Visit(browser, address, viewport={"width": 375, "height": 800})
-    table = visit.page.get_by_role("region", name="The candidates as the retriever found them")
+    table = visit.page.get_by_role("region", name="The candidates as the retriever returned them")
     name = table.get_by_role("rowheader", name="Reranker (shipped: fused)")
     before = name.bounding_box()
     assert table.evaluate("table => { table.scrollLeft = 100; return table.scrollLeft }") > 0

@@ -1,4 +1,4 @@
-"""The guess at why no right passage stands first."""
+"""Tests of the guess at why no relevant passage is first."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from reranker.report import explorer
 from reranker.report.explorer import Passage, alike, guess
 
 TEXT = "Return the sum of the elements of an array over a given axis, as a number."
-RIGHT = Passage(TEXT, "g1")
+RELEVANT = Passage(TEXT, "g1")
 OTHER = Passage("Read a table of a database into memory, row by row, with its column names.", "g2")
 TWIN = Passage(f"Deprecated. {TEXT} See the other function.", "g3")
 
@@ -20,34 +20,34 @@ def nothing(query: str, passage: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("right", "above", "holds", "expected"),
+    ("relevant", "above", "holds", "expected"),
     [
         ([], [TWIN], nothing, explorer.MISSED),
-        ([RIGHT], [OTHER, TWIN], nothing, explorer.NEAR),
-        ([OTHER, RIGHT], [TWIN], nothing, explorer.NEAR),
-        ([RIGHT], [OTHER], nothing, explorer.CUT),
-        ([RIGHT], [OTHER], everything, explorer.NONE),
-        ([RIGHT], [], everything, explorer.NONE),
+        ([RELEVANT], [OTHER, TWIN], nothing, explorer.NEAR),
+        ([OTHER, RELEVANT], [TWIN], nothing, explorer.NEAR),
+        ([RELEVANT], [OTHER], nothing, explorer.CUT),
+        ([RELEVANT], [OTHER], everything, explorer.NONE),
+        ([RELEVANT], [], everything, explorer.NONE),
     ],
 )
-def test_first_reason_that_holds_is_the_guess(right, above, holds, expected):
-    assert guess("sum of an array", right, above, holds) == expected
+def test_first_reason_that_holds_is_the_guess(relevant, above, holds, expected):
+    assert guess("sum of an array", relevant, above, holds) == expected
 
 
-def test_only_the_best_right_passage_is_asked_about_its_length():
-    asked = []
-    guess("sum", [RIGHT, OTHER], [], lambda query, passage: bool(asked.append((query, passage))))
-    assert asked == [("sum", RIGHT.text)]
+def test_only_the_length_of_the_best_relevant_passage_is_checked():
+    calls = []
+    guess("sum", [RELEVANT, OTHER], [], lambda query, passage: bool(calls.append((query, passage))))
+    assert calls == [("sum", RELEVANT.text)]
 
 
 def test_passages_of_one_group_or_with_most_of_the_runs_are_alike():
-    assert alike(RIGHT, OTHER._replace(group="g1"))
-    assert alike(RIGHT, TWIN)
-    assert alike(TWIN, RIGHT)
-    assert not alike(RIGHT, OTHER)
+    assert alike(RELEVANT, OTHER._replace(group="g1"))
+    assert alike(RELEVANT, TWIN)
+    assert alike(TWIN, RELEVANT)
+    assert not alike(RELEVANT, OTHER)
 
 
 def test_half_of_the_runs_are_not_enough():
     words = TEXT.split()
     half = Passage(" ".join(words[: len(words) // 2]) + " and then something quite different from before it", "g4")
-    assert not alike(RIGHT, half)
+    assert not alike(RELEVANT, half)

@@ -1,4 +1,4 @@
-"""Experiments judged: pure parts on literal runs, the command on a git and DVC repository with real experiments."""
+"""Tests of experiments: pure functions on literal runs, and the command on a repository with real experiments."""
 
 import os
 import re
@@ -13,10 +13,10 @@ import pytest
 
 from reranker.common.errors import UserError
 from reranker.common.revisions import Lock, Revision
-from reranker.review.experiment_table import text_page
-from reranker.review.experiments import changes, incomparable, judge, ranked, settings
+from reranker.review.experiment_table import experiments_page
+from reranker.review.experiments import changes, incomparable, judge, settings, sort_lines
 from reranker.review.runs import Run, dotted
-from tools.experiments import UNFINISHED, Listed, main, usable_run
+from tools.experiments import UNFINISHED, Experiment, main, usable_run
 
 QUERIES = [f"q{place:02}" for place in range(40)]
 
@@ -24,7 +24,7 @@ QUERIES = [f"q{place:02}" for place in range(40)]
 def run(
     name: str, gain: float = 0.0, *, dev: float = 0.4, files: dict[str, str] | None = None, **params: object
 ) -> Run:
-    """A run whose queries are all `gain` better than 0.5; the cross-encoder's never change."""
+    """A run in which the NDCG@10 of each query is 0.5 + `gain`; that of the cross-encoder never changes."""
     test = pd.DataFrame({"reranker": 0.5 + gain, "cross_encoder": 0.3}, index=QUERIES)
     deps = [{"path": path, "md5": md5} for path, md5 in (files or {"stages/train.py": "a"}).items()]
     return Run(
@@ -107,11 +107,11 @@ def test_p_values_are_corrected_for_the_settings_compared_and_not_for_their_seed
     assert two[1].differences["reranker"].adjusted_p == pytest.approx(2 * two[1].differences["reranker"].p)
 
 
-def test_lines_are_ranked_by_dev_whatever_test_says_unless_asked():
+def test_lines_are_sorted_by_dev_unless_a_figure_of_test_is_chosen():
     lines = judge([run("x", 0.1, dev=0.3, lr=1.0), run("y", -0.1, dev=0.5, lr=2.0)], run("main"), seed=1)
 
     def order(figure: str) -> list[str]:
-        return [line.setting.runs[0].name for line in ranked(lines[::-1], figure)]
+        return [line.setting.runs[0].name for line in sort_lines(lines[::-1], figure)]
 
     assert order("dev_ndcg@10") == ["y", "main", "x"]
     assert order("ndcg@10") == ["x", "main", "y"]
@@ -120,12 +120,12 @@ def test_lines_are_ranked_by_dev_whatever_test_says_unless_asked():
 
 def test_page_says_what_is_beyond_noise_and_what_is_not():
     lines = judge([run("good", 0.1, lr=2e-5), run("same", 0.0, lr=3e-5)], run("main"), seed=1)
-    page = text_page(lines, ["bad: failed"], "dev_ndcg@10", markdown=False)
+    page = experiments_page(lines, ["bad: failed"], "dev_ndcg@10", markdown=False)
     assert re.search(r"0\.400 +0\.600 +\+0\.100 \[\+0\.100, \+0\.100\] +< 0\.001 +< 0\.001 +1  lr=2e-05 \(good\)", page)
     assert re.search(r"0\.400 +0\.500 +– +– +– +1  nothing: the baseline \(main\)", page)
     text = " ".join(page.split())
     assert "Sorted by dev_ndcg@10: choose on dev" in text
-    assert "2 comparisons a table" in text
+    assert "2 comparisons per table" in text
     assert "Reranker (shipped: fused), differences on test beyond the noise of queries (corrected p below 0.05): better: lr=2e-05 (good)." in text  # fmt: skip # noqa: E501
     assert (
         "Cross-encoder alone, differences on test beyond the noise of queries (corrected p below 0.05): none." in text
@@ -136,23 +136,23 @@ def test_page_says_what_is_beyond_noise_and_what_is_not():
 
 def test_one_comparison_has_no_corrected_column_and_several_runs_no_warning():
     runs = [run("x", 0.1, lr=2e-5), run("y", 0.1, lr=2e-5, seed=13), run("z", 0.01, seed=13)]
-    page = text_page(judge(runs, run("main"), seed=1), [], "ndcg@10", markdown=False)
+    page = experiments_page(judge(runs, run("main"), seed=1), [], "ndcg@10", markdown=False)
     assert "Holm" not in page
     assert "A single run" not in page
     assert "Names joined" not in page
-    assert "a figure of test, which is there to report" in " ".join(page.split())
+    assert "a figure of test, which only serves to report" in " ".join(page.split())
 
 
 def test_page_explains_names_of_one_run() -> None:
     lines = judge([run("x", 0.1, lr=2e-5), run("y", 0.1, lr=2e-5)], run("main"), seed=1)
-    page = text_page(lines, [], "dev_ndcg@10", markdown=False)
+    page = experiments_page(lines, [], "dev_ndcg@10", markdown=False)
     assert " 1  lr=2e-05 (x = y)" in page
     assert "Names joined by = have the same parameters, seed and figures: one run." in page
 
 
 def test_markdown_has_the_same_cells_and_breaks_on_no_value():
     lines = judge([run("a|b", 0.1, lr=2e-5)], run("main"), seed=1)
-    page = text_page(lines, [], "dev_ndcg@10", markdown=True)
+    page = experiments_page(lines, [], "dev_ndcg@10", markdown=True)
     rows = [line for line in page.splitlines() if line.startswith("|")]
     assert r"| lr=2e-05 (a\|b) | 0.400 | 0.600 | +0.100 [+0.100, +0.100] | < 0.001 | 1 |" in rows
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {7}
@@ -200,7 +200,7 @@ def shell(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 def run_experiment(folder: Path, name: str, *overrides: str, stage: str = "evaluate") -> None:
-    """As a user does, from the files of the commit."""
+    """Run an experiment like a user, from the files of the commit."""
     settings = [part for override in overrides for part in ("-S", override)]
     done = shell(folder, "dvc", "exp", "run", "--name", name, *settings, stage)
     assert done.returncode == 0, done.stderr
@@ -225,7 +225,7 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tried(committed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with experiments: seeds, another lr, other data, a run of one stage, and one that fails."""
+    """The same repository with experiments: seeds, another lr, other data, a run of one stage, and one that fails."""
     folder = tmp_path_factory.mktemp("tried") / "repository"
     shutil.copytree(committed, folder)
     run_experiment(folder, "seed-13", "seed=13")
@@ -238,7 +238,7 @@ def tried(committed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_seeds_are_one_line_and_what_cannot_be_compared_is_named(tried: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seeds_are_one_line_and_incomparable_runs_are_named(tried: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tried)
     page = main([])
     text = " ".join(page.split())
@@ -284,7 +284,7 @@ def test_experiment_that_has_not_succeeded_is_not_read(
     """DVC shows the figures of its commit for it."""
     monkeypatch.chdir(tried)
     with pytest.raises(UserError, match=f"^bad: {state.lower()}, without figures$"):
-        usable_run(Listed(Revision("bad", "HEAD"), state))
+        usable_run(Experiment(Revision("bad", "HEAD"), state))
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_experiment_that_has_not_succeeded_is_not_read(
         ("dvc.lock", "stages: {}", r"the stage evaluate did not run"),
     ],
 )
-def test_commit_with_unreadable_figures_is_said(
+def test_commit_with_unreadable_figures_is_an_error_of_one_line(
     path: str, text: str, reason: str, committed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "repository"
@@ -307,9 +307,9 @@ def test_commit_with_unreadable_figures_is_said(
     (folder / path).write_text(text)
     shell(folder, "git", "commit", "-qam", "damaged")
     monkeypatch.chdir(folder)
-    assert usable_run(Listed(Revision("whole", "HEAD~1"), None)).dev == {"reranker": 0.4, "cross_encoder": 0.3}
+    assert usable_run(Experiment(Revision("whole", "HEAD~1"), None)).dev == {"reranker": 0.4, "cross_encoder": 0.3}
     with pytest.raises(UserError, match=f"^damaged: {reason}"):
-        usable_run(Listed(Revision("damaged", "HEAD"), None))
+        usable_run(Experiment(Revision("damaged", "HEAD"), None))
 
 
 @pytest.mark.slow

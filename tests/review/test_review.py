@@ -1,4 +1,4 @@
-"""Reviews as CI runs them, of a git and DVC repository with branches that gain, lose or cannot be compared."""
+"""Tests of reviews as CI runs them, in a repository with branches that gain, lose or cannot be compared."""
 
 import json
 import os
@@ -61,7 +61,8 @@ open("metrics/per_query.csv", "w").write("\\n".join(["query_id,cross_encoder,rer
 json.dump({"ndcg@10": math.fsum(scores) / len(scores)}, open("metrics/evaluate.json", "w"))
 """
 BRANCHES = {"gain": ("lr", "0.00005"), "loss": ("lr", "0.0002"), "untold": ("lr", "0.00009"), "fewer": ("top_k", "9")}
-"""A key that each changes before it runs the pipeline; of another length, or git may not see it within a second."""
+"""The key that each branch changes before it runs the pipeline. The new value has another length, because git may not
+notice a change of the same length within a second."""
 
 
 def shell(folder: Path, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
@@ -83,7 +84,7 @@ def set_key(folder: Path, key: str, value: str) -> None:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a branch of each kind; main is checked out, and its data file is tracked by DVC."""
+    """A repository with a branch of each kind; main is checked out, and DVC tracks its data file."""
     folder = tmp_path_factory.mktemp("review") / "repository"
     (folder / "data/raw").mkdir(parents=True)
     (folder / ".ci").mkdir()
@@ -102,14 +103,14 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         set_key(folder, key, value)
         succeed(folder, "dvc repro -q", "git add -A", f"git commit -qm {name}")
     succeed(folder, "git checkout -q -b stale main")
-    set_key(folder, "top_k", "9")  # evaluate is stale, and what report needs of it is in no clone
+    set_key(folder, "top_k", "9")  # evaluate is stale, and a clone lacks its outputs, which report needs
     succeed(folder, "git commit -qam stale", "git checkout -q main", "dvc checkout -q")
     return folder
 
 
 @pytest.fixture
 def copy(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Of the repository, as the current folder, to be changed."""
+    """A copy of the repository that a test may change, as the current folder."""
     folder = tmp_path / "copy"
     shutil.copytree(repository, folder, symlinks=True)
     monkeypatch.chdir(folder)
@@ -117,7 +118,7 @@ def copy(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def message(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The line of an error."""
+    """The error message in one line."""
     assert main(arguments) == 1
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -143,7 +144,7 @@ def message(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_ci_reviews_a_branch_of_a_fresh_clone(
     repository: Path, tmp_path: Path, branch: str, failed: int, verdict: str
 ) -> None:
-    """Without DVC's cache, like a runner: neither data nor models are there."""
+    """Like a CI runner, the clone has no DVC cache, and so neither data nor models."""
     clone = tmp_path / "clone"
     succeed(tmp_path, f"git clone -q --branch {branch} {repository} {clone}")
     summary = tmp_path / "summary.md"
@@ -181,7 +182,7 @@ def test_workspace_is_reviewed_with_texts_parameters_and_what_is_stale(
     set_key(copy, "lr", "0.00005")
     (copy / "title.txt").write_text("another")
     assert main(["main"]) == EXIT["pass"]
-    assert "stages behind the figures are stale: report" in capsys.readouterr().out
+    assert "stages that do not affect the figures are stale: report" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -206,7 +207,7 @@ def test_experiment_is_reviewed_by_its_name_and_counts_as_a_look(
 
 
 @pytest.mark.slow
-def test_folders_of_code_data_and_results_are_looked_into(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_changed_files_in_folders_are_named(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("same.py", "edited.py", "renamed.py"):
         (copy / "code").mkdir(exist_ok=True)
         (copy / "code" / name).write_text(f"{name} = 1\n")
@@ -324,7 +325,7 @@ def test_only_the_job_that_runs_nothing_of_the_pull_request_may_write() -> None:
     assert {*secrets} == {"GITHUB_TOKEN"}
 
 
-def test_text_of_a_pull_request_is_no_part_of_a_script() -> None:
+def test_text_of_a_pull_request_is_not_part_of_a_script() -> None:
     scripts = [step["run"] for job in WORKFLOW["jobs"].values() for step in job["steps"] if "run" in step]
     assert scripts
     assert [script for script in scripts if "${{" in script] == []
@@ -337,15 +338,15 @@ def test_gitlab_template_reviews_merge_requests_with_the_history() -> None:
     assert job["artifacts"]["paths"] == ["review.md"]
 
 
-@pytest.mark.parametrize(("found", "method"), [("", "POST comments"), ("17\n23\n", "PATCH comment/17")])
-def test_github_comment_is_written_once_and_then_anew(tmp_path: Path, found: str, method: str) -> None:
-    """With a stand-in for gh, which notes its arguments: the real one wants a network."""
+@pytest.mark.parametrize(("comments", "method"), [("", "POST comments"), ("17\n23\n", "PATCH comment/17")])
+def test_github_comment_is_written_once_and_then_anew(tmp_path: Path, comments: str, method: str) -> None:
+    """A stand-in for gh records its arguments, because the real one needs a network."""
     gh = tmp_path / "gh"
     gh.write_text('#!/bin/sh\necho "$*" >>"$LOG"\ncase "$*" in *--jq*) printf "%s" "$FOUND" ;; esac\n')
     gh.chmod(0o755)
     (script,) = (step["run"] for step in WORKFLOW["jobs"]["comment"]["steps"] if "run" in step)
     log = tmp_path / "log"
-    variables = {"COMMENTS": "comments", "COMMENT": "comment", "LOG": str(log), "FOUND": found}
+    variables = {"COMMENTS": "comments", "COMMENT": "comment", "LOG": str(log), "FOUND": comments}
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     done = shell(tmp_path, "bash", "-eo", "pipefail", "-c", script, **variables, PATH=path)
     assert done.returncode == 0, done.stderr
@@ -355,19 +356,19 @@ def test_github_comment_is_written_once_and_then_anew(tmp_path: Path, found: str
 
 
 class Notes(BaseHTTPRequestHandler):
-    """The notes of a merge request, as GitLab's API has them."""
+    """A server with the notes of a merge request, like GitLab's API."""
 
-    kept: ClassVar[list[dict[str, object]]] = []
+    notes: ClassVar[list[dict[str, object]]] = []
 
     def do_GET(self) -> None:
-        self.answer(self.kept)
+        self.answer(self.notes)
 
     def do_POST(self) -> None:
-        self.kept.append({"id": 10 + len(self.kept), **self.sent()})
+        self.notes.append({"id": 10 + len(self.notes), **self.sent()})
         self.answer({})
 
     def do_PUT(self) -> None:
-        (note,) = (note for note in self.kept if self.path.endswith(f"/notes/{note['id']}"))
+        (note,) = (note for note in self.notes if self.path.endswith(f"/notes/{note['id']}"))
         note |= self.sent()
         self.answer({})
 
@@ -394,10 +395,10 @@ def test_gitlab_note_is_written_once_and_then_anew(tmp_path: Path) -> None:
             "CI_MERGE_REQUEST_IID": "2",
             "REVIEW_TOKEN": "token",
         }
-        Notes.kept[:] = [{"id": 3, "body": "looks good"}]
+        Notes.notes[:] = [{"id": 3, "body": "looks good"}]
         for text in ("first", "second"):
             (tmp_path / "review.md").write_text(f"{text}\n{MARKER}\n")
             done = shell(tmp_path, sys.executable, str(ROOT / ".ci/gitlab_note.py"), **variables)
             assert done.returncode == 0, done.stderr
         server.shutdown()
-    assert Notes.kept == [{"id": 3, "body": "looks good"}, {"id": 11, "body": f"second\n{MARKER}\n"}]
+    assert Notes.notes == [{"id": 3, "body": "looks good"}, {"id": 11, "body": f"second\n{MARKER}\n"}]

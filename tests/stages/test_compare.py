@@ -20,7 +20,7 @@ from reranker.common.progress import run_stage
 from reranker.common.system_schema import STANDARD_SYSTEMS
 from reranker.evaluation.comparison import MODES
 from reranker.evaluation.costs import COST_COLUMNS
-from reranker.evaluation.systems import added_z_scores, reciprocal_rank_fusion
+from reranker.evaluation.systems import reciprocal_rank_fusion, weighted_z_scores
 from reranker.inference.export import FILES, ExportedModel, export
 from reranker.inference.loading import keep_first_layers, load_retriever
 from reranker.inference.reranker import Reranker
@@ -59,7 +59,7 @@ def in_order(scores: dict[tuple[str, str], float]) -> list[float]:
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """The stage's lines on stderr, without the bars of libraries that were imported before it made them quiet."""
+    """The lines of the stage on stderr, without progress bars of libraries that were imported before it."""
     return [line for line in capsys.readouterr().err.splitlines() if line.startswith(("error: ", "compare: "))]
 
 
@@ -96,34 +96,34 @@ def test_each_kind_scores_the_candidates_as_its_model_does(place, biencoder, cro
         "embedding": static,
         "whole": whole,
         "cut": score_pairs(model, queries, passages, label=""),
-        "sum": added_z_scores(parts, {"words": 1.0, "whole": 0.5, "retriever": 0.25}, table),
+        "sum": weighted_z_scores(parts, {"words": 1.0, "whole": 0.5, "retriever": 0.25}, table),
     }
     for name, scores in expected.items():
         np.testing.assert_allclose(in_order(place.scores(name)), scores, atol=1e-5, err_msg=name)
     assert len({tuple(np.round(scores, 3)) for scores in expected.values()}) == len(expected)
-    found = place.comparison()
-    assert list(found.index) == [*STANDARD_SYSTEMS, *expected, "other"]
+    table = place.comparison()
+    assert list(table.index) == [*STANDARD_SYSTEMS, *expected, "other"]
     kinds = ["bm25", "hybrid", "biencoder", "static", "cross_encoder", "cross_encoder", "fused", "run"]
-    assert found["kind"].tolist()[8:] == kinds
-    assert found.loc["other", "ndcg@10"] == pytest.approx(2 / 3)  # t2's right passage was not retrieved
-    assert found["gain_vs_baseline"].isna().to_dict() == {name: name == "whole" for name in found.index}
+    assert table["kind"].tolist()[8:] == kinds
+    assert table.loc["other", "ndcg@10"] == pytest.approx(2 / 3)  # t2's relevant passage was not retrieved
+    assert table["gain_vs_baseline"].isna().to_dict() == {name: name == "whole" for name in table.index}
     by_query = pd.read_csv("metrics/comparison_per_query.csv")
-    assert list(by_query) == ["query_id", *found.index]
+    assert list(by_query) == ["query_id", *table.index]
     assert by_query["other"].tolist() == [1.0, 1.0, 0.0]
-    assert by_query.drop(columns="query_id").mean().to_dict() == pytest.approx(found["ndcg@10"].to_dict())
+    assert by_query.drop(columns="query_id").mean().to_dict() == pytest.approx(table["ndcg@10"].to_dict())
     assert Path("data/compared/other.trec").read_text().splitlines()[0] == "t0 Q0 p0 1 2.5 other"
 
 
-def test_failure_of_one_system_keeps_the_others_and_ends_with_an_error(place, cross_encoder, capsys):
+def test_failure_of_one_system_leaves_the_others_and_ends_with_an_error(place, cross_encoder, capsys):
     Path(shutil.copytree(cross_encoder, "models/mute"), "tokenizer.json").unlink()
-    unknown = place.run_file("t0 Q0 p0 1 1.0 x\nt7 Q0 p0 1 1.0 x\n")
+    unknown_query = place.run_file("t0 Q0 p0 1 1.0 x\nt7 Q0 p0 1 1.0 x\n")
     place.set(
         systems={
             "gone": {"cross_encoder": "models/none"},
             "words": {"retriever": "bm25"},
             "needs": {"fused": {"gone": 1.0, "words": 1.0}},
             "deep": {"cross_encoder": cross_encoder, "num_layers": 9},
-            "foreign": {"run": unknown},
+            "foreign": {"run": unknown_query},
             "student": {"cross_encoder": "models/students/4"},
             "wrong": {"static": cross_encoder},
             "mute": {"cross_encoder": "models/mute"},
@@ -137,7 +137,7 @@ def test_failure_of_one_system_keeps_the_others_and_ends_with_an_error(place, cr
     ]
     about = dict(line.removeprefix("error: systems.").split(": ", 1) for line in lines)
     assert about["gone"].startswith("params.yaml: model 'models/none' is neither bundled")
-    assert about["needs"] == "'gone' has no scores, for it failed"
+    assert about["needs"] == "'gone' has no scores, because it failed"
     assert about["deep"] == "params.yaml: num_layers: 9: the model has 2 layers"
     assert about["foreign"] == "data/runs/other.trec: column query_id: 1 ids are none of the test queries: 't7'"
     assert about["student"].startswith(
@@ -148,24 +148,24 @@ def test_failure_of_one_system_keeps_the_others_and_ends_with_an_error(place, cr
         "model 'models/mute' could not be loaded (its tokenizer has no words: a file such as tokenizer.json is "
         "missing); name a folder or a Hub id that holds a whole model"
     )
-    found = place.comparison()
-    assert list(found.index) == [*STANDARD_SYSTEMS, "words"]
-    assert found["gain_vs_baseline"].isna().all()
-    assert found["gain_vs_best"].notna().sum() == 8
+    table = place.comparison()
+    assert list(table.index) == [*STANDARD_SYSTEMS, "words"]
+    assert table["gain_vs_baseline"].isna().all()
+    assert table["gain_vs_best"].notna().sum() == 8
     assert sorted(path.name for path in Path("data/compared").iterdir()) == ["words.parquet", "words.trec"]
 
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The systems whose models are opened, in their order."""
+    """The systems whose models are loaded, in their order."""
     opened: list[str] = []
 
     def note(system, settings, label):
         opened.append(label.removeprefix("compare "))
-        return compare_opened(system, settings, label)
+        return original(system, settings, label)
 
-    compare_opened = compare.opened
-    monkeypatch.setattr(compare, "opened", note)
+    original = compare.open_system
+    monkeypatch.setattr(compare, "open_system", note)
     return opened
 
 
@@ -212,7 +212,7 @@ def test_next_run_computes_what_failed_or_changed_and_nothing_else(place, cross_
     assert sorted(path.stem for path in Path("data/compared").glob("*.parquet")) == ["words"]
 
 
-def test_dvc_leaves_what_is_kept_to_the_next_run(repository):
+def test_dvc_leaves_cached_scores_to_the_next_run(repository):
     (stage,) = re.findall(r"^  compare:\n.*?(?=^  \w)", (ROOT / "dvc.yaml").read_text(), re.M | re.S)
     body = yaml.safe_load(stage)["compare"]
     named = {"cmd": f"PYTHONPATH={ROOT} {body['cmd']}", "params": ["systems"], "outs": body["outs"]}
@@ -240,7 +240,7 @@ def test_damaged_scores_are_computed_again(place, computed):
 
 @pytest.fixture
 def exported(place: Comparable, cross_encoder: str) -> dict[str, str]:
-    """What the export stage writes of the reranker that lies here; the folders by their backends."""
+    """Export the reranker of the workspace, and return the folders by backend."""
     folders = {backend: Path("models/export") / backend for backend in FILES}
     for backend, folder in folders.items():
         folder.mkdir(parents=True)
@@ -275,13 +275,13 @@ def test_exported_folders_are_scored_by_their_own_graphs_in_both_modes_and_timed
     assert said(capsys) == []
 
     costs_stage.main([])
-    found = pd.read_csv("metrics/costs.csv").set_index("system")
-    assert found.loc[list(exported), "parameters"].tolist() == [found.loc["cross_encoder", "parameters"]] * 3
+    table = pd.read_csv("metrics/costs.csv").set_index("system")
+    assert table.loc[list(exported), "parameters"].tolist() == [table.loc["cross_encoder", "parameters"]] * 3
     for name, folder in exported.items():
         graph = Path(folder, FILES[name])
         size = sum(path.stat().st_size for path in graph.parent.iterdir())
-        assert found.loc[name, "megabytes"] == pytest.approx(size / 1e6)
-    assert (found.loc[list(exported), "p50_ms_30"] > 0).all()
+        assert table.loc[name, "megabytes"] == pytest.approx(size / 1e6)
+    assert (table.loc[list(exported), "p50_ms_30"] > 0).all()
 
 
 def test_exported_folder_that_is_missing_cut_short_or_changed_is_one_line_and_the_others_stay(place, exported, capsys):
@@ -323,13 +323,13 @@ def test_exported_folder_that_is_missing_cut_short_or_changed_is_one_line_and_th
     assert pd.read_csv("metrics/costs.csv")["system"].tolist() == [*STANDARD_SYSTEMS, "int8"]
 
 
-def test_exported_folder_of_another_reranker_is_told_however_often(place, exported, computed, capsys):
+def test_exported_folder_of_another_reranker_is_a_warning_in_every_run(place, exported, computed, capsys):
     place.set(systems={"int8": {"cross_encoder": exported["openvino-int8"]}})
     Path("models/reranker/fusion.json").write_text(Path("models/reranker/fusion.json").read_text() + "\n")
     for _ in range(2):
         compare.main([])
         assert said(capsys) == [
-            "compare: models/export/openvino-int8 is of another models/reranker than the one here; "
+            "compare: models/export/openvino-int8 was exported from another models/reranker; "
             "run `dvc repro export/dvc.yaml`"
         ]
     assert computed == ["int8"]
@@ -342,13 +342,13 @@ def test_engine_of_params_computes(place, monkeypatch):
         compare.main([])
 
 
-def test_no_system_of_ones_own_is_fine_and_so_is_a_single_query(place):
+def test_params_without_systems_are_fine_and_so_is_a_single_query(place):
     place.tables({"t0": QUERIES["t0"]})
     assert compare.main([]) == "compare: 8 systems on 1 test queries -> metrics/comparison.csv"
-    found = place.comparison()
-    assert found["queries"].tolist() == [1] * 8
-    assert found["ndcg@10_low"].tolist() == found["ndcg@10_high"].tolist() == found["ndcg@10"].tolist()
-    assert found["detectable"].isna().all()
+    table = place.comparison()
+    assert table["queries"].tolist() == [1] * 8
+    assert table["ndcg@10_low"].tolist() == table["ndcg@10_high"].tolist() == table["ndcg@10"].tolist()
+    assert table["detectable"].isna().all()
     assert list(Path("data/compared").iterdir()) == []
 
 
@@ -446,9 +446,9 @@ def test_experiment_is_that_revisions_reranker_or_its_cross_encoder_and_a_list_i
         np.testing.assert_allclose(in_order(repository.scores(name)), here + more * words, atol=1e-4)
     alone = score_pairs(CrossEncoder("models/reranker"), *texts, label="")
     np.testing.assert_allclose(in_order(repository.scores("alone")), alone, atol=1e-5)
-    found = repository.comparison()
-    assert found["kind"].tolist()[8:] == ["fused", "cross_encoder", "fused"]
-    assert found["ndcg@10_sd_of_repeats"].notna().to_dict() == {name: name == "seeds" for name in found.index}
+    table = repository.comparison()
+    assert table["kind"].tolist()[8:] == ["fused", "cross_encoder", "fused"]
+    assert table["ndcg@10_sd_of_repeats"].notna().to_dict() == {name: name == "seeds" for name in table.index}
     assert not Path("data/compared/seeds.parquet").exists()
 
 
@@ -466,7 +466,7 @@ def test_revision_that_is_unknown_or_has_no_model_or_whose_model_is_nowhere_is_n
     assert list(repository.comparison().index) == list(STANDARD_SYSTEMS)
 
 
-def test_model_is_fetched_from_a_remote_and_other_queries_are_told(repository, tmp_path, capsys):
+def test_model_is_fetched_from_a_remote_and_other_queries_are_a_warning(repository, tmp_path, capsys):
     shell(repository.path, "dvc", "remote", "add", "-q", "-d", "far", str(tmp_path / "far"))
     shell(repository.path, "dvc", "push", "-q", "--all-commits")
     shell(repository.path, "git", "tag", "first")
@@ -495,22 +495,22 @@ def test_costs_are_of_every_system_that_can_score_a_query(place, cross_encoder):
         usd_per_hour=3.6,
     )
     assert costs_stage.main([]).startswith("costs: 11 systems, 3 queries each at most")
-    found = pd.read_csv("metrics/costs.csv")
-    assert tuple(found) == COST_COLUMNS
-    found = found.set_index("system")
-    assert list(found.index) == [*STANDARD_SYSTEMS, "hybrid", "cut", "sum"]
-    sizes = found["parameters"].to_dict()
+    table = pd.read_csv("metrics/costs.csv")
+    assert tuple(table) == COST_COLUMNS
+    table = table.set_index("system")
+    assert list(table.index) == [*STANDARD_SYSTEMS, "hybrid", "cut", "sum"]
+    sizes = table["parameters"].to_dict()
     parts = sum(sizes[name] for name in ("cross_encoder", "tuned_biencoder", "tuned_static"))
     assert (sizes["bm25"], sizes["retriever"], sizes["reranker"]) == (0, 0, parts)
     assert sizes["cut"] < sizes["cross_encoder"]
     assert sizes["sum"] == sizes["cut"] + sizes["tuned_static"]
     stored = Path("models/static/model.safetensors").stat().st_size / 1e6
-    assert found.loc["hybrid", "megabytes"] == pytest.approx(stored)
-    assert found.loc["cut", "megabytes"] == pytest.approx(4 * sizes["cut"] / 1e6)
-    assert (found.drop(columns=["parameters", "megabytes"]) > 0).all(axis=None)
+    assert table.loc["hybrid", "megabytes"] == pytest.approx(stored)
+    assert table.loc["cut", "megabytes"] == pytest.approx(4 * sizes["cut"] / 1e6)
+    assert (table.drop(columns=["parameters", "megabytes"]) > 0).all(axis=None)
 
 
-def test_failure_of_one_system_keeps_the_costs_of_the_others(place, capsys):
+def test_failure_of_one_system_leaves_the_costs_of_the_others(place, capsys):
     place.set(systems={"gone": {"cross_encoder": "models/none"}, "words": {"retriever": "bm25"}})
     with pytest.raises(UserError, match=r"costs: 1 systems failed \(gone\)"):
         costs_stage.main([])

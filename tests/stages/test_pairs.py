@@ -61,8 +61,8 @@ class Place:
         (self.path / "pairs" / "params.yaml").write_text(yaml.safe_dump({"pairs": self.values}), encoding="utf-8")
 
     def start(self, stage: str, *launcher: str) -> subprocess.CompletedProcess[str]:
-        found = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])
-        environment = {**os.environ, "PYTHONPATH": found, "PYTHONDONTWRITEBYTECODE": "1"}
+        path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])
+        environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
         command = [sys.executable, "-m", *launcher, f"stages.pairs.{stage}"]
         return subprocess.run(
             command, cwd=self.path, env=environment, capture_output=True, text=True, check=False, timeout=300
@@ -110,13 +110,13 @@ def test_task_goes_from_rows_to_figures(tmp_path: Path, task: str, headline: str
     scored = pd.read_parquet(tmp_path / "data" / "pairs" / "scored.parquet")
     assert len(scored) == 24
     model = CrossEncoder(str(tmp_path / "models" / "pairs"))
-    found = model.predict([("the red saw", "a saw that is red"), ("the red saw", "a hoe")])
+    scores = model.predict([("the red saw", "a saw that is red"), ("the red saw", "a hoe")])
     if task == "class":
-        assert found.shape == (2, 2)
+        assert scores.shape == (2, 2)
         assert json.loads((tmp_path / "models" / "pairs" / "classes.json").read_text()) == ["other", "same"]
         assert set(scored["fine_tuned"]) <= {0, 1}
     else:
-        assert ((found >= 0) & (found <= 1)).all()
+        assert ((scores >= 0) & (scores <= 1)).all()
         pairs = pd.read_parquet(tmp_path / "data" / "pairs" / "pairs.parquet").set_index("pair_id")
         shown = pairs.loc[scored["pair_id"]]
         shipped = PairModel(tmp_path / "models" / "pairs", "float32")
@@ -158,7 +158,7 @@ def test_pair_on_two_sides_of_a_given_split_stops_unless_it_is_allowed(tmp_path:
     test.write_text(test.read_text() + "A saw that is blue,the blue saw,1\n")
     line = place.error("prepare")
     assert line.startswith("pairs/params.yaml: source: 1 of the pairs of dev or test are also in an earlier split")
-    assert "such as 'A saw that is blue' and 'the blue saw' (data/raw/test.csv: row 25); take them out" in line
+    assert "such as 'A saw that is blue' and 'the blue saw' (data/raw/test.csv: row 25); remove them" in line
     assert not (tmp_path / "metrics").exists()
     place.set(allow_leakage=True)
     place.run("prepare")
@@ -180,8 +180,8 @@ def test_unused_columns_of_all_files_are_told_once(tmp_path: Path):
     for split, more in (("train", ["who", "when"]), ("test", ["when", "why"])):
         path = raw / f"{split}.csv"
         pd.read_csv(path).assign(**dict.fromkeys(more, "x")).to_csv(path, index=False)
-    told = [line for line in place.run("prepare").splitlines() if "unused" in line]
-    assert told == ["prepare: source: unused columns: when, why, who"]
+    lines = [line for line in place.run("prepare").splitlines() if "unused" in line]
+    assert lines == ["prepare: source: unused columns: when, why, who"]
 
 
 def test_file_of_the_committed_parameters_that_is_not_there_is_one_line_that_says_what_to_do(tmp_path: Path):
@@ -189,21 +189,21 @@ def test_file_of_the_committed_parameters_that_is_not_there_is_one_line_that_say
     shutil.copy(ROOT / "pairs" / "params.yaml", tmp_path / "pairs" / "params.yaml")
     line = place.error("prepare")
     assert line.startswith("pairs/params.yaml: source: 'data/raw/pairs.csv' names no file; ")
-    assert line.endswith("; docs/how-to/pairs.md tells how to bring your own")
+    assert line.endswith("; docs/how-to/pairs.md says how to use your own files")
     assert (ROOT / "docs" / "how-to" / "pairs.md").is_file()
 
 
 def test_split_of_one_label_stops(tmp_path: Path):
     place = Place(tmp_path, "duplicates")
     (tmp_path / "data" / "raw" / "dev.csv").write_text("one,two,label\na hammer,a nail,1\nsome pliers,some wire,1\n")
-    assert "the dev split has 2 pairs and 1 different labels; two of both" in place.error("prepare")
+    assert "the dev split has 2 pairs and 1 different labels, but needs at least two of both" in place.error("prepare")
 
 
 def test_no_pair_left_says_why(tmp_path: Path):
     place = Place(tmp_path, "score")
     for path in (tmp_path / "data" / "raw").iterdir():
         path.write_text("one,two,label\na,,1\n")
-    assert place.error("prepare").endswith("source: no pairs left of 3 rows; dropped 3 as empty")
+    assert place.error("prepare").endswith("source: no pairs are left of 3 rows; dropped 3 as empty")
 
 
 @pytest.mark.parametrize(
@@ -263,10 +263,10 @@ def prepare_recipe(path: Path, name: str, raw: Path) -> dict[str, float]:
 
 @pytest.mark.parametrize(("name", "rows"), [("stsb", 8628), ("covid", 488)])
 def test_recipe_reads_the_real_files(tmp_path: Path, name: str, rows: int):
-    found = ROOT.parent / "shared" / "data"
-    if not (found / name).is_dir():
+    folder = ROOT.parent / "shared" / "data"
+    if not (folder / name).is_dir():
         pytest.skip(f"the real files of {name} are not here")
-    figures = prepare_recipe(tmp_path, name, found)
+    figures = prepare_recipe(tmp_path, name, folder)
     assert figures["rows"] == rows
     assert min(figures[split] for split in ("train", "dev", "test")) >= 30
 
@@ -285,7 +285,12 @@ def test_recipe_reads_quora_as_published(tmp_path: Path):
 
 
 def test_recipe_reads_snli_as_published(tmp_path: Path):
-    told = {"entailment": "Someone is out.", "contradiction": "Nobody is there.", "neutral": "It is late.", "-": "Hm."}
+    hypotheses = {
+        "entailment": "Someone is out.",
+        "contradiction": "Nobody is there.",
+        "neutral": "It is late.",
+        "-": "Hm.",
+    }
     premises = {
         "train": ["A man walks a dog.", "Two girls read.", "A bus waits."],
         "dev": ["A cook stirs soup."],
@@ -297,7 +302,7 @@ def test_recipe_reads_snli_as_published(tmp_path: Path):
         lines = [
             {"annotator_labels": [label], "gold_label": label, "pairID": f"{place}{label[0]}", "sentence1": text,
              "sentence1_parse": f"(ROOT {text})", "sentence2": hypothesis}
-            for place, text in enumerate(texts) for label, hypothesis in told.items()
+            for place, text in enumerate(texts) for label, hypothesis in hypotheses.items()
         ]  # fmt: skip
         (raw / f"snli_1.0_{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     figures = prepare_recipe(tmp_path, "nli", tmp_path / "files")
@@ -308,7 +313,7 @@ def test_recipe_reads_snli_as_published(tmp_path: Path):
     }
     named = pairs.groupby("second")[["class", "label"]].agg(set).to_dict("index")
     assert named == {
-        told[name]: {"class": {name}, "label": {place}}
+        hypotheses[name]: {"class": {name}, "label": {place}}
         for place, name in enumerate(("contradiction", "entailment", "neutral"))
     }
 

@@ -492,7 +492,7 @@ def test_mine_that_cannot_end_has_written_nothing(modelled, monkeypatch):
     relevance = [1, 1, 1, 1, 0, 1, 0, 1]  # of dev all are 0: its figures are computed last
     modelled.write("prepared/judgments", query_id=ids, passage_id=ids, relevance=relevance)
     monkeypatch.chdir(modelled.path)
-    with pytest.raises(UserError, match="no query of dev has a right passage"):
+    with pytest.raises(UserError, match="no query of dev has a relevant passage"):
         mine.main([])
     assert not Path("data/mined").exists()
     assert not Path("metrics").exists()

@@ -9,7 +9,7 @@ from sentence_transformers.util import mine_hard_negatives
 
 from reranker.common.errors import UserError
 from reranker.inference.scoring import embed
-from tools.negatives import FORMATS, formatted, with_texts
+from tools.negatives import FORMATS, format_rows, with_texts
 
 QUERIES = pd.DataFrame({"query_id": ["q1", "q2"], "text": ["sort a list", "read a csv file"]})
 PASSAGES = pd.DataFrame(
@@ -27,16 +27,16 @@ def model(biencoder: str) -> SentenceTransformer:
 
 @pytest.fixture(scope="module")
 def rows(model: SentenceTransformer) -> pd.DataFrame:
-    """Each query's right passage, and the two others with the highest scores."""
+    """The relevant passage of each query, and the two other passages with the highest scores."""
     queries, passages = (embed(model, table["text"].tolist(), label="") for table in (QUERIES, PASSAGES))
     scores = queries @ passages.T
     table = []
     for query, right in enumerate((0, 1)):
         others = [place for place in np.argsort(-scores[query]) if place != right][:2]
         table += [(query, place, scores[query, place], float(place == right)) for place in (right, *others)]
-    found = pd.DataFrame(table, columns=["query_id", "passage_id", "score", "relevance"])
+    table = pd.DataFrame(table, columns=["query_id", "passage_id", "score", "relevance"])
     names = {"query_id": QUERIES["query_id"], "passage_id": PASSAGES["passage_id"]}
-    return found.assign(**{column: ids[found[column]].to_numpy() for column, ids in names.items()})
+    return table.assign(**{column: ids[table[column]].to_numpy() for column, ids in names.items()})
 
 
 def comparable(table: pd.DataFrame) -> list[tuple[object, ...]]:
@@ -61,28 +61,28 @@ def test_rows_are_those_of_mine_hard_negatives(
         output_scores=output_scores, verbose=False,
     )  # fmt: skip
     expected = mined.to_pandas()
-    found = formatted(with_texts(rows, QUERIES, PASSAGES), output_format, output_scores=output_scores)
-    assert comparable(found) == comparable(expected)
-    assert len(found) > 0
+    table = format_rows(with_texts(rows, QUERIES, PASSAGES), output_format, output_scores=output_scores)
+    assert comparable(table) == comparable(expected)
+    assert len(table) > 0
 
 
 def test_positives_stand_where_their_score_puts_them(rows: pd.DataFrame):
-    lists = formatted(with_texts(rows, QUERIES, PASSAGES), "labeled-list", output_scores=True, include_positives=True)
+    lists = format_rows(with_texts(rows, QUERIES, PASSAGES), "labeled-list", output_scores=True, include_positives=True)
     for scores in lists["scores"]:
         assert scores == sorted(scores, reverse=True)
-    labels = formatted(with_texts(rows, QUERIES, PASSAGES), "labeled-list", include_positives=True)["labels"]
+    labels = format_rows(with_texts(rows, QUERIES, PASSAGES), "labeled-list", include_positives=True)["labels"]
     assert sorted(map(sum, labels)) == [1, 1]
 
 
 def test_format_without_a_place_for_positives_and_tuples_of_other_lengths_are_errors(rows: pd.DataFrame):
     texts = with_texts(rows, QUERIES, PASSAGES)
-    with pytest.raises(UserError, match="--include-positives: triplet has no place"):
-        formatted(texts, "triplet", include_positives=True)
+    with pytest.raises(UserError, match="--include-positives: triplet cannot contain a ranking"):
+        format_rows(texts, "triplet", include_positives=True)
     with pytest.raises(UserError, match="from 1 to 2 negatives"):
-        formatted(texts[:-1], "n-tuple")
+        format_rows(texts[:-1], "n-tuple")
 
 
 def test_written_file_is_read_by_datasets(rows: pd.DataFrame, tmp_path: Path):
     path = tmp_path / "negatives.parquet"
-    formatted(with_texts(rows, QUERIES, PASSAGES), "labeled-list").to_parquet(path, index=False)
+    format_rows(with_texts(rows, QUERIES, PASSAGES), "labeled-list").to_parquet(path, index=False)
     assert Dataset.from_parquet(str(path), cache_dir=str(tmp_path)).column_names == ["anchor", "documents", "labels"]

@@ -1,4 +1,4 @@
-"""Recipes are differences: each is applied to the committed parameters, and what comes out is valid."""
+"""Tests of recipes: each one is applied to the committed parameters, and the result is valid."""
 
 import shutil
 from pathlib import Path
@@ -75,7 +75,7 @@ def test_recipe_has_no_key_whose_value_is_the_committed_one(name: str) -> None:
 
 def test_comments_blank_lines_and_nulls_stay() -> None:
     sources = "  faq:\n    files: a.csv\n    columns: {query: q}\n"
-    text, changed = recipe.applied(PARAMS, f"sources:  # ours\n{sources}lora: {{r: 8}}\nindex: {{kind: flat}}\n")
+    text, changed = recipe.apply_recipe(PARAMS, f"sources:  # ours\n{sources}lora: {{r: 8}}\nindex: {{kind: flat}}\n")
     expected = PARAMS.replace("  docs:\n    packages:       # names\n    - numpy\n", sources)
     expected = expected.replace("lora: null          #", "lora: {r: 8}        #")
     assert text == expected.replace("kind: auto        #", "kind: flat        #")
