@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> str:
         except UserError as error:
             left_out.append(str(error))
     others = [run for run in runs if run.name != baseline.name]
-    lines = judge(others, baseline, seed=baseline.params["evaluation.seed"])
+    lines = judge(others, baseline, seed=baseline.params["evaluation"]["seed"])
     page = experiments_page(sort_lines(lines, options.sort), left_out, options.sort, markdown=options.markdown)
     return f"Experiments of {head.revision.name}\n\n{page}"
 

@@ -15,26 +15,15 @@ import torch
 from reranker.common.artifacts import read_table
 from reranker.common.errors import UserError
 from reranker.common.model_files import fingerprint
-from reranker.common.system_schema import (
-    BiencoderSystem,
-    CrossEncoderSystem,
-    ExperimentSystem,
-    RetrieverSystem,
-    StaticSystem,
-    System,
-)
+from reranker.common.system_schema import SYSTEM_KINDS, ExperimentSystem, System
 from reranker.evaluation import experiment_models
 from reranker.evaluation.systems import BM25, Settings
 from reranker.retrieval import bm25
 
 COLUMNS = ("query_id", "passage_id", "score")
 KEY = "key"
-CODE = (
-    "common/model_files", "evaluation/systems", "inference/backends", "inference/excerpts", "inference/export",
-    "inference/fusion", "inference/graphs", "inference/loading", "inference/reranker", "inference/scoring",
-    "retrieval/bm25", "retrieval/retrievers",
-)  # fmt: skip
-"""The files of `reranker` that decide a score."""
+CODE = ("common/model_files.py", "evaluation/systems.py", "inference", "retrieval")
+"""The files and folders of `reranker` that decide a score."""
 LIBRARIES = ("torch", "transformers", "sentence-transformers", "tokenizers", "openvino", "nncf", "onnxruntime")
 
 
@@ -49,14 +38,16 @@ def cache_key(system: System, settings: Settings, pairs: pd.DataFrame) -> str:
     Raises:
         UserError: a revision is unknown or has no reranker, or a bundled model does not exist.
     """
-    here = Path(__file__).parents[1]
+    package = Path(__file__).parents[1]
+    code = sorted(path for path in package.rglob("*.py") if any(path.is_relative_to(package / name) for name in CODE))
     inputs = {
         "system": system.model_dump(),
         "models": _models(system),
-        "settings": {**settings._asdict(), "words": _hash(bm25.dump(settings.words))},
+        # the engine gives the same bytes wherever it computes
+        "settings": {**settings._asdict(), "words": _hash(bm25.dump(settings.words)), "compute": settings.compute[:-1]},
         "pairs": _hash(pairs[[*COLUMNS[:2], "query", "passage", "retrieved"]].to_csv(index=False)),
         "device": torch.cuda.is_available(),
-        "code": {name: _hash((here / f"{name}.py").read_text(encoding="utf-8")) for name in CODE},
+        "code": {path.relative_to(package).as_posix(): _hash(path.read_text(encoding="utf-8")) for path in code},
         "libraries": {each.name: each.version for each in metadata.distributions() if each.name in LIBRARIES},
     }
     return _hash(json.dumps(inputs, sort_keys=True))
@@ -79,19 +70,11 @@ def with_key(table: pd.DataFrame, key: str) -> pd.DataFrame:
 
 
 def _models(system: System) -> Mapping[str, str]:
-    if isinstance(system, ExperimentSystem):
-        return {name: experiment_models.model_hash(name) for name in system.experiment}
-    if isinstance(system, RetrieverSystem):
-        names = [name for name in system.retriever if name != BM25]
-    elif isinstance(system, BiencoderSystem):
-        names = [system.biencoder]
-    elif isinstance(system, StaticSystem):
-        names = [system.static]
-    elif isinstance(system, CrossEncoderSystem):
-        names = [system.cross_encoder]
-    else:
-        raise TypeError(f"{type(system).__name__} has no scores of its own")
-    return {name: fingerprint(name) for name in names}
+    """The hash of each model that an entry of `systems` names."""
+    kind = next(name for name, schema in SYSTEM_KINDS.items() if isinstance(system, schema))
+    names = getattr(system, kind)
+    find = experiment_models.model_hash if isinstance(system, ExperimentSystem) else fingerprint
+    return {name: find(name) for name in ([names] if isinstance(names, str) else names) if name != BM25}
 
 
 def _hash(text: str) -> str:

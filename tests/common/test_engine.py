@@ -110,9 +110,7 @@ def test_vectors_scores_and_rankings_have_the_bytes_of_one_process(
     reranker = CrossEncoder(cross_encoder)
     for precision in ("float32", "bfloat16"):
         scores = score_pairs(reranker, texts, texts[::-1], label="", compute=Compute(precision))
-        result = score_pairs(
-            reranker, texts, texts[::-1], label="", precision=precision, compute=Compute(engine=machines.engine)
-        )
+        result = score_pairs(reranker, texts, texts[::-1], label="", compute=Compute(precision, engine=machines.engine))
         np.testing.assert_array_equal(result, scores)
 
     passages = np.random.default_rng(2).normal(size=(1500, 32)).astype(np.float32)

@@ -79,7 +79,7 @@ def succeed(folder: Path, *commands: str) -> None:
 
 def set_key(folder: Path, key: str, value: str) -> None:
     params = folder / "params.yaml"
-    params.write_text(re.sub(rf"^{key}: \S+", f"{key}: {value}", params.read_text(), flags=re.MULTILINE))
+    params.write_text(re.sub(rf"^( *{key}): \S+", rf"\g<1>: {value}", params.read_text(), flags=re.MULTILINE))
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +199,7 @@ def test_experiment_is_reviewed_by_its_name_and_counts_as_a_look(
 ) -> None:
     succeed(copy, "dvc exp run -q --name tried -S lr=2e-4", "dvc exp run -q --name again -S lr=2e-4")
     succeed(copy, "git checkout -q -f gain", "dvc checkout -q")
-    set_key(copy, "review.test_looks", "1")
+    set_key(copy, "test_looks", "1")
     assert main(["main", "--head", "tried"]) == EXIT["regression"]
     assert "`tried (" in capsys.readouterr().out
     assert main(["main", "--head", "gain"]) == EXIT["pass"]

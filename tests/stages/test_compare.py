@@ -494,7 +494,7 @@ def test_costs_are_of_every_system_that_can_score_a_query(place, cross_encoder):
         },
         usd_per_hour=3.6,
     )
-    assert costs_stage.main([]).startswith("costs: 11 systems, 3 queries each at most")
+    assert costs_stage.main([]).startswith("costs: 11 systems, at most 3 queries each")
     table = pd.read_csv("metrics/costs.csv")
     assert tuple(table) == COST_COLUMNS
     table = table.set_index("system")

@@ -17,7 +17,7 @@ from sentence_transformers import CrossEncoder
 from reranker.common.errors import UserError
 from reranker.pairs.model import PairModel, fuse
 from reranker.pairs.params import PairParams, read_params
-from tools.recipe import applied
+from tools.recipe import apply_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = ["saw", "drill", "file", "plane", "clamp", "awl", "punch", "chisel", "brush", "fork", "hoe", "rake"]
@@ -249,7 +249,7 @@ def prepare_recipe(path: Path, name: str, raw: Path) -> dict[str, float]:
     """Run prepare of a recipe, and give its figures."""
     (path / "pairs").mkdir()
     recipe = (ROOT / "recipes" / "pairs" / f"{name}.yaml").read_text(encoding="utf-8")
-    text, _ = applied((ROOT / "pairs" / "params.yaml").read_text(encoding="utf-8"), recipe)
+    text, _ = apply_recipe((ROOT / "pairs" / "params.yaml").read_text(encoding="utf-8"), recipe)
     (path / "pairs" / "params.yaml").write_text(text, encoding="utf-8")
     (path / "data").mkdir()
     (path / "data" / "raw").symlink_to(raw)

@@ -32,7 +32,7 @@ HEAVY = (
     "static",
     "mine",
     "train",
-    "students",
+    "train --students",
     "compare",
     "costs",
     "score zero_shot",
