@@ -36,6 +36,7 @@ def change(path: Path, **changes: object) -> None:
     """Give keys of a file of parameters other values; comments are lost."""
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False
     values = with_values(yaml.load(path), changes)
     with path.open("w", encoding="utf-8") as file:
         yaml.dump(values, file)

@@ -21,6 +21,7 @@ from reranker.common.system_schema import STANDARD_SYSTEMS
 from reranker.evaluation.comparison import MODES
 from reranker.evaluation.costs import COST_COLUMNS
 from reranker.evaluation.systems import reciprocal_rank_fusion, weighted_z_scores
+from reranker.inference.compute import Compute
 from reranker.inference.export import FILES, ExportedModel, export
 from reranker.inference.loading import keep_first_layers, load_retriever
 from reranker.inference.reranker import Reranker
@@ -440,7 +441,7 @@ def test_experiment_is_that_revisions_reranker_or_its_cross_encoder_and_a_list_i
     table = pairs()
     texts = table["query"].tolist(), table["passage"].tolist()
     words = bm25.bm25(bm25.statistics(PASSAGES.values()), *texts)
-    here = Reranker("models/reranker", "float32", "torch").scores(*texts)
+    here = Reranker("models/reranker", Compute()).scores(*texts)
     np.testing.assert_allclose(in_order(repository.scores("seeds@1")), here, atol=1e-5)
     for name, more in (("one", 1), ("seeds@2", 1), ("seeds@3", 2)):  # the fixture weighs BM25 by the seed, here 12
         np.testing.assert_allclose(in_order(repository.scores(name)), here + more * words, atol=1e-4)

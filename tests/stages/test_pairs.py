@@ -15,6 +15,7 @@ import yaml
 from sentence_transformers import CrossEncoder
 
 from reranker.common.errors import UserError
+from reranker.inference.compute import Compute
 from reranker.pairs.model import PairModel, fuse
 from reranker.pairs.params import PairParams, read_params
 from tools.recipe import apply_recipe
@@ -107,7 +108,7 @@ def test_task_goes_from_rows_to_figures(tmp_path: Path, task: str, headline: str
     named = [name for stage in ("prepare", "train", "evaluate") for name in place.figures(stage)]
     # else `dvc exp show` puts the name of the file before both columns
     assert len({*named, *PairParams.model_fields}) == len(named) + len(PairParams.model_fields)
-    scored = pd.read_parquet(tmp_path / "data" / "pairs" / "scored.parquet")
+    scored = pd.read_parquet(tmp_path / "data" / "pairs_scored.parquet")
     assert len(scored) == 24
     model = CrossEncoder(str(tmp_path / "models" / "pairs"))
     scores = model.predict([("the red saw", "a saw that is red"), ("the red saw", "a hoe")])
@@ -119,7 +120,7 @@ def test_task_goes_from_rows_to_figures(tmp_path: Path, task: str, headline: str
         assert ((scores >= 0) & (scores <= 1)).all()
         pairs = pd.read_parquet(tmp_path / "data" / "pairs" / "pairs.parquet").set_index("pair_id")
         shown = pairs.loc[scored["pair_id"]]
-        shipped = PairModel(tmp_path / "models" / "pairs", "float32")
+        shipped = PairModel(tmp_path / "models" / "pairs", Compute())
         again = shipped.scores(shown["first"].tolist(), shown["second"].tolist())
         np.testing.assert_allclose(again, scored["fine_tuned"], atol=1e-5)
         assert ((again >= 0) & (again <= 1)).all()
