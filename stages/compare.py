@@ -59,12 +59,7 @@ def main(arguments: Sequence[str]) -> str:
     for name in STANDARD_SYSTEMS:
         scored = read_table(scored_file(name), [*KEYS, "score"])
         scores[name] = [comparison.align(pairs, scored, name)]
-    compute = choose_compute(
-        params.compute.precision,
-        params.compute.attention,
-        params.compute.backend,
-        engine.start(params.execution.engine),
-    )
+    compute = choose_compute(**dict(params.compute), engine=engine.start(params.execution.engine))
     settings = Settings(
         words=bm25.statistics(tables.passages["text"]),
         max_length=params.biencoder.max_length,
@@ -77,15 +72,8 @@ def main(arguments: Sequence[str]) -> str:
     for name, system in in_order(params.systems):
         try:
             repeated: list[pd.Series] = []
-            singles = repeats(system)
-            for number, single in enumerate(singles, start=1):
-                file = name if len(singles) == 1 else f"{name}@{number}"
-                table = _cached(file, single, pairs, settings)
-                if table is None:
-                    table = _compute_scores(file, single, pairs, settings, scores, tables.passages["passage_id"])
-                    write_scored(table, pairs["retrieved"], file, PATHS.compared)
-                _warn_of_mismatch(single)
-                repeated.append(table["score"])
+            for file, single in _files(name, repeats(system)):
+                repeated.append(_scores(file, single, pairs, settings, scores, tables.passages["passage_id"]))
                 written.add(file)
             scores[name] = repeated
         except Exception as error:  # libraries raise errors of any type for a model that they cannot load
@@ -116,11 +104,28 @@ def main(arguments: Sequence[str]) -> str:
     return f"compare: {len(order)} systems on {pairs['query_id'].nunique():,} test queries -> {target}"
 
 
-def _cached(file: str, system: System, pairs: pd.DataFrame, settings: Settings) -> pd.DataFrame | None:
-    """The scores of an earlier run of the same system, models, texts and code; None if there are none."""
-    if isinstance(system, FusedSystem | RunSystem):
-        return None
-    return cached_scores(PATHS.compared / f"{file}.parquet", cache_key(system, settings, pairs))
+def _files(name: str, systems: Sequence[System]) -> list[tuple[str, System]]:
+    """The name of the file of each repeat of a system."""
+    return [(name if len(systems) == 1 else f"{name}@{number}", each) for number, each in enumerate(systems, start=1)]
+
+
+def _scores(
+    file: str,
+    system: System,
+    pairs: pd.DataFrame,
+    settings: Settings,
+    scores: Mapping[str, Sequence[pd.Series]],
+    passages: pd.Series,
+) -> pd.Series:
+    """The score of each pair: of an earlier run of the same system, models, texts and code, or computed and written."""
+    table = None
+    if not isinstance(system, FusedSystem | RunSystem):
+        table = cached_scores(PATHS.compared / f"{file}.parquet", cache_key(system, settings, pairs))
+    if table is None:
+        table = _compute_scores(file, system, pairs, settings, scores, passages)
+        write_scored(table, pairs["retrieved"], file, PATHS.compared)
+    _warn_of_mismatch(system)
+    return table["score"]
 
 
 def _compute_scores(

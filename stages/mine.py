@@ -11,12 +11,12 @@ from reranker.common.progress import quiet_libraries, run_stage
 
 quiet_libraries()
 
-import numpy as np
 import pandas as pd
 
 from reranker.common import engine
 from reranker.common.artifacts import (
     PATHS,
+    Tables,
     read_csv,
     read_tables,
     record_time,
@@ -26,15 +26,14 @@ from reranker.common.artifacts import (
     write_table,
 )
 from reranker.common.errors import UserError
-from reranker.common.params import load_params
+from reranker.common.params import Params, load_params
 from reranker.data.sampling import training_order
-from reranker.inference.compute import choose_compute
+from reranker.inference.compute import Compute, choose_compute
 from reranker.inference.loading import load_biencoder, load_static
-from reranker.inference.scoring import pair_cosines
 from reranker.mining import audit, negatives, pipeline
 from reranker.mining.embedding_cache import Cache
-from reranker.mining.judgments import Places, judgment_matrices
-from reranker.retrieval import ranking
+from reranker.mining.judgments import judgment_matrices
+from reranker.retrieval.ranking import FirstStage
 
 DEPTH = 100
 """The lowest rank that the recall figures need."""
@@ -43,6 +42,54 @@ DEPTH = 100
 def main(arguments: Sequence[str]) -> str:
     started = time.monotonic()
     params = load_params(PATHS.params)
+    tables, num_marks = _read()
+    compute = choose_compute(**dict(params.compute), engine=engine.start(params.execution.engine))
+    cache = Cache(PATHS.vectors)
+    first_stage, indexes = pipeline.retriever(
+        params.retriever,
+        tables,
+        cache,
+        query_prompt=params.query_prompt,
+        passage_prompt=params.passage_prompt,
+        index_name=params.index.kind,
+        compute=compute,
+    )
+    held_out = pipeline.rank_held_out(first_stage, tables, depth=max(DEPTH, params.top_k), top_k=params.top_k)
+    biencoder = load_biencoder(str(PATHS.biencoder), params.biencoder.max_length, compute)
+    teacher = pipeline.cosines(biencoder, tables, compute, cache)
+    result = _mine(params, tables, first_stage, teacher, compute, cache)
+
+    rows = result.rows.assign(
+        query_id=tables.queries["query_id"].to_numpy()[result.rows["query"]],
+        passage_id=tables.passages["passage_id"].to_numpy()[result.rows["passage"]],
+    )
+    number = len(held_out.candidates)
+    both = pd.concat([held_out.candidates, rows])
+    both = pipeline.with_signals(both, tables, load_static(str(PATHS.static)), teacher)
+    suspicious = audit.table(result, tables, teacher)
+    dev = tables.queries.loc[tables.queries["split"] == "dev", "query_id"]
+    judgments, rankings = (table[table["query_id"].isin(dev)] for table in (tables.judgments, held_out.rankings))
+    retriever_figures = pipeline.retriever_figures(judgments, rankings)
+    figures = {
+        **retriever_figures,
+        **pipeline.figures(result),
+        **pipeline.index_figures(indexes, held_out.queries, depth=params.top_k, min_recall=params.index.min_recall),
+        "marked": num_marks,
+    }
+    write_table(both[:number].drop(columns=["kind", "query", "passage"]), PATHS.candidates)
+    write_table(both[number:].drop(columns=["rank", "split", "query", "passage"]), PATHS.negatives)
+    write_csv(suspicious, PATHS.audit)
+    write_json(figures, PATHS.metrics / "mine.json")
+    record_time("mine", time.monotonic() - started)
+    return (
+        f"mine: {figures['negatives']:,} negatives for {figures['mined_queries']:,} queries, {number:,} candidates; "
+        f"retriever on dev: NDCG@10 {retriever_figures['retriever_dev_ndcg@10']:.3f}, "
+        f"recall@30 {retriever_figures['retriever_dev_recall@30']:.3f} -> {PATHS.candidates.parent}"
+    )
+
+
+def _read() -> tuple[Tables, int]:
+    """The tables, with the marks of a person as judgments, and the number of these marks."""
     tables = read_tables()
     require(PATHS.biencoder)
     require(PATHS.static)
@@ -53,49 +100,23 @@ def main(arguments: Sequence[str]) -> str:
             f"mine: {PATHS.marked}: {applied.ignored_marks:,} marks are ignored: their query is not in train or their "
             "passage is not in the corpus"
         )
-    judgments = applied.judgments
-    query_text, passage_text = tables.queries["text"], tables.passages["text"]
-    split = tables.queries.set_index("query_id")["split"]
-    compute = choose_compute(
-        params.compute.precision,
-        params.compute.attention,
-        params.compute.backend,
-        engine.start(params.execution.engine),
-    )
-    cache = Cache(PATHS.vectors)
+    return tables._replace(judgments=applied.judgments), applied.marks
 
-    first_stage, indexes = pipeline.retriever(
-        params.retriever,
-        tables,
-        cache,
-        query_prompt=params.query_prompt,
-        passage_prompt=params.passage_prompt,
-        index_name=params.index.kind,
-        compute=compute,
-    )
-    held_out = np.flatnonzero(tables.queries["split"] != "train")
-    rankings = ranking.candidates(
-        first_stage.search(held_out, max(DEPTH, params.top_k), label="mine: dev and test"),
-        tables.queries["query_id"].iloc[held_out],
-        tables.passages["passage_id"],
-    )
-    split_of_judgment = judgments["query_id"].map(split)
-    top = rankings[rankings["rank"] <= params.top_k]
-    missed = ranking.missed_positives(
-        top,
-        judgments[split_of_judgment != "train"],
-        first_stage,
-        tables.queries["query_id"],
-        tables.passages["passage_id"],
-    )
-    candidates = pd.concat([top, missed]).sort_values(["query_id", "rank", "passage_id"], ignore_index=True)
-    candidates["split"] = candidates["query_id"].map(split)
 
+def _mine(
+    params: Params,
+    tables: Tables,
+    first_stage: FirstStage,
+    teacher: negatives.ScorePairs,
+    compute: Compute,
+    cache: Cache,
+) -> negatives.MiningResult:
+    """Hard negatives of the training queries."""
     # the teachers have memorised the queries that they were trained on, so queries that are new to them come first
     train = training_order(tables.queries, params.sources, salt=params.biencoder.seed)
     memorised = max(params.biencoder.queries, params.static.queries)
     order = pd.Index(tables.queries["query_id"]).get_indexer(pd.concat([train[memorised:], train[:memorised]]))
-    matrices = judgment_matrices(tables._replace(judgments=judgments))
+    judgments = judgment_matrices(tables)
     filters = negatives.Filters(
         num_negatives=params.num_negatives,
         range_min=params.negatives.range_min,
@@ -106,70 +127,38 @@ def main(arguments: Sequence[str]) -> str:
         max_score=params.negatives.max_score,
         min_score=params.negatives.min_score,
     )
-    pool = negatives.retrieve(first_stage, order, matrices, filters, params.train_queries)
-    biencoder = load_biencoder(str(PATHS.biencoder), params.biencoder.max_length, compute)
-
-    def teacher(of: Places, at: Places) -> pipeline.Scores:
-        texts = query_text.iloc[of].tolist(), passage_text.iloc[at].tolist()
-        return pair_cosines(biencoder, *texts, label="mine: teacher", compute=compute, cache=cache)
-
+    pool = negatives.retrieve(first_stage, order, judgments, filters, params.train_queries)
     score: negatives.ScorePairs = first_stage.scores
     if params.negatives.rescorer:
         score = teacher
         if params.negatives.rescorer != "biencoder":
             score = pipeline.cross_encoder(params.negatives.rescorer, tables, compute)
         pool = negatives.rescore(pool, score)
+    guards = pipeline.guards(
+        tables.passages,
+        cache,
+        by_group=params.negatives.group_guard,
+        similarity=params.negatives.duplicate_similarity,
+        model_name=params.static.model,
+        containment=params.negatives.containment,
+        compute=compute,
+    )
     result = negatives.mine(
         pool,
         score,
-        matrices,
+        judgments,
         filters,
-        pipeline.guards(
-            tables.passages,
-            cache,
-            by_group=params.negatives.group_guard,
-            similarity=params.negatives.duplicate_similarity,
-            model_name=params.static.model,
-            containment=params.negatives.containment,
-            compute=compute,
-        ),
+        guards,
         random_share=params.negatives.random_share,
         id_hashes=(negatives.id_hashes(tables.queries["query_id"]), negatives.id_hashes(tables.passages["passage_id"])),
         seed=params.negatives.seed,
     )
-    number = result.rows["query"].nunique()
-    if not number:
+    if result.rows.empty:
         raise UserError(
             "params.yaml: negatives: every candidate is refused; widen the range from range_min to range_max, or "
             "loosen the margins and scores"
         )
-
-    rows = result.rows.assign(
-        query_id=tables.queries["query_id"].to_numpy()[result.rows["query"]],
-        passage_id=tables.passages["passage_id"].to_numpy()[result.rows["passage"]],
-    )
-    both = pipeline.with_signals(pd.concat([candidates, rows]), tables, load_static(str(PATHS.static)), teacher)
-    suspicious = audit.table(result, tables, teacher)
-    retriever_figures = pipeline.retriever_figures(
-        judgments[split_of_judgment == "dev"], rankings[rankings["query_id"].map(split) == "dev"]
-    )
-    figures = {
-        **retriever_figures,
-        **pipeline.figures(result),
-        **pipeline.index_figures(indexes, held_out, depth=params.top_k, min_recall=params.index.min_recall),
-        "marked": applied.marks,
-    }
-    write_table(both[: len(candidates)].drop(columns=["kind", "query", "passage"]), PATHS.candidates)
-    write_table(both[len(candidates) :].drop(columns=["rank", "split", "query", "passage"]), PATHS.negatives)
-    write_csv(suspicious, PATHS.audit)
-    write_json(figures, PATHS.metrics / "mine.json")
-    record_time("mine", time.monotonic() - started)
-    negative = int((result.rows["relevance"] == 0).sum())
-    return (
-        f"mine: {negative:,} negatives for {number:,} queries, {len(candidates):,} candidates; "
-        f"retriever on dev: NDCG@10 {retriever_figures['retriever_dev_ndcg@10']:.3f}, "
-        f"recall@30 {retriever_figures['retriever_dev_recall@30']:.3f} -> {PATHS.candidates.parent}"
-    )
+    return result
 
 
 if __name__ == "__main__":

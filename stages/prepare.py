@@ -50,16 +50,7 @@ def main(arguments: Sequence[str]) -> str:
             raise UserError(
                 f"params.yaml: sources: no rows left of {number:,} after cleaning; dropped {reasons or 'none'}"
             )
-        leaked = leakage.find(rows, spool)
-        if leaked.examples:
-            if not params.prepare.allow_leakage:
-                raise UserError(
-                    f"params.yaml: sources: {leakage.describe(leaked)}; take them out, or set allow_leakage: true, "
-                    f"with which {PATHS.leaks} lists them"
-                )
-            _tell(leakage.describe(leaked))
-        for bound in leaked.bounds:
-            _tell(leakage.describe_bound(bound))
+        leaks = _find_leaks(rows, spool, allowed=params.prepare.allow_leakage)
         plan = dataset.build(
             rows,
             spool,
@@ -67,21 +58,16 @@ def main(arguments: Sequence[str]) -> str:
             dev_share=params.prepare.dev_share,
             test_share=params.prepare.test_share,
         )
-        queries = np.bincount(plan.queries["split"], minlength=len(SPLIT_NAMES))
-        sizes = {split: int(queries[SPLIT_NAMES.index(split)]) for split in SPLITS}
-        for split, size in sizes.items():
-            if not size:
-                raise UserError(f"params.yaml: the {split} split has no queries; add text or raise its share")
+        sizes = _split_sizes(plan)
         across = leakage.across_splits(plan.queries)
         _tell_of(plan, across)
         write_parts(dataset.passages_table(plan, spool), PATHS.passages)
         write_parts(dataset.queries_table(plan, spool, params.sources), PATHS.queries)
     write_parts(dataset.judgments_table(plan), PATHS.judgments)
     write_table(dropped_rows, PATHS.dropped)
-    write_table(leakage.table(leaked), PATHS.leaks)
+    write_table(leakage.table(leaks), PATHS.leaks)
     tokens, lengths = _token_counts(params)
     write_csv(lengths, PATHS.metrics / "lengths.csv")
-    asked = int((rows["query"] != 0).sum())
     write_json(
         {
             "rows": number,
@@ -91,10 +77,10 @@ def main(arguments: Sequence[str]) -> str:
             **{f"queries_{split}": size for split, size in sizes.items()},
             "queries_with_groups_across_splits": across,
             **{f"dropped_{reason}": count for reason, count in dropped.items()},
-            "leaked_equal_queries": leaked.equal,
-            "leaked_near_queries": leaked.near,
+            "leaked_equal_queries": leaks.equal,
+            "leaked_near_queries": leaks.near,
             "merged_passages": len(rows) - len(plan.passages),
-            "merged_queries": asked - len(plan.queries),
+            "merged_queries": int((rows["query"] != 0).sum()) - len(plan.queries),
             "near_duplicates_looked_for": plan.num_compared,
             **tokens,
         },
@@ -109,6 +95,31 @@ def main(arguments: Sequence[str]) -> str:
         + (f", {count:,} of them as {most}" if count else "")
         + f" -> {PATHS.passages.parent}"
     )
+
+
+def _find_leaks(rows: pd.DataFrame, spool: Spool, *, allowed: bool) -> leakage.Leaks:
+    """The queries that the sources give to two splits; an error where there are some and that is not allowed."""
+    leaks = leakage.find(rows, spool)
+    if leaks.examples:
+        if not allowed:
+            raise UserError(
+                f"params.yaml: sources: {leakage.describe(leaks)}; take them out, or set prepare.allow_leakage: true, "
+                f"with which {PATHS.leaks} lists them"
+            )
+        _tell(leakage.describe(leaks))
+    for bound in leaks.bounds:
+        _tell(leakage.describe_bound(bound))
+    return leaks
+
+
+def _split_sizes(plan: dataset.Plan) -> dict[str, int]:
+    """The number of queries of each split, of which none may be empty."""
+    queries = np.bincount(plan.queries["split"], minlength=len(SPLIT_NAMES))
+    sizes = {split: int(queries[SPLIT_NAMES.index(split)]) for split in SPLITS}
+    for split, size in sizes.items():
+        if not size:
+            raise UserError(f"params.yaml: the {split} split has no queries; add text or raise its share")
+    return sizes
 
 
 def _read(name: str, source: Source, cleaner: Cleaner) -> int:

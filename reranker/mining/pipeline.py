@@ -1,6 +1,6 @@
 """Build the parts of mining from their parameters (retriever, guards, rescorer), and count its figures."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +17,8 @@ from reranker.inference.scoring import pair_cosines, score_pairs
 from reranker.mining.embedding_cache import Cache
 from reranker.mining.false_negatives import Guards
 from reranker.mining.judgments import Places
-from reranker.mining.negatives import MiningResult
-from reranker.retrieval import bm25, index
+from reranker.mining.negatives import MiningResult, ScorePairs
+from reranker.retrieval import bm25, index, ranking
 from reranker.retrieval.index import Index
 from reranker.retrieval.ranking import FirstStage, Vectors
 from reranker.retrieval.retrievers import Dense, Lexical, ReciprocalRankFusion
@@ -89,6 +89,37 @@ def retriever(
     return Retriever(ReciprocalRankFusion(parts) if len(parts) > 1 else parts[0], indexes)
 
 
+class HeldOut(NamedTuple):
+    """What the first stage finds for the queries of dev and test."""
+
+    queries: Places
+    rankings: pd.DataFrame
+    """Columns query_id, passage_id, rank, score: as deep as the figures need."""
+    candidates: pd.DataFrame
+    """The same and split: the first ranks, and the relevant passages that are not among them."""
+
+
+def rank_held_out(stage: FirstStage, tables: Tables, *, depth: int, top_k: int) -> HeldOut:
+    """Rank the corpus for the queries of dev and test.
+
+    Args:
+        stage: the first stage.
+        tables: the data set.
+        depth: number of ranks of the rankings, at least `top_k`.
+        top_k: number of candidates of a query.
+    """
+    query_ids, passage_ids = tables.queries["query_id"], tables.passages["passage_id"]
+    split = tables.queries.set_index("query_id")["split"]
+    queries = np.flatnonzero(tables.queries["split"] != "train")
+    found = stage.search(queries, depth, label="mine: dev and test")
+    rankings = ranking.candidates(found, query_ids.iloc[queries], passage_ids)
+    top = rankings[rankings["rank"] <= top_k]
+    judgments = tables.judgments[tables.judgments["query_id"].map(split) != "train"]
+    missed = ranking.missed_positives(top, judgments, stage, query_ids, passage_ids)
+    candidates = pd.concat([top, missed]).sort_values(["query_id", "rank", "passage_id"], ignore_index=True)
+    return HeldOut(queries, rankings, candidates.assign(split=candidates["query_id"].map(split)))
+
+
 def index_figures(
     indexes: Sequence[VectorIndex], queries: Places, *, depth: int, min_recall: float
 ) -> dict[str, float | str]:
@@ -136,8 +167,8 @@ def guards(
     return Guards(groups, vectors, texts, by_group, similarity, containment)
 
 
-def cross_encoder(name: str, tables: Tables, compute: Compute) -> Callable[[Places, Places], Scores]:
-    """Load a cross-encoder as a function that scores pairs, see `negatives.ScorePairs`.
+def cross_encoder(name: str, tables: Tables, compute: Compute) -> ScorePairs:
+    """Load a cross-encoder as a function that scores pairs, see `ScorePairs`.
 
     Args:
         name: a local folder or a Hub id.
@@ -157,16 +188,32 @@ def cross_encoder(name: str, tables: Tables, compute: Compute) -> Callable[[Plac
     return score
 
 
-def with_signals(
-    rows: pd.DataFrame, tables: Tables, static: SentenceTransformer, teacher: Callable[[Places, Places], Scores]
-) -> pd.DataFrame:
+def cosines(model: SentenceTransformer, tables: Tables, compute: Compute, cache: Cache) -> ScorePairs:
+    """A function that scores pairs by the cosine of a bi-encoder.
+
+    Args:
+        model: the bi-encoder.
+        tables: the data set.
+        compute: how the model computes.
+        cache: where vectors are kept.
+    """
+    queries, passages = tables.queries["text"], tables.passages["text"]
+
+    def score(of: Places, at: Places) -> Scores:
+        texts = queries.iloc[of].tolist(), passages.iloc[at].tolist()
+        return pair_cosines(model, *texts, label="mine: teacher", compute=compute, cache=cache)
+
+    return score
+
+
+def with_signals(rows: pd.DataFrame, tables: Tables, static: SentenceTransformer, teacher: ScorePairs) -> pd.DataFrame:
     """Add the scores that the cross-encoder is fused with to rows of pairs.
 
     Args:
         rows: columns query_id, passage_id.
         tables: the data set.
         static: a static embedding.
-        teacher: scores pairs, see `negatives.ScorePairs`.
+        teacher: scores pairs, see `ScorePairs`.
 
     Returns:
         The rows with columns bm25, static_score, teacher_score.
@@ -181,12 +228,12 @@ def with_signals(
     )
 
 
-def retriever_figures(judgments: pd.DataFrame, ranking: pd.DataFrame) -> dict[str, float]:
+def retriever_figures(judgments: pd.DataFrame, rankings: pd.DataFrame) -> dict[str, float]:
     """NDCG@10 and recall of the first-stage retriever on dev, for mine.json.
 
     Args:
         judgments: columns query_id, passage_id, relevance.
-        ranking: columns query_id, passage_id, rank, score.
+        rankings: columns query_id, passage_id, rank, score.
 
     Raises:
         UserError: no query has a relevant passage.
@@ -194,7 +241,7 @@ def retriever_figures(judgments: pd.DataFrame, ranking: pd.DataFrame) -> dict[st
     if not (judgments["relevance"] > 0).any():
         raise UserError("data/prepared/judgments.parquet: no query of dev has a relevant passage; raise dev_share")
     columns = ["query_id", "passage_id", "relevance"]
-    dev = metrics.per_query(judgments[columns], ranking, ["nDCG@10", "R@10", "R@30", "R@100"]).mean()
+    dev = metrics.per_query(judgments[columns], rankings, ["nDCG@10", "R@10", "R@30", "R@100"]).mean()
     recalls = {f"retriever_dev_recall@{k}": float(dev[f"R@{k}"]) for k in (10, 30, 100)}
     return {"retriever_dev_ndcg@10": float(dev["nDCG@10"]), **recalls}
 

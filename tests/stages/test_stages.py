@@ -339,7 +339,7 @@ def test_query_in_two_splits_stops_unless_it_is_allowed(beir):
         "and 'how to use a sharp saw of iron?' (train, data/raw/tools/qrels/train.tsv: row 4)"
     )
     assert line == (
-        f"params.yaml: sources: {found}; take them out, or set allow_leakage: true, "
+        f"params.yaml: sources: {found}; take them out, or set prepare.allow_leakage: true, "
         "with which data/prepared/leaks.parquet lists them"
     )
     beir.set("allow_leakage: false ", "allow_leakage: true ")
