@@ -385,5 +385,4 @@ def record_time(stage: str, seconds: float) -> None:
         times = read_json(PATHS.timing)
     except UserError:
         times = {}  # the file does not exist yet or is damaged, which is no reason to stop a stage
-    # In milliseconds no two runs take equally long, so tools/minutes.py can tell which run trained a model.
     write_json({**times, f"{stage}_seconds": round(seconds, 3)}, PATHS.timing)

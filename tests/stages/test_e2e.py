@@ -202,25 +202,6 @@ def test_exp_run_brings_the_learning_rate_to_the_optimiser_and_repeats_no_earlie
     assert all(row["ndcg@10"] for row in shown)
 
 
-def test_the_minutes_are_those_of_the_runs_that_differ_in_their_seed_alone(repo: Repo) -> None:
-    repo.run("dvc", "exp", "run", "-S", "seed=13", "-S", "lr=1e-4", "--name", "another-seed")
-    repo.run(sys.executable, "-m", "tools.minutes", "HEAD")
-    with (repo.path / "docs" / "minutes.csv").open() as file:
-        rows = {row["system"]: row for row in csv.DictReader(file)}
-    assert {system: row["runs"] for system, row in rows.items()} == {
-        "tuned_biencoder": "1",
-        "fusion_without_cross_encoder": "1",
-        "cross_encoder": "2",
-        "reranker": "2",
-    }
-    shown = csv.DictReader(StringIO(repo.run("dvc", "exp", "show", "--csv")))
-    measured = {row["rev"]: float(row["ndcg@10"]) for row in shown if float(row["lr"]) == 1e-4}
-    del measured["workspace"]
-    assert len(measured) == 2
-    assert float(rows["reranker"]["mean"]) == pytest.approx(sum(measured.values()) / 2, abs=1e-4)
-    assert (repo.path / "docs" / "minutes.svg").read_text().count("<svg") == 1
-
-
 def test_the_model_is_used_as_the_readme_says(repo: Repo) -> None:
     program = (
         "from reranker.inference.reranker import Reranker\n"
