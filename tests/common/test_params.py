@@ -52,6 +52,25 @@ def test_number_in_scientific_notation_is_a_float(tmp_path: Path, number: str):
     assert value == 2e-5
 
 
+def test_words_that_older_yaml_takes_for_booleans_are_texts(tmp_path: Path):
+    path = write(tmp_path, COMMITTED.read_text(encoding="utf-8"))
+    apply_overrides(path, ["query_prompt=yes", "passage_prompt=off"])
+    text = path.read_text(encoding="utf-8")
+    own = "sources:\n  no:\n    files: data/raw/a.csv\n    columns: {query: on, passage: y}\n"
+    path.write_text(own + text[text.index("base_model:") :], encoding="utf-8")
+    params = load_params(path)
+    assert (params.query_prompt, params.passage_prompt) == ("yes", "off")
+    assert params.sources["no"].columns.query == "on"
+    assert params.sources["no"].columns.passage == "y"
+
+
+def test_key_of_a_section_can_be_swept(tmp_path: Path):
+    path = write(tmp_path, COMMITTED.read_text(encoding="utf-8"))
+    apply_overrides(path, ["negatives.relative_margin=0.05", "lr=2e-5", "compute.precision=float32"])
+    params = load_params(path)
+    assert (params.negatives.relative_margin, params.lr, params.compute.precision) == (0.05, 2e-5, "float32")
+
+
 def test_whole_number_is_a_rate_too(tmp_path: Path):
     assert load_params(change_committed(tmp_path, lr=1)).lr == 1
 
