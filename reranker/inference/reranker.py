@@ -53,9 +53,10 @@ class Reranker:
         self.weights = read_weights(path / "fusion.json", "reranker")["reranker"]
         self._statistics = bm25.load(path / "words.json")
         with loading(str(path)):
-            self._cross_encoder = CrossEncoder(str(path))
-            self._biencoder = SentenceTransformer(str(path / "biencoder"))
-            self._static = SentenceTransformer(str(path / "static"))
+            # else a relative path is taken for the name of a repository too, and the Hub is asked for it
+            self._cross_encoder = CrossEncoder(str(path), local_files_only=True)
+            self._biencoder = SentenceTransformer(str(path / "biencoder"), local_files_only=True)
+            self._static = SentenceTransformer(str(path / "static"), local_files_only=True)
             for part in (self._cross_encoder, self._biencoder):
                 check_words(part)
         for model in (self._cross_encoder, self._biencoder):

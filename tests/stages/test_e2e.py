@@ -144,7 +144,7 @@ def test_no_output_that_dvc_keeps_is_in_git(repo: Repo) -> None:
     stages = yaml.safe_load((repo.path / "dvc.yaml").read_text())["stages"].values()
     outs = [out for stage in stages for out in stage.get("do", stage)["outs"] if isinstance(out, str)]
     kept = [out.split("${")[0] for out in outs]
-    assert "data/prepared/leaks.parquet" in kept
+    assert "data/prepared" in kept
     tracked = repo.run("git", "ls-files").split()
     assert [name for name in tracked if name.startswith(tuple(kept)) and not name.endswith(".gitignore")] == []
 
@@ -204,10 +204,10 @@ def test_exp_run_brings_the_learning_rate_to_the_optimiser_and_repeats_no_earlie
 
 def test_the_model_is_used_as_the_readme_says(repo: Repo) -> None:
     program = (
-        "from reranker.inference.reranker import Reranker\n"
+        "from reranker import Reranker\n"
         "ranked = Reranker('models/reranker').rank('shortest path', ['Apples are red.', 'Find the shortest path.'])\n"
         "from sentence_transformers import CrossEncoder\n"
-        "scores = CrossEncoder('models/reranker').predict([('shortest path', 'Find the shortest path.')])\n"
+        "scores = CrossEncoder('models/reranker', local_files_only=True).predict([('shortest path', 'Find the shortest path.')])\n"
         "print(ranked[0].passage, float(scores[0]))\n"
     )
     lines = repo.run(sys.executable, "-c", program).splitlines()
