@@ -205,9 +205,11 @@ def test_exp_run_brings_the_learning_rate_to_the_optimiser_and_repeats_no_earlie
 def test_the_model_is_used_as_the_readme_says(repo: Repo) -> None:
     program = (
         "from reranker import Reranker\n"
-        "ranked = Reranker('models/reranker').rank('shortest path', ['Apples are red.', 'Find the shortest path.'])\n"
+        "passages = ['Apples are red.', 'Find the shortest path.']\n"
+        "ranked = Reranker('models/reranker').rank('shortest path', passages)\n"
         "from sentence_transformers import CrossEncoder\n"
-        "scores = CrossEncoder('models/reranker', local_files_only=True).predict([('shortest path', 'Find the shortest path.')])\n"
+        "alone = CrossEncoder('models/reranker', local_files_only=True)\n"
+        "scores = alone.predict([('shortest path', passages[1])])\n"
         "print(ranked[0].passage, float(scores[0]))\n"
     )
     lines = repo.run(sys.executable, "-c", program).splitlines()
