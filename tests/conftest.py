@@ -13,6 +13,11 @@ WORDS = (
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the tests that run whole pipelines first, so that no process is left with them alone at the end."""
+    items.sort(key=lambda item: item.path.name != "test_e2e.py")
+
+
 @pytest.fixture(scope="session")
 def encoder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Iterable[str]], str]:
     """Makes a BERT of random weights that knows these words, and gives its folder."""
