@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
+from multiprocessing import get_context
 from pathlib import Path
 
 from reranker.common.errors import UserError
@@ -38,7 +39,7 @@ def read(packages: Sequence[str]) -> Iterator[Part]:
         UserError: a package is not installed, or its installation lists no files.
     """
     files = {package: _source_files(package) for package in packages}
-    with ProcessPoolExecutor() as pool:
+    with ProcessPoolExecutor(mp_context=get_context("forkserver")) as pool:  # a fork of threads can hang
         for number, package in enumerate(packages, start=1):
             by_file = pool.map(_file_examples, files[package], chunksize=32)
             yield Part([example for examples in by_file for example in examples], number / len(packages))
