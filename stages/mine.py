@@ -27,7 +27,7 @@ from reranker.common.artifacts import (
 )
 from reranker.common.errors import UserError
 from reranker.common.params import Params, load_params
-from reranker.data.sampling import training_order
+from reranker.data.sampling import set_aside, training_order
 from reranker.inference.compute import Compute, choose_compute
 from reranker.inference.loading import load_biencoder, load_static
 from reranker.mining import audit, negatives, pipeline
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> str:
     tables, num_marks = _read()
     compute = choose_compute(**dict(params.compute), engine=engine.start(params.execution.engine))
     cache = Cache(PATHS.vectors)
-    first_stage, indexes = pipeline.retriever(
+    first_stage, indexes, weights = pipeline.retriever(
         params.retriever,
         tables,
         cache,
@@ -55,9 +55,7 @@ def main(arguments: Sequence[str]) -> str:
         compute=compute,
     )
     held_out = pipeline.rank_held_out(first_stage, tables, depth=max(DEPTH, params.top_k), top_k=params.top_k)
-    biencoder = load_biencoder(str(PATHS.biencoder), params.biencoder.max_length, compute)
-    teacher = pipeline.cosines(biencoder, tables, compute, cache)
-    result = _mine(params, tables, first_stage, teacher, compute, cache)
+    result, num_known = _mine(params, tables, first_stage, compute, cache)
 
     rows = result.rows.assign(
         query_id=tables.queries["query_id"].to_numpy()[result.rows["query"]],
@@ -65,19 +63,26 @@ def main(arguments: Sequence[str]) -> str:
     )
     number = len(held_out.candidates)
     both = pd.concat([held_out.candidates, rows])
-    both = pipeline.with_signals(both, tables, load_static(str(PATHS.static)), teacher)
-    suspicious = audit.table(result, tables, teacher)
+    static = pipeline.cosines(load_static(str(PATHS.static)), tables, compute.static(), cache)
+    biencoder = load_biencoder(str(PATHS.biencoder), params.biencoder.max_length, compute)
+    cosines = pipeline.cosines(biencoder, tables, compute, cache)
+    both = pipeline.with_signals(both, tables, static, cosines)
+    suspicious = audit.table(result, tables, cosines)
     dev = tables.queries.loc[tables.queries["split"] == "dev", "query_id"]
     judgments, rankings = (table[table["query_id"].isin(dev)] for table in (tables.judgments, held_out.rankings))
     retriever_figures = pipeline.retriever_figures(judgments, rankings)
     figures = {
         **retriever_figures,
+        **pipeline.weight_figures(weights),
         **pipeline.figures(result),
+        "mined_queries_of_retriever": num_known,
         **pipeline.index_figures(indexes, held_out.queries, depth=params.top_k, min_recall=params.index.min_recall),
         "marked": num_marks,
     }
     write_table(both[:number].drop(columns=["kind", "query", "passage"]), PATHS.candidates)
     write_table(both[number:].drop(columns=["rank", "split", "query", "passage"]), PATHS.negatives)
+    write_table(pipeline.bm25_run(tables, DEPTH), PATHS.bm25)
+    write_json(weights, PATHS.retriever)
     write_csv(suspicious, PATHS.audit)
     write_json(figures, PATHS.metrics / "mine.json")
     record_time("mine", time.monotonic() - started)
@@ -91,8 +96,8 @@ def main(arguments: Sequence[str]) -> str:
 def _read() -> tuple[Tables, int]:
     """The tables, with the marks of a person as judgments, and the number of these marks."""
     tables = read_tables()
-    require(PATHS.biencoder)
     require(PATHS.static)
+    require(PATHS.biencoder)
     marks = read_csv(PATHS.marked, ["query_id", "passage_id", "mark"], as_text=True)
     applied = audit.apply_marks(marks, tables, str(PATHS.marked))
     if applied.ignored_marks:
@@ -104,18 +109,13 @@ def _read() -> tuple[Tables, int]:
 
 
 def _mine(
-    params: Params,
-    tables: Tables,
-    first_stage: FirstStage,
-    teacher: negatives.ScorePairs,
-    compute: Compute,
-    cache: Cache,
-) -> negatives.MiningResult:
-    """Hard negatives of the training queries."""
-    # the teachers have memorised the queries that they were trained on, so queries that are new to them come first
-    train = training_order(tables.queries, params.sources, salt=params.biencoder.seed)
-    memorised = max(params.biencoder.queries, params.static.queries)
-    order = pd.Index(tables.queries["query_id"]).get_indexer(pd.concat([train[memorised:], train[:memorised]]))
+    params: Params, tables: Tables, first_stage: FirstStage, compute: Compute, cache: Cache
+) -> tuple[negatives.MiningResult, int]:
+    """Hard negatives of the training queries, and how many of these queries the first stage may have been tuned on."""
+    train = training_order(tables.queries, params.sources)
+    learned, unseen = set_aside(train, params.retriever_share)
+    # a retriever ranks the right passages of queries that it was tuned on too well, so the others come first
+    order = pd.Index(tables.queries["query_id"]).get_indexer(pd.concat([unseen, learned]))
     judgments = judgment_matrices(tables)
     filters = negatives.Filters(
         num_negatives=params.num_negatives,
@@ -130,9 +130,7 @@ def _mine(
     pool = negatives.retrieve(first_stage, order, judgments, filters, params.train_queries)
     score: negatives.ScorePairs = first_stage.scores
     if params.negatives.rescorer:
-        score = teacher
-        if params.negatives.rescorer != "biencoder":
-            score = pipeline.cross_encoder(params.negatives.rescorer, tables, compute)
+        score = pipeline.cross_encoder(params.negatives.rescorer, tables, compute)
         pool = negatives.rescore(pool, score)
     guards = pipeline.guards(
         tables.passages,
@@ -158,7 +156,14 @@ def _mine(
             "params.yaml: negatives: every candidate is refused; widen the range from range_min to range_max, or "
             "loosen the margins and scores"
         )
-    return result
+    mined = tables.queries["query_id"].iloc[result.rows["query"].unique()]
+    num_known = int(mined.isin(learned).sum())
+    if num_known and {str(PATHS.static), str(PATHS.biencoder)} & {*params.retriever}:
+        print(
+            f"mine: {num_known:,} of the {len(mined):,} mined queries are among those that the first stage was "
+            "tuned on, so their negatives are too easy: lower retriever_share or train_queries"
+        )
+    return result, num_known
 
 
 if __name__ == "__main__":

@@ -160,17 +160,16 @@ def _tell(line: str) -> None:
 
 
 def _token_counts(params: Params) -> tuple[dict[str, float], pd.DataFrame]:
-    """Lengths in tokens of the base model, what share of the passages is longer than a model reads, and a histogram."""
+    """Lengths in tokens of the base model, what share of the passages is longer than it reads, and a histogram."""
     file = tokenizer_file(params.base_model)
     if not file:
         return {}, histogram({})
     tokenizer = Tokenizer.from_file(str(file))
     lengths = {name: token_lengths(tokenizer, first_texts(path, COUNTED)) for name, path in TEXTS.items()}
-    limits = {"max_length": params.max_length, "biencoder_max_length": params.biencoder.max_length}
     return {
         **percentiles(lengths["query"], "query_tokens"),
         **percentiles(lengths["passage"], "passage_tokens"),
-        **{f"passages_beyond_{key}": float((lengths["passage"] > limit).mean()) for key, limit in limits.items()},
+        "passages_beyond_max_length": float((lengths["passage"] > params.max_length).mean()),
     }, histogram(lengths)
 
 

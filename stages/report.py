@@ -1,4 +1,4 @@
-"""report: write one page with the figures of the earlier stages, every test query, six pictures and the results.
+"""report: write one page with the figures of the earlier stages, every test query, four pictures and the results.
 
 python -m stages.report
 """
@@ -25,9 +25,8 @@ from reranker.common.errors import UserError
 from reranker.common.model_files import tokenizer_file
 from reranker.common.params import Params, load_params
 from reranker.common.progress import run_stage
-from reranker.evaluation.costs import COST_COLUMNS
 from reranker.inference.excerpts import can_hold
-from reranker.report import cost_figures, explorer, figures, page, tables
+from reranker.report import explorer, figures, page, tables
 from reranker.report.explorer import Passage
 
 KEYS = ["query_id", "passage_id"]
@@ -38,8 +37,6 @@ def main(arguments: Sequence[str]) -> str:
     params = load_params(PATHS.params)
     systems = read_csv(PATHS.metrics / "systems.csv", tables.SYSTEM_COLUMNS)
     evaluation = read_json(PATHS.metrics / "evaluate.json")
-    comparison = read_csv(PATHS.metrics / "comparison.csv", tables.COMPARISON_COLUMNS)
-    costs = read_csv(PATHS.metrics / "costs.csv", COST_COLUMNS)
     names = systems["system"].unique().tolist()
     per_query = read_csv(PATHS.metrics / "per_query.csv", ["query_id", *names], as_text=True)
     per_query[names] = per_query[names].astype(float)
@@ -47,29 +44,27 @@ def main(arguments: Sequence[str]) -> str:
     dev = read_csv(PATHS.metrics / "curve_dev.csv", ["step", "ndcg@10"])
     lengths = read_csv(PATHS.metrics / "lengths.csv", ["text", "from", "to", "share"])
     queries, passages = _explore(params, per_query)
-    numbers = page.Numbers(
-        systems=systems,
-        evaluation=evaluation,
-        prepare=read_json(PATHS.metrics / "prepare.json"),
-        dropped=read_table(PATHS.dropped, ["reason", "origin", "query", "passage"]),
-        leaks=read_table(PATHS.leaks, page.LEAK_COLUMNS),
-        mine=read_json(PATHS.metrics / "mine.json"),
-        audit=read_csv(PATHS.audit, page.AUDIT_COLUMNS, as_text=True),
-        train=read_json(PATHS.metrics / "train.json"),
-        comparison=comparison,
-        costs=costs,
-        queries=queries,
-        passages=passages,
-    )
     pictures = {
         "systems": figures.systems_figure(systems),
-        "size": cost_figures.size_figure(comparison, costs),
-        "latency": cost_figures.latency_figure(comparison, costs),
         "training": figures.training_figure(loss, dev),
         "gains": figures.gains_figure(per_query),
         "lengths": figures.lengths_figure(lengths),
     }
     try:
+        verdict = tables.verdict(evaluation)
+        numbers = page.Numbers(
+            systems=systems,
+            evaluation=evaluation,
+            verdict=verdict,
+            prepare=read_json(PATHS.metrics / "prepare.json"),
+            dropped=read_table(PATHS.dropped, ["reason", "origin", "query", "passage"]),
+            leaks=read_table(PATHS.leaks, page.LEAK_COLUMNS),
+            mine=read_json(PATHS.metrics / "mine.json"),
+            audit=read_csv(PATHS.audit, page.AUDIT_COLUMNS, as_text=True),
+            train=read_json(PATHS.metrics / "train.json"),
+            queries=queries,
+            passages=passages,
+        )
         html = page.page(numbers, pictures)
     except KeyError as missing:
         raise UserError(f"{PATHS.metrics}/: a figure {missing} is missing; run `dvc repro --force`") from None
@@ -80,7 +75,7 @@ def main(arguments: Sequence[str]) -> str:
     write_text(html, PATHS.report)
     record_time("report", time.monotonic() - started)
     table = tables.text_table(systems, int(evaluation["queries"]))
-    return f"\n{table}\n\nreport: figures, comparisons and data -> {PATHS.report}"
+    return f"\n{table}\n\n{verdict}\n\nreport: figures, comparisons and data -> {PATHS.report}"
 
 
 def _explore(params: Params, per_query: pd.DataFrame) -> tuple[list[explorer.Query], dict[str, Passage]]:

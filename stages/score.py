@@ -11,20 +11,19 @@ from reranker.common.progress import first_process, quiet_libraries, run_stage
 
 quiet_libraries()
 
+from torch.nn import Identity
+
 from reranker.common import engine
 from reranker.common.artifacts import PATHS, SCORE_STAGE_SYSTEMS, read_table, read_tables, record_time, require
 from reranker.common.errors import UserError
-from reranker.common.model_files import resolve
 from reranker.common.params import load_params
 from reranker.common.processes import OnProcesses, processes
 from reranker.evaluation.trec import write_scored
 from reranker.inference.compute import choose_compute
 from reranker.inference.excerpts import excerpts, in_words
-from reranker.inference.loading import load_biencoder, load_cross_encoder
-from reranker.inference.scoring import pair_cosines, score_pairs
+from reranker.inference.loading import load_cross_encoder, untouched_reranker
+from reranker.inference.scoring import score_pairs
 from reranker.retrieval import bm25
-
-BIENCODERS = {"zero_shot": None, "tuned_biencoder": PATHS.control}
 
 
 def main(arguments: Sequence[str]) -> str:
@@ -43,19 +42,19 @@ def main(arguments: Sequence[str]) -> str:
 
     runner = engine.start(params.execution.engine) if on_cluster or processes() == 1 else OnProcesses()
     compute = choose_compute(**dict(params.compute), engine=runner)
-    if system in BIENCODERS:
-        folder = BIENCODERS[system]
-        if folder:
-            require(folder)
-        name = str(folder) if folder else resolve(params.base_model)
-        biencoder = load_biencoder(name, params.biencoder.max_length, compute)
-        scores = pair_cosines(biencoder, queries, passages, label=f"score {system}", compute=compute)
-    else:
+    if system == "cross_encoder":
         require(PATHS.reranker)
-        model = load_cross_encoder(str(PATHS.reranker), compute=compute)
-        statistics = bm25.load(PATHS.reranker / "words.json")
-        texts = excerpts(model.tokenizer, model.max_seq_length, statistics, queries, passages)
-        scores = score_pairs(model, queries, texts, label=f"score {system}", compute=compute)
+        name = str(PATHS.reranker)
+    else:
+        name = untouched_reranker(params.base_model)
+        if name != params.base_model and first_process():
+            print(f"score: '{params.base_model}' has no trained ranking head: {name} is the untouched reranker")
+    model = load_cross_encoder(name, "params.yaml: base_model:", compute)
+    model.activation_fn = Identity()  # logits, also of a model that comes with a sigmoid, which saturates
+    model.max_seq_length = params.max_length
+    statistics = bm25.statistics(tables.passages["text"])
+    texts = excerpts(model.tokenizer, params.max_length, statistics, queries, passages)
+    scores = score_pairs(model, queries, texts, label=f"score {system}", compute=compute)
     if not first_process():
         return "score: the first process writes the result"
 

@@ -1,4 +1,4 @@
-"""static: tune a static embedding on the training queries; it adds a signal of the whole passage to the fused score.
+"""static: tune a static embedding on most of the training queries; with BM25 it is the first stage.
 
 python -m stages.static
 """
@@ -13,7 +13,7 @@ quiet_libraries()
 
 from reranker.common.artifacts import PATHS, folder, read_tables, record_time
 from reranker.common.params import load_params
-from reranker.data.sampling import relevant_pairs, training_order
+from reranker.data.sampling import relevant_pairs, set_aside, training_order
 from reranker.inference.loading import load_static
 from reranker.training.biencoders import StaticSchedule, tune_static, weigh_by_rarity
 
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str]) -> str:
     started = time.monotonic()
     params = load_params(PATHS.params)
     tables = read_tables()
-    queries = training_order(tables.queries, params.sources, salt=params.biencoder.seed)[: params.static.queries]
+    queries, _ = set_aside(training_order(tables.queries, params.sources), params.retriever_share)
     rows = relevant_pairs(queries, tables, seed=params.static.seed)
 
     model = load_static(params.static.model)

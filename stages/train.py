@@ -1,10 +1,10 @@
 """train: fine-tune a cross-encoder on the mined groups and fit the weights of its fusion on dev.
 
-With --students, this is the stage students: it trains a cross-encoder for each of some smaller numbers of layers, to
-show how quality depends on size. They learn from the same rows, loss and teacher at the same learning rates, and all
-their layers are trained.
+With --student N, this is the stage students of compare/: it trains a cross-encoder of the first N layers, to show how
+quality depends on size. It learns from the same rows, loss and teacher at the same learning rates, and all its layers
+are trained.
 
-    python -m stages.train [--students]
+    python -m stages.train [--student N]
 """
 
 import json
@@ -25,8 +25,11 @@ from sentence_transformers import CrossEncoder
 
 from reranker.common.artifacts import (
     PATHS,
+    SHIPPED,
+    WITHOUT,
     Tables,
     folder,
+    read_json,
     read_table,
     read_tables,
     record_time,
@@ -41,7 +44,7 @@ from reranker.evaluation import metrics
 from reranker.inference import fusion
 from reranker.inference.compute import Compute, choose_compute
 from reranker.inference.excerpts import with_texts
-from reranker.inference.model_cards import model_card
+from reranker.inference.model_cards import dev_verdict, model_card
 from reranker.inference.scoring import score_pairs
 from reranker.retrieval import bm25
 from reranker.training.arguments import check_trainer, further
@@ -55,14 +58,13 @@ from reranker.training.cross_encoder import (
     fine_tune,
 )
 from reranker.training.evaluator import check_evaluators, make_evaluator
-from reranker.training.examples import SIGNALS, choose_losses, logits
+from reranker.training.examples import choose_losses, logits
 from reranker.training.trainer import Schedule, seed_everything
 
-FEATURES = SIGNALS["fused"]
+FEATURES = fusion.SIGNALS
 CARD_PARAMS = (
-    "base_model", "start_from_biencoder", "num_layers", "frozen_layers", "lora", "max_length", "loss", "loss_arguments",
-    "targets", "teacher", "distillation", "lr", "head_lr", "epochs", "batch_size", "warmup", "weight_decay", "trainer",
-    "seed", "top_k",
+    "base_model", "num_layers", "frozen_layers", "lora", "max_length", "loss", "loss_arguments", "targets", "teacher",
+    "distillation", "lr", "head_lr", "epochs", "batch_size", "warmup", "weight_decay", "trainer", "seed", "top_k",
 )  # fmt: skip
 """Parameters that the model card lists, beside the precision."""
 
@@ -82,25 +84,31 @@ class Inputs(NamedTuple):
 
 def main(arguments: Sequence[str]) -> str:
     started = time.monotonic()
-    students = list(arguments) == ["--students"]
-    if arguments and not students:
-        raise UserError(f"python -m stages.train: '{' '.join(arguments)}': the only argument is --students")
+    layers = _student(arguments)
     params = load_params(PATHS.params)
     check_trainer(params.trainer)
     check_evaluators(params.dev.evaluators)
-    stage = "students" if students else "train"
-    line = _train_students(params) if students else _train_reranker(params)
+    stage = f"student_{layers}" if layers else "train"
+    line = _train_student(params, layers) if layers else _train_reranker(params)
     if not first_process():
         return f"{stage}: the first process writes the result"
     record_time(stage, time.monotonic() - started)
     return line
 
 
+def _student(arguments: Sequence[str]) -> int | None:
+    """The number of layers of the student to train; None for the reranker."""
+    if not arguments:
+        return None
+    if len(arguments) != 2 or arguments[0] != "--student" or not arguments[1].isdecimal() or not int(arguments[1]):
+        raise UserError(f"python -m stages.train: '{' '.join(arguments)}': the only argument is --student LAYERS")
+    return int(arguments[1])
+
+
 def _read(params: Params) -> Inputs:
     tables = read_tables()
     candidates = read_table(PATHS.candidates, ["query_id", "passage_id", "rank", "split", *FEATURES])
     negatives = read_table(PATHS.negatives, ["query_id", "passage_id", "kind", "relevance", *FEATURES])
-    require(PATHS.biencoder)
     negatives["source"] = negatives["query_id"].map(tables.queries.set_index("query_id")["source"])
     compute = choose_compute(**dict(params.compute))
     schedule = Schedule(
@@ -127,9 +135,8 @@ def _read(params: Params) -> Inputs:
 
 def _model(params: Params, inputs: Inputs, *, frozen: int, layers: int | None, key: str) -> CrossEncoder:
     """The model before training."""
-    start = str(PATHS.biencoder) if params.start_from_biencoder else resolve(params.base_model)
     seed_everything(params.seed)
-    model = build_cross_encoder(start, params.max_length, frozen, inputs.plan.outputs, layers, key)
+    model = build_cross_encoder(resolve(params.base_model), params.max_length, frozen, inputs.plan.outputs, layers, key)
     inputs.compute.training().apply(model)
     return model
 
@@ -165,31 +172,26 @@ def _fine_tune(
     identity = params.with_effect(), dev, inputs.tables.judgments
     checkpoints = Checkpoints(PATHS.checkpoints / folder, params.execution.checkpoint_minutes, identity)
     options = further(params.trainer, label)
+    before = evaluator(model)
     result = fine_tune(
         model, inputs.negatives, inputs.plan, evaluator, label=label, further=options, checkpoints=checkpoints
     )
-    return result, checkpoints
+    dev_curve = pd.concat([pd.DataFrame([{"step": 0, **before}]), result.curve.dev], ignore_index=True)
+    return result._replace(curve=result.curve._replace(dev=dev_curve)), checkpoints
 
 
-def _train_students(params: Params) -> str:
+def _train_student(params: Params, layers: int) -> str:
     inputs = _read(params)
-    students: dict[int, CrossEncoder] = {}
-    figures = []
-    for layers in params.evaluation.student_layers:
-        model = _model(params, inputs, frozen=0, layers=layers, key="evaluation.student_layers")
-        if not students:  # all students have the same texts and the same teacher's scores
-            inputs = _with_texts(params, inputs, model)
-        result, checkpoints = _fine_tune(params, inputs, model, f"student {layers}", f"student-{layers}")
-        students[layers] = result.model
-        if first_process():
-            figures.append(f"{layers}: {result.curve.dev['ndcg@10'].max():.3f}")
-            checkpoints.remove()
+    model = _model(params, inputs, frozen=0, layers=layers, key="student_layers")
+    inputs = _with_texts(params, inputs, model)
+    result, checkpoints = _fine_tune(params, inputs, model, f"student {layers}", f"student-{layers}")
+    target = PATHS.students / str(layers)
     if first_process():
-        with folder(PATHS.students) as part:
-            for layers, student in students.items():
-                student.save_pretrained(str(part / str(layers)), create_model_card=False)
-    results = ", ".join(figures) or "none, as student_layers is empty"
-    return f"students: NDCG@10 on {params.dev.queries} dev queries by layers: {results} -> {PATHS.students}"
+        with folder(target) as part:
+            result.model.save_pretrained(str(part), create_model_card=False)
+        checkpoints.remove()
+    best = result.curve.dev["ndcg@10"].iloc[1:].max()
+    return f"student {layers}: NDCG@10 {best:.3f} on {params.dev.queries} dev queries -> {target}"
 
 
 def _train_reranker(params: Params) -> str:
@@ -197,6 +199,7 @@ def _train_reranker(params: Params) -> str:
         check_lora_installed()
     inputs = _read(params)
     require(PATHS.static)
+    require(PATHS.biencoder)
     try:
         without_cross_encoder = fusion.fit_weights(inputs.dev, inputs.tables.judgments, FEATURES)
     except ValueError as error:
@@ -219,10 +222,11 @@ def _train_reranker(params: Params) -> str:
     )
     features = [*FEATURES, "cross_encoder"]
     weights = {
-        "reranker": fusion.fit_weights(dev, judgments, features),
-        "fusion_without_cross_encoder": without_cross_encoder,
+        SHIPPED: fusion.fit_weights(dev, judgments, features),
+        WITHOUT: without_cross_encoder,
+        "retriever": read_json(PATHS.retriever),
     }
-    figures = {
+    figures: dict[str, float | str] = {
         "pairs": result.pairs,
         "groups": result.queries,
         "computed_in": inputs.compute.precision,
@@ -230,11 +234,13 @@ def _train_reranker(params: Params) -> str:
         "steps": result.curve.steps,
         "final_loss": float(result.curve.loss["loss"].iloc[-1]),
         "dev_ndcg@10": metrics.mean_ndcg(judgments, dev, fusion.cross_validated(dev, judgments, features)),
+        "dev_ndcg@10_before": float(result.curve.dev["ndcg@10"].iloc[0]),
+        "dev_ndcg@10_best": float(result.curve.dev["ndcg@10"].iloc[1:].max()),
         "dev_ndcg@10_cross_encoder": metrics.mean_ndcg(judgments, dev, dev["cross_encoder"]),
         "dev_ndcg@10_fusion_without_cross_encoder": metrics.mean_ndcg(
             judgments, dev, fusion.cross_validated(dev, judgments, FEATURES)
         ),
-        **{f"weight_{feature}": weight for feature, weight in weights["reranker"].items()},
+        **{f"weight_{feature}": weight for feature, weight in weights[SHIPPED].items()},
     }
     card_params = params.model_dump(include=set(CARD_PARAMS)) | {"precision": params.compute.precision}
     with folder(PATHS.reranker) as part:
@@ -251,8 +257,9 @@ def _train_reranker(params: Params) -> str:
     checkpoints.remove()
     return (
         f"train: {result.pairs:,} pairs in {result.seconds:,.0f} s; NDCG@10 on dev: "
-        f"fused {figures['dev_ndcg@10']:.3f}, cross-encoder alone {figures['dev_ndcg@10_cross_encoder']:.3f} "
-        f"-> {PATHS.reranker}"
+        f"fused {figures['dev_ndcg@10']:.3f}, without the cross-encoder "
+        f"{figures['dev_ndcg@10_fusion_without_cross_encoder']:.3f}; the cross-encoder alone "
+        f"{figures['dev_ndcg@10_cross_encoder']:.3f}. {dev_verdict(figures)} -> {PATHS.reranker}"
     )
 
 

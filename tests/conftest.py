@@ -1,12 +1,16 @@
 """Models of 30,000 weights with the shape of the real ones: they load in milliseconds and need no network."""
 
 import os
+import tempfile
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the libraries are imported
 os.environ.setdefault("DVC_NO_ANALYTICS", "1")  # else each command of DVC leaves a report in the temporary folder
+# The tests leave the user's cache alone. All their processes share this one, and each run finds what it needs there.
+os.environ["RERANKER_LAB_CACHE"] = str(Path(tempfile.gettempdir(), f"reranker-lab-tests-{os.getuid()}"))
 
 WORDS = (
     "a the of in from to sort order list numbers read write csv file table find shortest path graph red green apples"

@@ -12,7 +12,7 @@ import reranker
 ROOT = Path(__file__).resolve().parents[1]
 STATE = """
 import json, logging, os, sys, warnings
-import datasets, sentence_transformers, torch, transformers  # what these change themselves does not count
+import bm25s, datasets, sentence_transformers, torch, transformers  # what these change themselves does not count
 
 def state():
     loggers = logging.root.manager.loggerDict.items()
@@ -23,7 +23,7 @@ def state():
 logging.getLogger("sentence_transformers").setLevel(logging.INFO)
 logging.getLogger("sentence_transformers.base")
 before = state()
-from reranker import Reranker, choose_compute
+from reranker import Reranker, Search, choose_compute
 after = state()
 loaded = [name for name in ("openvino", "openvino_telemetry", "nncf", "dvc") if name in sys.modules]
 new = [{key: now[key] for key in now if now[key] != old.get(key, 0)} for old, now in zip(before, after)]
@@ -39,8 +39,8 @@ def test_import_changes_no_environment_variable_logging_level_or_warning_filter(
 
 
 def test_public_names_are_there_and_others_are_not() -> None:
-    assert {*reranker.__all__} == {"Reranker", "choose_compute"}
-    assert reranker.Reranker.__module__ == "reranker.inference.reranker"
+    assert {*reranker.__all__} == {"Reranker", "Search", "choose_compute"}
+    assert {each.__module__ for each in (reranker.Reranker, reranker.Search)} == {"reranker.inference.reranker"}
     assert reranker.choose_compute("float32").precision == "float32"
     with pytest.raises(AttributeError, match="module 'reranker' has no attribute 'Rerankers'"):
         _ = reranker.Rerankers

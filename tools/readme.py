@@ -1,50 +1,34 @@
-"""Write the tables of the committed metrics into README.md: the results, and all systems with their costs.
+"""Write the results of the committed metrics into README.md.
 
 python -m tools.readme
 """
 
 import re
+import textwrap
 from pathlib import Path
 
 from reranker.common.artifacts import PATHS, read_csv, read_json, write_text
-from reranker.evaluation.costs import COST_COLUMNS
-from reranker.report.tables import (
-    SYSTEM_COLUMNS,
-    comparison_rows,
-    label,
-    markdown_costs,
-    markdown_table,
-    p_relation,
-)
-from tools.training_time import minutes
+from reranker.common.params import load_params
+from reranker.report.tables import SYSTEM_COLUMNS, markdown_table, score, verdict
 
+WIDTH = 120
+"""Characters of a line."""
 README = Path("README.md")
 
 
 def results() -> str:
-    """The block of results: the table, and sentences with the differences and the minutes of training."""
+    """The block of results: the table, what it says in sentences, and the minutes of training."""
     systems = read_csv(PATHS.metrics / "systems.csv", SYSTEM_COLUMNS)
     figures = read_json(PATHS.metrics / "evaluate.json")
     seconds = read_json(PATHS.timing)
-    rows = {row.label: f"{row.gain} {row.interval}" for row in comparison_rows(systems, figures)}
-
-    def gain(system: str) -> str:
-        return f"{rows[label(system)]} ({p_relation(figures[f'p_vs_{system}'])})"
-
-    return (
-        f"{markdown_table(systems).strip()}\n\n"
-        f"{figures['queries']} test queries. The reranker's NDCG@10 differs from the tuned bi-encoder's by "
-        f"{gain('tuned_biencoder')},\nfrom the zero-shot one's by {gain('zero_shot')}, "
-        f"and from the fusion without the\ncross-encoder by {gain('fusion_without_cross_encoder')}. "
-        f"Training steps took {minutes(seconds, 'tuned_biencoder'):.1f} minutes for the\nbi-encoder tuned further "
-        f"and {minutes(seconds, 'reranker'):.1f} for everything in the reranker."
+    top_k = load_params(PATHS.params).top_k
+    static, train = (seconds[f"{stage}_training_seconds"] for stage in ("static", "train"))
+    sentences = (
+        f"{verdict(figures)} A perfect order of the first stage's {top_k} candidates would score "
+        f"{score(figures['ndcg@10_perfect'])}. Training steps took {static:.0f} seconds for the static embedding and "
+        f"{train / 60:.1f} minutes for the cross-encoder."
     )
-
-
-def systems() -> str:
-    """The block of all systems: NDCG@10, size, time and price."""
-    compared = read_csv(PATHS.metrics / "comparison.csv", ["system", "mode", "ndcg@10"])
-    return markdown_costs(compared, read_csv(PATHS.metrics / "costs.csv", COST_COLUMNS))
+    return f"{markdown_table(systems).strip()}\n\n{textwrap.fill(sentences, WIDTH, break_on_hyphens=False)}"
 
 
 def with_block(readme: str, name: str, block: str) -> str:
@@ -62,7 +46,7 @@ def with_block(readme: str, name: str, block: str) -> str:
 
 def with_blocks(readme: str) -> str:
     """Put all blocks into the README."""
-    return with_block(with_block(readme, "results", results()), "systems", systems())
+    return with_block(readme, "results", results())
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from reranker.common.progress import run_stage
 from reranker.pairs.params import read_params as read_pair_params
 
 RECIPES = Path("recipes")
-WHOLE = {"sources", "systems", "lora", "loss_arguments", "trainer", "source"}
+WHOLE = {"sources", "lora", "loss_arguments", "trainer", "source"}
 """Keys whose value replaces the earlier one as a whole, because users choose the names of the keys inside."""
 VALUE_CHARACTERS = 60
 """Characters of a value in a message."""

@@ -38,6 +38,8 @@ class Paths:
     spool: Path = Path(".prepare.part")
     candidates: Path = Path("data/mined/candidates.parquet")
     negatives: Path = Path("data/mined/negatives.parquet")
+    bm25: Path = Path("data/mined/bm25.parquet")
+    retriever: Path = Path("data/mined/retriever.json")
     audit: Path = Path("data/mined/audit.csv")
     marked: Path = Path("data/marked.csv")
     vectors: Path = Path(".vectors")
@@ -55,7 +57,9 @@ class Paths:
     metrics: Path = Path("metrics")
     timing: Path = Path("metrics/timing.json")
     report: Path = Path("report/index.html")
+    comparison: Path = Path("report/comparison.html")
     figures: Path = Path("report/figures")
+    compare_params: Path = Path("compare/params.yaml")
     pair_params: Path = Path("pairs/params.yaml")
     pairs: Path = Path("data/pairs/pairs.parquet")
     pairs_dropped: Path = Path("data/pairs/dropped.parquet")
@@ -82,8 +86,10 @@ class Tables(NamedTuple):
 PAIR_COLUMNS = ("pair_id", "first", "second", "label", "class", "split")
 """Columns of the table of labelled pairs. A label is a number from 0 to 1, or the position of the class in the list of
 class names."""
-SCORE_STAGE_SYSTEMS = ("zero_shot", "tuned_biencoder", "cross_encoder")
+SCORE_STAGE_SYSTEMS = ("untouched_reranker", "cross_encoder")
 """The systems that the score stage runs. The stages mine and evaluate write the scores of the other systems."""
+SHIPPED, WITHOUT = "reranker", "fusion_without_cross_encoder"
+"""The shipped system, and the same without its cross-encoder: the names of their weights in fusion.json."""
 PRODUCER = {
     PATHS.passages: "prepare",
     PATHS.queries: "prepare",
@@ -92,10 +98,11 @@ PRODUCER = {
     PATHS.leaks: "prepare",
     PATHS.candidates: "mine",
     PATHS.negatives: "mine",
+    PATHS.bm25: "mine",
+    PATHS.retriever: "mine",
     PATHS.audit: "mine",
-    PATHS.biencoder: "warm",
     PATHS.static: "static",
-    PATHS.control: "control",
+    PATHS.biencoder: "biencoder",
     PATHS.reranker: "train",
     PATHS.reranker / "fusion.json": "train",
     PATHS.export: "export/dvc.yaml:export",
@@ -107,8 +114,10 @@ PRODUCER = {
     PATHS.metrics / "curve_dev.csv": "train",
     PATHS.metrics / "systems.csv": "evaluate",
     PATHS.metrics / "per_query.csv": "evaluate",
-    PATHS.metrics / "comparison.csv": "compare",
-    PATHS.students: "students",
+    PATHS.control: "compare/dvc.yaml:control",
+    PATHS.students: "compare/dvc.yaml:students",
+    PATHS.metrics / "comparison.csv": "compare/dvc.yaml:systems",
+    PATHS.metrics / "costs.csv": "compare/dvc.yaml:costs",
     PATHS.pairs: "pairs/dvc.yaml:prepare",
     PATHS.pair_model: "pairs/dvc.yaml:train",
 }

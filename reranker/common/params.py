@@ -3,7 +3,7 @@
 import difflib
 import re
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -12,8 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from reranker.common.errors import UserError
-from reranker.common.source_schema import KINDS, AnySource, Count, Name, Names, Section
-from reranker.common.system_schema import STANDARD_SYSTEMS, SYSTEM_KINDS, Length, Retriever, Systems, in_order
+from reranker.common.source_schema import KINDS, AnySource, Count, Length, Name, Names, Retriever, Section
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
@@ -46,8 +45,9 @@ Evaluations = Annotated[
     Discriminator(lambda value: "[steps]" if isinstance(value, list) else "[one]"),
 ]
 """The number of evaluations, or the steps at which they happen."""
-UNIONS = {"sources": KINDS, "systems": SYSTEM_KINDS}
-"""Keys whose entries are of several kinds, with the key that tells each kind."""
+Unions = Mapping[str, Mapping[str, type[Section]]]
+"""Keys whose entries are of several kinds: the schema of each kind, by the key that tells the kind."""
+SOURCES: Unions = {"sources": KINDS}
 
 WITHOUT_EFFECT = frozenset({"execution", "review"})
 """Sections that no result depends on, so that a change need not run a stage again."""
@@ -82,8 +82,9 @@ class IndexSection(Section):
 
 
 class BiencoderSection(Section):
-    """How the base model is tuned as a bi-encoder."""
+    """Which transformer is tuned as a bi-encoder, and how."""
 
+    base_model: Name
     max_length: Length
     lr: Rate
     queries: Count
@@ -100,7 +101,6 @@ class StaticSection(Section):
 
     model: Name
     lr: Rate
-    queries: Count
     epochs: Count
     batch_size: Annotated[int, Field(ge=2)]
     dropout: Share
@@ -140,10 +140,6 @@ class EvaluationSection(Section):
     """How systems are measured."""
 
     seed: Seed
-    control_queries: Count
-    student_layers: list[Count]
-    judged_only: bool
-    usd_per_hour: Annotated[float, Field(ge=0)]
 
 
 class ComputeSection(Section):
@@ -178,6 +174,7 @@ class Params(Section):
 
     base_model: Name
     retriever: Retriever
+    retriever_share: Annotated[float, Field(gt=0, lt=1)]
     query_prompt: str | None
     passage_prompt: str | None
     max_length: Length
@@ -197,20 +194,16 @@ class Params(Section):
     targets: Literal["relevance", "teacher"]
     teacher: Name
     distillation: Annotated[float, Field(ge=0, le=1)]
-    start_from_biencoder: bool
     num_layers: Count | None
     frozen_layers: CountOrZero
     lora: LoraSection | None
     trainer: dict[Name, Any]
     seed: Seed
 
-    systems: Systems
-    baseline: Name
-
     prepare: PrepareSection
     index: IndexSection
-    biencoder: BiencoderSection
     static: StaticSection
+    biencoder: BiencoderSection
     negatives: NegativesSection
     dev: DevSection
     evaluation: EvaluationSection
@@ -220,7 +213,7 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Params":
-        prepare, negatives, layers = self.prepare, self.negatives, self.evaluation.student_layers
+        prepare, negatives = self.prepare, self.negatives
         if prepare.max_query_words < prepare.min_query_words:
             raise ValueError("prepare.max_query_words|must not be below min_query_words")
         if prepare.dev_share + prepare.test_share >= 1:
@@ -229,12 +222,7 @@ class Params(Section):
             raise ValueError("negatives.range_max|must be at least range_min + num_negatives")
         if self.num_layers is not None and self.num_layers <= self.frozen_layers:
             raise ValueError("frozen_layers|must be below num_layers: one layer must be left to train")
-        if len(set(layers)) < len(layers):
-            raise ValueError("evaluation.student_layers|must not have a number twice")
         check_ascending(self.dev.evaluations, "dev.evaluations")
-        systems = [*STANDARD_SYSTEMS, *(name for name, _ in in_order(self.systems))]
-        if self.baseline not in systems:
-            raise ValueError(f"baseline|is no system; the systems are {', '.join(systems)}")
         if self.num_layers is not None and self.lora is not None:
             raise ValueError("num_layers|does not go with lora: a student is trained whole; set one of them to null")
         return self
@@ -266,8 +254,13 @@ def load_params(path: Path) -> Params:
 Schema = TypeVar("Schema", bound=Section)
 
 
-def read_params(path: Path, schema: type[Schema]) -> Schema:
+def read_params(path: Path, schema: type[Schema], unions: Unions = SOURCES) -> Schema:
     """Read and check a file of parameters.
+
+    Args:
+        path: the file.
+        schema: what it must hold.
+        unions: keys whose entries are of several kinds, at the top level or in a section.
 
     Raises:
         UserError: the file is missing or is not YAML, or a key is unknown, missing or out of range; the
@@ -289,21 +282,21 @@ def read_params(path: Path, schema: type[Schema]) -> Schema:
     except ValidationError as error:
         # A misspelt key is unknown while the right one is missing; the message on the unknown key helps more.
         first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-        raise UserError(f"{path}: {_explain(first, schema)}") from None
+        raise UserError(f"{path}: {_explain(first, schema, unions)}") from None
 
 
-def _explain(problem: Any, schema: type[Section]) -> str:
-    where, fields = _locate(problem["loc"], schema)
+def _explain(problem: Any, schema: type[Section], unions: Unions) -> str:
+    where, fields = _locate(problem["loc"], schema, unions)
     *parents, key = where or [""]
     inside = ".".join(parents) + ": " if parents else ""
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, fields, n=1)
         return f"{inside}unknown key '{key}'" + (f"; did you mean '{fields[near[0]]}'?" if near else "; remove it")
     if problem["type"] == "missing":
-        example = "docs/parameters.md" if problem["loc"][0] in UNIONS else "the committed params.yaml"
+        example = "docs/parameters.md" if {*problem["loc"]} & unions.keys() else "the committed params.yaml"
         return f"{inside}key '{key}' is missing; add it, as in {example}"
     if problem["type"] == "union_tag_not_found":
-        kinds = ", ".join(UNIONS[str(problem["loc"][0])])
+        kinds = ", ".join(next(unions[part] for part in problem["loc"] if part in unions))
         return f"{'.'.join(where)}: must have one of the keys {kinds}, which tells what it is"
     if problem["type"] == "value_error":
         key, _, allowed = str(problem["ctx"]["error"]).partition("|")
@@ -315,7 +308,7 @@ def _explain(problem: Any, schema: type[Section]) -> str:
     return f"{'.'.join(where)}: {problem['input']!r} is not allowed: it {allowed}"
 
 
-def _locate(loc: tuple[int | str, ...], schema: type[Section]) -> tuple[list[str], dict[str, str]]:
+def _locate(loc: tuple[int | str, ...], schema: type[Section], unions: Unions) -> tuple[list[str], dict[str, str]]:
     """Locate a problem.
 
     Returns:
@@ -324,10 +317,11 @@ def _locate(loc: tuple[int | str, ...], schema: type[Section]) -> tuple[list[str
     """
     model: type[BaseModel] = schema
     rest = list(loc)
-    if loc[:1] and loc[0] in UNIONS and len(loc) > 2:
-        key, name, kind, *rest = loc  # pydantic puts the tag of a union before the key inside it
-        model = UNIONS[str(key)].get(str(kind), Section)
-        loc = (key, name, *rest)
+    union = next((place for place, part in enumerate(loc) if part in unions), None)
+    if union is not None and len(loc) > union + 2:
+        key, _, kind, *rest = loc[union:]  # pydantic puts the tag of a union before the key inside it
+        model = unions[str(key)].get(str(kind), Section)
+        loc = (*loc[: union + 2], *rest)
     for parent in rest[:-1]:
         model = _section(model, str(parent)) or Section
     tags = ("unsplit", "[key]", "[one]", "[by source]", "[steps]")

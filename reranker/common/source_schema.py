@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 Count = Annotated[int, Field(ge=1)]
+Length = Annotated[int, Field(ge=8, le=8192)]
+"""Length in tokens."""
 Name = Annotated[str, Field(min_length=1)]
 
 
@@ -30,6 +32,8 @@ class PackageSource(SourceSection):
 
 OneOrMore = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
 Names = Annotated[list[Name], OneOrMore]
+Retriever = Annotated[Names, Field(min_length=1)]
+"""`bm25` or models. A single one need not be in a list."""
 Files = Annotated[Names, Field(min_length=1)]
 """Paths or patterns. A single one need not be in a list."""
 

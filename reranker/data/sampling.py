@@ -1,4 +1,4 @@
-"""Chooses training queries, and a relevant passage for each of them."""
+"""Divides the training queries among the stages, and chooses a relevant passage for each of them."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,10 +11,10 @@ from reranker.common.errors import UserError
 from reranker.common.source_schema import SourceSection
 
 
-def training_order(queries: pd.DataFrame, sources: Mapping[str, SourceSection], *, salt: int) -> pd.Series:
+def training_order(queries: pd.DataFrame, sources: Mapping[str, SourceSection]) -> pd.Series:
     """The ids of the training queries, in the random order in which the stages take them.
 
-    The order depends only on each id, the weight of its source and the salt, so that queries that are added later slip
+    The order depends only on each id and the weight of its source, so that queries that are added later slip
     in between: the first thousand are a random sample that hardly changes when data is added. With the weights 2 and 1,
     the queries of the first source are drawn twice as often as long as both sources have queries left. This is weighted
     sampling without replacement (Efraimidis and Spirakis, 2006).
@@ -22,7 +22,6 @@ def training_order(queries: pd.DataFrame, sources: Mapping[str, SourceSection], 
     Args:
         queries: columns query_id, split, source.
         sources: the sources by name, with their weights.
-        salt: another number gives another order.
 
     Raises:
         UserError: a query is from a source that `sources` lacks.
@@ -31,12 +30,29 @@ def training_order(queries: pd.DataFrame, sources: Mapping[str, SourceSection], 
     for unknown in train.loc[~train["source"].isin(sources), "source"]:
         raise UserError(f"{PATHS.queries}: column source: '{unknown}' is no source of params.yaml")
     lots = train["query_id"].map(
-        lambda name: int.from_bytes(hashlib.blake2b(f"{salt}:{name}".encode(), digest_size=8).digest(), "big")
+        lambda name: int.from_bytes(hashlib.blake2b(f"1:{name}".encode(), digest_size=8).digest(), "big")
     )
     waits = -np.log1p(-lots.to_numpy(float) / 2**64) / train["source"].map(lambda name: sources[name].weight).to_numpy(
         float
     )
     return train["query_id"].iloc[np.argsort(waits, kind="stable")].reset_index(drop=True)
+
+
+def set_aside(query_ids: pd.Series, share: float) -> tuple[pd.Series, pd.Series]:
+    """Divide training queries between the first stage and the reranker.
+
+    A retriever ranks the right passages of the queries that it was tuned on too well, so the reranker needs queries
+    that the retriever has not seen.
+
+    Args:
+        query_ids: ids of the training queries, see `training_order`.
+        share: share of the queries for the retriever; it gets at least one.
+
+    Returns:
+        The queries of the retriever, and those that are set aside for the reranker.
+    """
+    number = max(1, round(share * len(query_ids)))
+    return query_ids[:number], query_ids[number:]
 
 
 def relevant_pairs(query_ids: pd.Series, tables: Tables, *, seed: int) -> pd.DataFrame:

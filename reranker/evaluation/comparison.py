@@ -79,6 +79,7 @@ def measure(
     *,
     label: str,
     judged_only: bool = False,
+    runs: Mapping[str, pd.DataFrame] | None = None,
 ) -> tuple[Values, dict[str, float]]:
     """Compute the measures of every system for every query in both modes, from the same scores.
 
@@ -93,6 +94,8 @@ def measure(
         label: the name of the step, shown beside the progress.
         judged_only: leave out candidates that have no judgment for their query before anything is computed. These are
             the condensed lists of Sakai (SIGIR 2007), for judgments that were collected for other systems.
+        runs: the rankings of systems that search by themselves instead of ranking the candidates: columns query_id,
+            passage_id, score. They come first, and have the mode `retrieved` alone.
 
     Returns:
         The measures, and for each repeated system the standard deviation of its NDCG@10 in the mode `retrieved`.
@@ -103,14 +106,34 @@ def measure(
     rows = {"retrieved": compared & pairs["retrieved"].to_numpy(bool), "all_positives": compared}
     values: Values = {}
     deviations = {}
+    for system, run in (runs or {}).items():
+        if judged_only:
+            run = run[pd.MultiIndex.from_frame(run[KEYS]).isin(pd.MultiIndex.from_frame(judgments[KEYS]))]
+        values[system, "retrieved"] = _measured(judgments, run)
     for system, repeats in track(scores.items(), label, "systems", len(scores)):
         for mode in MODES:
-            runs = (pairs[KEYS].assign(score=each.to_numpy(float))[rows[mode]] for each in repeats)
-            tables = [metrics.per_query(judgments, run, list(MEASURES.values())) for run in runs]
-            values[system, mode] = (sum(tables[1:], start=tables[0]) / len(tables)).set_axis(list(MEASURES), axis=1)
+            of_mode = (pairs[KEYS].assign(score=each.to_numpy(float))[rows[mode]] for each in repeats)
+            tables = [_measured(judgments, run) for run in of_mode]
+            values[system, mode] = sum(tables[1:], start=tables[0]) / len(tables)
             if mode == "retrieved" and len(tables) > 1:
-                deviations[system] = float(np.std([table[MEASURES[MEASURE]].mean() for table in tables], ddof=1))
+                deviations[system] = float(np.std([table[MEASURE].mean() for table in tables], ddof=1))
     return values, deviations
+
+
+def _measured(judgments: pd.DataFrame, run: pd.DataFrame) -> pd.DataFrame:
+    return metrics.per_query(judgments, run, list(MEASURES.values())).set_axis(list(MEASURES), axis=1)
+
+
+def perfect_ndcg(pairs: pd.DataFrame, judgments: pd.DataFrame) -> float:
+    """NDCG@10 of the best possible order of the retrieved candidates: what no reranker can exceed.
+
+    Args:
+        pairs: columns query_id, passage_id and retrieved.
+        judgments: columns query_id, passage_id, relevance.
+    """
+    retrieved = pairs.loc[pairs["retrieved"], KEYS]
+    relevance = retrieved.merge(judgments[[*KEYS, "relevance"]], on=KEYS, how="left")["relevance"].fillna(0)
+    return metrics.mean_ndcg(judgments, retrieved, relevance.to_numpy(float))
 
 
 def summarise(values: Values, *, seed: int) -> pd.DataFrame:
@@ -215,6 +238,15 @@ def _figures(difference: Difference, other: str) -> dict[str, float]:
         f"gain_vs_{other}_high": difference.high,
         f"p_vs_{other}": difference.p,
     }
+
+
+def tuning_figures(difference: Difference) -> dict[str, float]:
+    """The figures of the fine-tuned cross-encoder against the untouched one, both alone.
+
+    Args:
+        difference: the fine-tuned cross-encoder minus the untouched one.
+    """
+    return {f"tuning_{name}": getattr(difference, name) for name in ("gain", "low", "high", "p")}
 
 
 def by_source(values: Values, sources: pd.Series, shipped: str, others: Sequence[str]) -> dict[str, float | int]:

@@ -15,20 +15,20 @@ import torch
 from reranker.common.artifacts import read_table
 from reranker.common.errors import UserError
 from reranker.common.model_files import fingerprint
-from reranker.common.system_schema import SYSTEM_KINDS, ExperimentSystem, System
 from reranker.evaluation import experiment_models
+from reranker.evaluation.system_schema import SYSTEM_KINDS, ExperimentSystem, System
 from reranker.evaluation.systems import BM25, Settings
 from reranker.retrieval import bm25
 
 COLUMNS = ("query_id", "passage_id", "score")
 KEY = "key"
-CODE = ("common/model_files.py", "evaluation/systems.py", "inference", "retrieval")
+CODE = ("common/bundled", "common/model_files.py", "evaluation/systems.py", "inference", "retrieval")
 """The files and folders of `reranker` that decide a score."""
 LIBRARIES = ("torch", "transformers", "sentence-transformers", "tokenizers", "openvino", "nncf", "onnxruntime")
 
 
 def cache_key(system: System, settings: Settings, pairs: pd.DataFrame) -> str:
-    """A hash of all that decides the scores of a system: its entry in params.yaml, its model, the texts and the code.
+    """A hash of all that decides the scores of a system: its entry, its model, the texts and the code.
 
     Args:
         system: a system of any kind but `fused` and `run`, with at most one experiment.

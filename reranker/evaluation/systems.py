@@ -1,4 +1,4 @@
-"""Load the systems that are compared: each entry of params.yaml becomes a function that scores candidates.
+"""Load the systems that are compared: each entry of `systems` becomes a function that scores candidates.
 
 Two kinds of systems combine the scores of several others, query by query: reciprocal rank fusion, and the kind `fused`,
 which adds weighted z-scores. The ranks, means and deviations of a query are those of its retrieved candidates. So the
@@ -20,7 +20,8 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from reranker.common.artifacts import PATHS
 from reranker.common.errors import UserError
 from reranker.common.model_files import resolve, weight_files
-from reranker.common.system_schema import (
+from reranker.evaluation import experiment_models
+from reranker.evaluation.system_schema import (
     BiencoderSystem,
     CrossEncoderSystem,
     ExperimentSystem,
@@ -28,7 +29,6 @@ from reranker.common.system_schema import (
     StaticSystem,
     System,
 )
-from reranker.evaluation import experiment_models
 from reranker.inference.compute import Compute
 from reranker.inference.excerpts import excerpts
 from reranker.inference.export import ExportedModel, graph_bytes, graph_file, read_about
@@ -121,7 +121,7 @@ def shipped(folder: Path, settings: Settings) -> Loaded:
     """Load the fused reranker of a folder."""
     reranker = Reranker(folder, settings.compute)
     parameters = sum(_parameters(model) for model in reranker.models)
-    megabytes = sum(_megabytes(str(part)) for part in (folder, folder / "biencoder", folder / "static"))
+    megabytes = sum(_megabytes(str(part)) for part in (folder, folder / "static"))
 
     def scores(pairs: pd.DataFrame) -> Scores:
         return reranker.scores(pairs["query"].tolist(), pairs["passage"].tolist())
@@ -180,7 +180,7 @@ def _cross_encoder(system: CrossEncoderSystem, settings: Settings, label: str) -
     name = system.cross_encoder
     if Path(name).is_relative_to(PATHS.students) and not Path(name).is_dir():
         raise UserError(
-            f"{name} does not exist: evaluation.student_layers in params.yaml says which students are trained"
+            f"{name} does not exist: student_layers in {PATHS.compare_params} says which students are trained"
         )
     if Path(name).is_relative_to(PATHS.export) or graph_file(Path(name)):
         return _load_exported(system, settings)

@@ -1,6 +1,6 @@
 """Choose what computes a transformer's forward pass: torch and its attention, OpenVINO or ONNX Runtime."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +31,17 @@ TRACE_TEXTS = ["sort a list", "a text of more words than the first, so that one 
 """Texts with which a model is traced into a graph."""
 CHECK_TEXTS = ["rows", "how to read rows of a file, one after the other", "columns and rows"]
 """Texts for which torch and the compiled model must agree. Their lengths and number differ from `TRACE_TEXTS`."""
+CHECK_PAIRS = [
+    ("how tall is the tower", "The tower is 330 metres tall, as high as a building of 81 storeys."),
+    ("how tall is the tower", "Bake the apples for half an hour."),
+    ("read a csv file", "To read the rows of a csv file, open it and pass it to a reader."),
+    ("read a csv file", "The capital of France is Paris."),
+    ("what is the capital of France", "The capital of France is Paris."),
+    ("what is the capital of France", "A list is sorted in place."),
+]
+"""The same for a model that gives a pair one number: right and wrong passages, so that the numbers are far apart."""
 TOLERANCE = {"float32": 1e-3, "bfloat16": 1e-1, "int8": 5e-1}
-"""Largest norm of the difference between the two outputs, as a share of the norm of torch's output."""
+"""Largest norm of the difference between the two outputs, as a share of the size of torch's output."""
 Features = Mapping[str, Tensor]
 """The input tensors of a transformer by name, in the order of its arguments."""
 Inputs = Mapping[str, NDArray[np.int64]]
@@ -121,21 +130,35 @@ def _compile(transformer: Transformer, precision: str, backend: str) -> None:
     output = transformer.modality_config["text"]["method_output_name"]
     if not isinstance(output, str):
         raise TypeError(f"it gives {output}")
-    inputs, _ = _run(transformer, TRACE_TEXTS)
-    _, expected = _run(transformer, CHECK_TEXTS)
+    inputs, traced = _run(transformer, TRACE_TEXTS)
+    examples: Sequence[str | tuple[str, str]] = CHECK_PAIRS if traced.shape[-1] == 1 else CHECK_TEXTS
+    _, expected = _run(transformer, examples)
     body = transformer.model
     compiled = CompiledTransformer(body, inputs, output, precision, backend)
     transformer.model = compiled  # type: ignore[assignment]  # it is called like one
-    _, actual = _run(transformer, CHECK_TEXTS)
-    difference = float((actual - expected).norm() / expected.norm())
+    _, actual = _run(transformer, examples)
+    difference = float((actual - expected).norm() / _size(expected))
     if not difference < TOLERANCE["int8" if backend.endswith("int8") else precision]:
         transformer.model = body
         raise ValueError(f"its output is {difference:.1e} away from torch's")
 
 
-def _run(transformer: Transformer, texts: list[str]) -> tuple[Features, Tensor]:
-    """The input tensors of a transformer for some texts, and its output without the padding."""
-    features = transformer.preprocess(texts)
+def _size(output: Tensor) -> float:
+    """The norm of an output, by which a difference is large or small.
+
+    For one number a text it is the norm of the deviations from their mean. A score may be near 0 by chance, and
+    ranking sees only how far the scores are apart. A tenth of the norm is the least, for a model that hardly tells the
+    texts apart.
+    """
+    norm = float(output.norm())
+    if output.shape[-1] == 1:
+        norm = max(float((output - output.mean()).norm()), norm / 10)
+    return max(norm, 1e-6)
+
+
+def _run(transformer: Transformer, texts: Sequence[str | tuple[str, str]]) -> tuple[Features, Tensor]:
+    """The input tensors of a transformer for some texts or pairs, and its output without the padding."""
+    features = transformer.preprocess(list(texts))
     inputs = _tensors(features)
     with torch.inference_mode():
         output = transformer(features)[transformer.module_output_name].float()

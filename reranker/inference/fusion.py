@@ -11,6 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+SIGNALS = ("bm25", "static_score", "biencoder_score")
+"""The scores that mining computes, with which the cross-encoder's score is fused."""
 PENALTY = 0.01
 """Factor of the squared weights of standardised scores: enough to make the fit unique, too little to move it."""
 FOLDS = 5

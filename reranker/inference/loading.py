@@ -1,6 +1,9 @@
 """Load the models that params.yaml names: retrievers, bi-encoders, cross-encoders; and adapt their layers."""
 
+import copy
+import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +13,18 @@ from safetensors.torch import load_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from sentence_transformers.util import load_file_path
 from tokenizers import Tokenizer
-from torch import nn
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
+from reranker.common.bundled.models import BUNDLED, bundled_weights, is_static
 from reranker.common.errors import UserError
-from reranker.common.model_files import (
-    BUNDLED,
-    bundled_weights,
-    check_words,
-    is_static,
-    loading,
-    resolve,
-    tokenizer_file,
-)
+from reranker.common.model_files import check_words, loading, resolve, tokenizer_file
 from reranker.inference.compute import PLAIN, Compute
+
+UNTOUCHED = "bundled/ms-marco-MiniLM-L12-v2"
+"""The reranker that stands in for a base model without a trained head."""
 
 
 def load_retriever(name: str, compute: Compute = PLAIN) -> SentenceTransformer:
@@ -122,16 +122,63 @@ def load_cross_encoder(name: str, what: str = "model", compute: Compute = PLAIN)
         has, such as `max_seq_length`.
 
     Raises:
-        UserError: there is no usable model with this name, or it has several outputs.
+        UserError: there is no usable model with this name, it has no trained head, or it has several outputs.
     """
     path = resolve(name)
     with loading(name):
+        if not has_trained_head(path):
+            raise UserError(
+                f"{what} '{name}' has no trained ranking head (it is an encoder or a bi-encoder), so its scores would "
+                "be random; name a reranker, or fine-tune it as base_model"
+            )
         model = CrossEncoder(path)
         check_words(model)
     if model.num_labels != 1:
         raise UserError(f"{what} '{name}' has {model.num_labels} outputs; it must have one")
     compute.apply(model)
     return model
+
+
+def has_trained_head(path: str) -> bool:
+    """Whether a model brings what turns a pair into a score, so that `CrossEncoder` adds no layer of random weights.
+
+    Such are the models that a CrossEncoder saved, classifiers of sequences whose files have all weights, and causal
+    language models, whose scores are the logits of yes and no.
+
+    Args:
+        path: a local folder or a Hub id.
+
+    Raises:
+        OSError: there is no model.
+        ValueError: the model is of an unknown kind.
+    """
+    saved = load_file_path(path, "modules.json") is not None
+    about = load_file_path(path, "config_sentence_transformers.json") if saved else None
+    if about and json.loads(Path(about).read_text(encoding="utf-8")).get("model_type") == "CrossEncoder":
+        return True
+    # of another model with modules, CrossEncoder takes the transformer alone
+    architecture = (AutoConfig.from_pretrained(path).architectures or [""])[0]
+    if not architecture.endswith("ForSequenceClassification"):
+        return architecture.endswith("ForCausalLM") and not saved
+    # transformers fills what a file lacks with random numbers; on this device it reads the names of the weights alone
+    _, found = AutoModelForSequenceClassification.from_pretrained(path, device_map="meta", output_loading_info=True)
+    return not found["missing_keys"]
+
+
+def untouched_reranker(base_model: str) -> str:
+    """The published reranker that a fine-tuned one is compared with, by its name in params.yaml.
+
+    It is the base model as it is. A base model without a trained head cannot score, so a bundled reranker stands in.
+
+    Args:
+        base_model: a bundled model, a local folder or a Hub id.
+
+    Raises:
+        UserError: there is no usable model with this name.
+    """
+    path = resolve(base_model)
+    with loading(path):
+        return base_model if has_trained_head(path) else UNTOUCHED
 
 
 def choose_prompt(prompt: str | None, model: SentenceTransformer, *names: str) -> str:
@@ -182,6 +229,25 @@ def keep_first_layers(body: PreTrainedModel, number: int, key: str = "num_layers
     body.config.num_hidden_layers = number
 
 
+def freeze(body: PreTrainedModel, number: int) -> None:
+    """Freeze the first layers of a transformer, and the embeddings before them.
+
+    Args:
+        body: the transformer; changed in place.
+        number: number of layers to freeze.
+
+    Raises:
+        UserError: no layer would be left to train, or the model has no list of layers.
+    """
+    layers = layers_of(body, "frozen_layers", "0")
+    if number >= len(layers):
+        raise UserError(f"params.yaml: frozen_layers: {number}: of the model's {len(layers)} layers one must be left")
+    trained = set(layers[number:].parameters())
+    # `parameters` yields the weights in the order of the forward pass
+    for weights in itertools.takewhile(lambda weights: weights not in trained, body.parameters()):
+        weights.requires_grad_(False)
+
+
 def layers_of(body: PreTrainedModel, key: str, neutral: str) -> nn.ModuleList:
     """The list of a transformer's layers.
 
@@ -209,17 +275,46 @@ def one_output(model: CrossEncoder) -> CrossEncoder:
     The order of passages is that of the probability of the second class, and the sigmoid is that probability.
 
     Args:
-        model: ends in a linear layer with two outputs; the new model shares the modules before it.
+        model: its last linear layer has two outputs; the new model shares everything but this layer.
     """
-    *before, head = model
-    if not isinstance(head, Dense):
-        raise TypeError(f"the model ends in {type(head).__name__}, not in a linear layer")
-    linear = head.linear
-    name = head.module_output_name
-    new = Dense(linear.in_features, 1, activation_function=nn.Identity(), module_output_name=name)
-    new.to(linear.weight.device)
+    return _with_rows(model, lambda rows: rows[1:] - rows[:1])
+
+
+def two_outputs(model: CrossEncoder) -> CrossEncoder:
+    """The same model with two outputs, of which the first is 0: `one_output` turns it back.
+
+    Args:
+        model: its last linear layer has one output; the new model shares everything but this layer.
+    """
+    return _with_rows(model, lambda rows: torch.cat([torch.zeros_like(rows), rows]))
+
+
+def _with_rows(model: CrossEncoder, change: Callable[[Tensor], Tensor]) -> CrossEncoder:
+    *before, last = model
+    name, linear = [(name, part) for name, part in last.named_modules() if isinstance(part, nn.Linear)][-1]
+    new = copy.copy(linear)
     with torch.no_grad():
-        new.linear.weight.copy_(linear.weight[1:] - linear.weight[:1])
-        new.linear.bias.copy_(linear.bias[1:] - linear.bias[:1])
-    single: CrossEncoder = CrossEncoder(modules=[*before, new], activation_fn=nn.Identity())
-    return single
+        new._parameters = {
+            key: None if rows is None else nn.Parameter(change(rows)) for key, rows in linear._parameters.items()
+        }
+    new.out_features = len(new.weight)
+    last = _with_part(last, name, new)
+    if isinstance(last, Dense):
+        last.out_features = new.out_features
+    elif isinstance(last, Transformer):
+        body = last.model
+        body.config = copy.deepcopy(body.config)
+        body.config.num_labels = body.num_labels = new.out_features
+    prompts = {"prompts": model.prompts, "default_prompt_name": model.default_prompt_name}
+    changed: CrossEncoder = CrossEncoder(modules=[*before, last], activation_fn=nn.Identity(), **prompts)
+    return changed
+
+
+def _with_part(module: nn.Module, name: str, part: nn.Module) -> Any:
+    """A copy of a module with another part under a dotted name; it shares all other parts."""
+    if not name:
+        return part
+    first, _, rest = name.partition(".")
+    new = copy.copy(module)
+    new._modules = {**module._modules, first: _with_part(getattr(module, first), rest, part)}
+    return new

@@ -21,6 +21,8 @@ A cross-encoder fine-tuned on {queries:,} queries ({pairs:,} pairs) of the data 
 hard negatives from the first-stage retriever. In the commit that made this model, `params.yaml` and
 `metrics/prepare.json` describe the data, and `metrics/evaluate.json` has the metrics on the test queries.
 
+{verdict}
+
 ## Use
 
 The cross-encoder alone, with Sentence Transformers:
@@ -36,7 +38,7 @@ score is fused with the bi-encoder in `biencoder/`, the static embedding in `sta
 `fusion.json`:
 
 ```python
-from reranker.inference.reranker import Reranker
+from reranker import Reranker
 
 Reranker("models/reranker").rank("your question", ["a passage", "another passage"])
 ```
@@ -121,20 +123,37 @@ COLUMNS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_i
 """Names of a model's inputs in the tokenizers library."""
 
 
-def model_card(base: str, params: Mapping[str, object], figures: Mapping[str, object]) -> str:
+def model_card(base: str, params: Mapping[str, object], figures: Mapping[str, float | str]) -> str:
     """The model card of the reranker in Markdown.
 
     Args:
         base: name of the base model.
         params: parameters of the training.
-        figures: measurements of the training; has `groups` and `pairs`.
+        figures: measurements of the training; has `groups`, `pairs`, and NDCG@10 on dev before and after.
     """
     return RERANKER_CARD.format(
         base=base,
+        verdict=dev_verdict(figures),
         queries=figures["groups"],
         pairs=figures["pairs"],
         figures=two_columns("measured", figures),
         params=two_columns("parameter", params),
+    )
+
+
+def dev_verdict(figures: Mapping[str, float | str]) -> str:
+    """A sentence on what fine-tuning did to the cross-encoder on dev queries.
+
+    Args:
+        figures: NDCG@10 of the cross-encoder on the same dev queries as `dev_ndcg@10_before` and `dev_ndcg@10_best`.
+    """
+    before, after = float(figures["dev_ndcg@10_before"]), float(figures["dev_ndcg@10_best"])
+    change = f"from {before:.3f} to {after:.3f}"
+    if after > before:
+        return f"Fine-tuning raised NDCG@10 of the cross-encoder on the dev queries that chose its checkpoint {change}."
+    return (
+        f"Fine-tuning made the cross-encoder no better on dev (NDCG@10 {change}): the base model as it is may serve "
+        "you better; try a lower learning rate or more training queries."
     )
 
 

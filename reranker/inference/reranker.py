@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from transformers import PreTrainedTokenizerBase
 
-from reranker.common.artifacts import PRODUCER, missing_error, read_weights
+from reranker.common.artifacts import PATHS, PRODUCER, SHIPPED, missing_error, read_weights
 from reranker.common.errors import UserError
 from reranker.common.model_files import check_words, loading
 from reranker.inference.compute import Compute, choose_compute
@@ -18,9 +18,12 @@ from reranker.inference.excerpts import excerpts
 from reranker.inference.export import ExportedModel, graph_file
 from reranker.inference.fusion import fuse
 from reranker.inference.loading import load_cross_encoder
-from reranker.inference.scoring import pair_cosines, score_pairs
-from reranker.retrieval import bm25
+from reranker.inference.scoring import embed, pair_cosines, score_pairs
+from reranker.retrieval import bm25, index
+from reranker.retrieval.ranking import FirstStage
+from reranker.retrieval.retrievers import Dense, Lexical, WeightedSum
 
+BM25 = "bm25"
 Scores = Callable[[Sequence[str], Sequence[str]], NDArray[np.float64]]
 """Scores each query with the passage at the same place."""
 
@@ -50,7 +53,7 @@ class Reranker:
     def __init__(self, path: str | Path, compute: Compute | None = None) -> None:
         path = Path(path)
         self._compute = compute or choose_compute()
-        self.weights = read_weights(path / "fusion.json", "reranker")["reranker"]
+        self.weights = read_weights(path / "fusion.json", SHIPPED)[SHIPPED]
         self._statistics = bm25.load(path / "words.json")
         with loading(str(path)):
             # else a relative path is taken for the name of a repository too, and the Hub is asked for it
@@ -76,7 +79,7 @@ class Reranker:
         features = {
             "bm25": bm25.bm25(self._statistics, *pairs),
             "static_score": pair_cosines(self._static, *pairs, label="static embedding", compute=compute.static()),
-            "teacher_score": pair_cosines(self._biencoder, *pairs, label="bi-encoder", compute=compute),
+            "biencoder_score": pair_cosines(self._biencoder, *pairs, label="bi-encoder", compute=compute),
             "cross_encoder": score_pairs(self._cross_encoder, queries, texts, label="cross-encoder", compute=compute),
         }
         return fuse(features, self.weights)
@@ -84,6 +87,57 @@ class Reranker:
     def rank(self, query: str, passages: Sequence[str]) -> list[RankedPassage]:
         """The passages, best first; passages with equal scores keep their order."""
         return in_order(self.scores([query] * len(passages), passages), passages)
+
+
+class Search:
+    """Searches a corpus as the pipeline was measured: first stage, then reranker.
+
+    Args:
+        path: the folder that the train stage writes.
+        passages: the corpus; it is embedded and indexed in memory.
+        compute: see `Reranker`.
+
+    Raises:
+        UserError: see `Reranker`; or the first stage has other parts than BM25 and the two tuned models.
+    """
+
+    def __init__(self, path: str | Path, passages: Sequence[str], compute: Compute | None = None) -> None:
+        self._weights = read_weights(Path(path) / "fusion.json", "retriever")["retriever"]
+        if others := self._weights.keys() - {BM25, str(PATHS.static), str(PATHS.biencoder)}:
+            raise UserError(
+                f"{path}: its first stage has the part '{min(others)}', which Search does not serve; search with it "
+                "yourself, and rank what it finds with Reranker"
+            )
+        self._reranker = Reranker(path, compute)
+        self._passages = passages
+        compute = compute or choose_compute()
+        _, biencoder, static = self._reranker.models
+        models = {str(PATHS.biencoder): (biencoder, compute), str(PATHS.static): (static, compute.static())}
+        self._models = {name: model for name, model in models.items() if name in self._weights}
+        self._vectors = {
+            name: embed(model, passages, label=f"passages, {name}", compute=how)
+            for name, (model, how) in self._models.items()
+        }
+        self._indexes = {name: index.build("auto", vectors, queries=1) for name, vectors in self._vectors.items()}
+        self._words = Lexical(passages, [])
+
+    def search(self, query: str, results: int = 10, candidates: int = 30) -> list[RankedPassage]:
+        """The best passages for a query; `position` is that in the corpus.
+
+        Args:
+            query: a text.
+            results: the largest number of passages to return.
+            candidates: passages of the first stage that are reranked.
+        """
+        parts: dict[str, FirstStage] = {BM25: self._words.ask([query])}
+        for name, (model, how) in self._models.items():
+            vector = embed(model, [query], label="query", compute=how)
+            parts[name] = Dense(self._vectors[name], vector, self._indexes[name])
+        stage = WeightedSum([parts[name] for name in self._weights], list(self._weights.values()))
+        found = stage.search(np.zeros(1, np.int64), candidates, label="search")
+        places = found.positions[0][found.positions[0] >= 0]
+        ranked = self._reranker.rank(query, [self._passages[place] for place in places])
+        return [item._replace(position=int(places[item.position])) for item in ranked[:results]]
 
 
 def in_order(scores: NDArray[np.float64], passages: Sequence[str]) -> list[RankedPassage]:

@@ -19,11 +19,11 @@ SUSPICIOUS = 100
 EXAMPLES = 3
 """Examples of each reason for a refusal that follow, where there are as many."""
 RESCORED = 400
-"""Candidates that the teacher scores: those whose score in mining is highest beside that of the relevant passage."""
+"""Candidates that the bi-encoder scores: those whose score in mining is highest beside the relevant passage's."""
 MARKS = ("right", "wrong")
 COLUMNS = (
-    "query_id", "passage_id", "mark", "verdict", "rank", "score", "score_of_right", "teacher_score",
-    "teacher_score_of_right", "query", "passage", "right_passage",
+    "query_id", "passage_id", "mark", "verdict", "rank", "score", "score_of_right", "biencoder_score",
+    "biencoder_score_of_right", "query", "passage", "right_passage",
 )  # fmt: skip
 
 
@@ -38,7 +38,7 @@ class AppliedMarks(NamedTuple):
     """The number of marks whose query is not in train or whose passage is no longer in the corpus."""
 
 
-def table(result: MiningResult, tables: Tables, teacher: ScorePairs) -> pd.DataFrame:
+def table(result: MiningResult, tables: Tables, biencoder: ScorePairs) -> pd.DataFrame:
     """List the most suspicious candidates, the most suspicious first, then examples of each reason for a refusal.
 
     Columns are `COLUMNS`; mark is empty. Each candidate is listed once.
@@ -46,39 +46,39 @@ def table(result: MiningResult, tables: Tables, teacher: ScorePairs) -> pd.DataF
     Args:
         result: the result of mining.
         tables: the data set.
-        teacher: scores pairs by the cosine of the tuned bi-encoder, which decides the order.
+        biencoder: scores pairs by the cosine of the tuned bi-encoder, which decides the order.
     """
     pool = result.pool
     is_candidate = (result.reasons != NO_CANDIDATE) & np.isin(pool.queries, result.rows["query"])[:, None]
     lead = np.where(is_candidate, pool.scores - result.positive_scores[:, None], -np.inf).ravel()
     order = np.argsort(-lead, kind="stable")
     order = order[np.isfinite(lead[order])]
-    rescored = _describe(order[:RESCORED], result, tables, teacher)
-    suspicion = rescored["teacher_score"] - rescored["teacher_score_of_right"]
+    rescored = _describe(order[:RESCORED], result, tables, biencoder)
+    suspicion = rescored["biencoder_score"] - rescored["biencoder_score_of_right"]
     first = suspicion.sort_values(ascending=False, kind="stable").index.to_numpy()[:SUSPICIOUS]
     reasons = result.reasons.ravel()[order]
     examples = np.concatenate([order[reasons == reason][:EXAMPLES] for reason in range(1, len(REASONS) + 1)])
     examples = examples[~np.isin(examples, order[first])]
     # examples are scored separately, because the last bits of a score depend on the texts in the same batch
-    parts = [rescored.loc[first], _describe(examples, result, tables, teacher)]
+    parts = [rescored.loc[first], _describe(examples, result, tables, biencoder)]
     return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
 
 
-def _describe(places: NDArray[np.int64], result: MiningResult, tables: Tables, teacher: ScorePairs) -> pd.DataFrame:
+def _describe(places: NDArray[np.int64], result: MiningResult, tables: Tables, biencoder: ScorePairs) -> pd.DataFrame:
     """List candidates with their texts, their scores and what mining decided.
 
     Args:
         places: indices of candidates in the flattened pool.
         result: see `table`.
         tables: see `table`.
-        teacher: see `table`.
+        biencoder: see `table`.
     """
     pool, rows = result.pool, result.rows
     row, column = np.divmod(places, pool.positions.shape[1])
     queries, passages = pool.queries[row], pool.positions[row, column]
     positives = rows[rows["kind"] == "positive"].set_index("query")["passage"].reindex(queries).to_numpy(np.int64)
-    scores = np.asarray(teacher(queries, passages), float)
-    positive_scores = np.asarray(teacher(queries, positives), float)
+    scores = np.asarray(biencoder(queries, passages), float)
+    positive_scores = np.asarray(biencoder(queries, positives), float)
     kinds = rows.set_index(["query", "passage"])["kind"]
     kinds = kinds.reindex(pd.MultiIndex.from_arrays([queries, passages])).fillna("")
     verdict = [
@@ -95,8 +95,8 @@ def _describe(places: NDArray[np.int64], result: MiningResult, tables: Tables, t
             "rank": column + 1,
             "score": pool.scores[row, column].astype(float),
             "score_of_right": result.positive_scores[row],
-            "teacher_score": scores,
-            "teacher_score_of_right": positive_scores,
+            "biencoder_score": scores,
+            "biencoder_score_of_right": positive_scores,
             "query": _escape_formulas(tables.queries["text"].to_numpy()[queries]),
             "passage": _escape_formulas(texts[passages]),
             "right_passage": _escape_formulas(texts[positives]),

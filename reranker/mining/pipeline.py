@@ -1,16 +1,19 @@
 """Build the parts of mining from their parameters (retriever, guards, rescorer), and count its figures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from reranker.common.artifacts import Tables
 from reranker.common.errors import UserError
 from reranker.evaluation import metrics
+from reranker.inference import fusion
 from reranker.inference.compute import Compute
 from reranker.inference.loading import choose_prompt, load_cross_encoder, load_retriever
 from reranker.inference.scoring import pair_cosines, score_pairs
@@ -21,10 +24,12 @@ from reranker.mining.negatives import MiningResult, ScorePairs
 from reranker.retrieval import bm25, index, ranking
 from reranker.retrieval.index import Index
 from reranker.retrieval.ranking import FirstStage, Vectors
-from reranker.retrieval.retrievers import Dense, Lexical, ReciprocalRankFusion
+from reranker.retrieval.retrievers import Dense, Lexical, WeightedSum
 
 Scores = NDArray[np.float64]
 BM25 = "bm25"
+FITTED_DEPTH = 100
+"""The number of passages of each retriever on which the weights of their sum are fitted."""
 SAMPLE = 500
 """The number of queries on which an approximate index is compared with exact search."""
 
@@ -43,6 +48,8 @@ class Retriever(NamedTuple):
     stage: FirstStage
     indexes: list[VectorIndex]
     """The indexes that it searches; the list is empty where BM25 ranks alone."""
+    weights: dict[str, float]
+    """The weight of each part by its name."""
 
 
 def retriever(
@@ -55,7 +62,9 @@ def retriever(
     index_name: str,
     compute: Compute,
 ) -> Retriever:
-    """Build a retriever over the passages and queries of a data set; several are merged by reciprocal rank fusion.
+    """Build a retriever over the passages and queries of a data set.
+
+    The scores of several retrievers are added up, with weights that are fitted on dev.
 
     Args:
         names: `bm25` or names of embedding models.
@@ -64,29 +73,62 @@ def retriever(
         query_prompt: the prompt that is put before each query for a model; None stands for the model's own prompt.
         passage_prompt: the prompt for each passage, likewise.
         index_name: see `index.build`.
-        compute: how vectors are computed and indexes searched; vectors of the first stage are always in float32.
+        compute: how vectors are computed and indexes searched; those of a static embedding are always in float32.
 
     Raises:
-        UserError: a name is not that of a usable model.
+        UserError: a name is not that of a usable model, or no query of dev has a relevant passage among the first ones.
     """
-    parts: list[FirstStage] = []
+    parts: dict[str, FirstStage] = {}
     indexes = []
-    for name in names:
+    for name in dict.fromkeys(names):
         if name == BM25:
-            parts.append(Lexical(tables.passages["text"].tolist(), tables.queries["text"].tolist()))
+            parts[name] = lexical(tables)
         else:
-            model = load_retriever(name, compute.static())
+            model = load_retriever(name, compute)
+            how = compute.static() if isinstance(model[0], StaticEmbedding) else compute
             of_passage = choose_prompt(passage_prompt, model, "document", "passage")
             prompts = of_passage, choose_prompt(query_prompt, model, "query")
             passages, queries = (
-                cache.embed(
-                    model, table["text"].tolist(), label=f"mine: {kind}", prompt=prompt, compute=compute.static()
-                )
+                cache.embed(model, table["text"].tolist(), label=f"mine: {kind}", prompt=prompt, compute=how)
                 for table, kind, prompt in zip(tables[:2], ("passages", "queries"), prompts, strict=True)
             )
             indexes.append(VectorIndex(index.build(index_name, passages, queries=len(queries)), passages, queries))
-            parts.append(Dense(passages, queries, indexes[-1].lookup, compute.engine))
-    return Retriever(ReciprocalRankFusion(parts) if len(parts) > 1 else parts[0], indexes)
+            parts[name] = Dense(passages, queries, indexes[-1].lookup, compute.engine)
+    if len(parts) == 1:
+        (name,) = parts
+        return Retriever(parts[name], indexes, {name: 1.0})
+    weights = fitted_weights(parts, tables)
+    return Retriever(WeightedSum(list(parts.values()), list(weights.values())), indexes, weights)
+
+
+def lexical(tables: Tables) -> Lexical:
+    """BM25 over the passages and queries of a data set."""
+    return Lexical(tables.passages["text"].tolist(), tables.queries["text"].tolist())
+
+
+def fitted_weights(parts: Mapping[str, FirstStage], tables: Tables) -> dict[str, float]:
+    """The weight of each retriever's scores, fitted on what any of them finds for the queries of dev.
+
+    Args:
+        parts: retrievers by name.
+        tables: the data set.
+
+    Raises:
+        UserError: no query of dev has a relevant passage among the first ones.
+    """
+    query_ids, passage_ids = tables.queries["query_id"], tables.passages["passage_id"]
+    dev = np.flatnonzero(tables.queries["split"] == "dev")
+    found = [
+        ranking.candidates(part.search(dev, FITTED_DEPTH, label="mine: weights"), query_ids.iloc[dev], passage_ids)
+        for part in parts.values()
+    ]
+    pairs = pd.concat(found)[["query_id", "passage_id"]].drop_duplicates(ignore_index=True)
+    of, at = (pd.Index(ids).get_indexer(pairs[ids.name]) for ids in (query_ids, passage_ids))
+    scored = pairs.assign(**{name: part.scores(of, at) for name, part in parts.items()})
+    try:
+        return fusion.fit_weights(scored, tables.judgments, list(parts))
+    except ValueError as error:
+        raise UserError(f"params.yaml: retriever: on dev {error}; raise prepare.dev_share") from None
 
 
 class HeldOut(NamedTuple):
@@ -118,6 +160,21 @@ def rank_held_out(stage: FirstStage, tables: Tables, *, depth: int, top_k: int) 
     missed = ranking.missed_positives(top, judgments, stage, query_ids, passage_ids)
     candidates = pd.concat([top, missed]).sort_values(["query_id", "rank", "passage_id"], ignore_index=True)
     return HeldOut(queries, rankings, candidates.assign(split=candidates["query_id"].map(split)))
+
+
+def bm25_run(tables: Tables, depth: int) -> pd.DataFrame:
+    """What BM25 alone finds in the whole corpus for the queries of test: what a user has without any training.
+
+    Args:
+        tables: the data set.
+        depth: number of passages per query.
+
+    Returns:
+        Columns query_id, passage_id, rank, score.
+    """
+    test = np.flatnonzero(tables.queries["split"] == "test")
+    found = lexical(tables).search(test, depth, label="mine: BM25 alone")
+    return ranking.candidates(found, tables.queries["query_id"].iloc[test], tables.passages["passage_id"])
 
 
 def index_figures(
@@ -189,10 +246,10 @@ def cross_encoder(name: str, tables: Tables, compute: Compute) -> ScorePairs:
 
 
 def cosines(model: SentenceTransformer, tables: Tables, compute: Compute, cache: Cache) -> ScorePairs:
-    """A function that scores pairs by the cosine of a bi-encoder.
+    """A function that scores pairs by the cosine of an embedding model.
 
     Args:
-        model: the bi-encoder.
+        model: a static embedding or a bi-encoder.
         tables: the data set.
         compute: how the model computes.
         cache: where vectors are kept.
@@ -201,30 +258,30 @@ def cosines(model: SentenceTransformer, tables: Tables, compute: Compute, cache:
 
     def score(of: Places, at: Places) -> Scores:
         texts = queries.iloc[of].tolist(), passages.iloc[at].tolist()
-        return pair_cosines(model, *texts, label="mine: teacher", compute=compute, cache=cache)
+        return pair_cosines(model, *texts, label="mine: signals", compute=compute, cache=cache)
 
     return score
 
 
-def with_signals(rows: pd.DataFrame, tables: Tables, static: SentenceTransformer, teacher: ScorePairs) -> pd.DataFrame:
+def with_signals(rows: pd.DataFrame, tables: Tables, static: ScorePairs, biencoder: ScorePairs) -> pd.DataFrame:
     """Add the scores that the cross-encoder is fused with to rows of pairs.
 
     Args:
         rows: columns query_id, passage_id.
         tables: the data set.
-        static: a static embedding.
-        teacher: scores pairs, see `ScorePairs`.
+        static: scores pairs by the tuned static embedding, see `cosines`.
+        biencoder: the same by the tuned bi-encoder.
 
     Returns:
-        The rows with columns bm25, static_score, teacher_score.
+        The rows with columns bm25, static_score, biencoder_score.
     """
     of = pd.Index(tables.queries["query_id"]).get_indexer(rows["query_id"])
     at = pd.Index(tables.passages["passage_id"]).get_indexer(rows["passage_id"])
     texts = tables.queries["text"].iloc[of].tolist(), tables.passages["text"].iloc[at].tolist()
     return rows.assign(
         bm25=bm25.bm25(bm25.statistics(tables.passages["text"]), *texts),
-        static_score=pair_cosines(static, *texts, label="mine: static"),
-        teacher_score=teacher(of, at),
+        static_score=static(of, at),
+        biencoder_score=biencoder(of, at),
     )
 
 
@@ -244,6 +301,11 @@ def retriever_figures(judgments: pd.DataFrame, rankings: pd.DataFrame) -> dict[s
     dev = metrics.per_query(judgments[columns], rankings, ["nDCG@10", "R@10", "R@30", "R@100"]).mean()
     recalls = {f"retriever_dev_recall@{k}": float(dev[f"R@{k}"]) for k in (10, 30, 100)}
     return {"retriever_dev_ndcg@10": float(dev["nDCG@10"]), **recalls}
+
+
+def weight_figures(weights: Mapping[str, float]) -> dict[str, float]:
+    """The weights of the first stage's parts, for mine.json; a local folder goes by its last name."""
+    return {f"retriever_weight_{PurePath(name).name}": weight for name, weight in weights.items()}
 
 
 def figures(result: MiningResult) -> dict[str, float]:

@@ -77,7 +77,7 @@ class Query(NamedTuple):
     query_id: str
     text: str
     ndcg: Mapping[str, float]
-    """NDCG@10 by system, candidates as retrieved."""
+    """NDCG@10 by system, candidates as retrieved; of BM25 that of a ranking of its own."""
     retriever: Sequence[Hit]
     reranker: Sequence[Hit]
     relevant: Sequence[RelevantPassage]

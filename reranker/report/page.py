@@ -1,37 +1,18 @@
-"""Write the figures of a run as one HTML page that needs no network.
+"""Write the figures of a run as one HTML page. Equal numbers give a page of equal bytes."""
 
-Equal numbers give a page of equal bytes. The scripts are part of the page, and its Content-Security-Policy allows only
-these scripts, by their hashes.
-"""
-
-import base64
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-import jinja2
 import pandas as pd
-from markupsafe import Markup, escape
 
 from reranker.report.explorer import Passage, Query, cut, pack, worst
-from reranker.report.figures import DARK, LIGHT, Picture
-from reranker.report.tables import (
-    BASELINE,
-    SHIPPED,
-    comparison_rows,
-    cost_rows,
-    count,
-    headline,
-    result_rows,
-    score,
-    signed,
-    system_rows,
-)
+from reranker.report.figures import Picture
+from reranker.report.tables import BASELINE, SHIPPED, comparison_rows, count, headline, result_rows, score, signed
+from reranker.report.templates import fill
 
-TEMPLATE = Path(__file__).with_name("report.html.jinja")
-SCRIPTS = tuple(TEMPLATE.with_name(name) for name in ("explorer.js", "tips.js"))
+PERFECT = "ndcg@10_perfect"
+"""The figure of evaluate.json that no order of the candidates can exceed; older runs lack it."""
 LOSS_ROWS = 50
 """Queries in the table of losses, which is shown in print and without scripts."""
 ORIGINS_PER_REASON = 3
@@ -45,7 +26,7 @@ PASSAGE_CHARACTERS = 200
 QUERY_CHARACTERS = 300
 """Characters of a query that are shown. The words in which two leaked queries differ may come late."""
 LEAK_COLUMNS = ("query", "split", "other", "other_split", "equal")
-AUDIT_COLUMNS = ("verdict", "teacher_score", "teacher_score_of_right", "query", "passage", "right_passage")
+AUDIT_COLUMNS = ("verdict", "biencoder_score", "biencoder_score_of_right", "query", "passage", "right_passage")
 
 
 class Numbers(NamedTuple):
@@ -55,6 +36,8 @@ class Numbers(NamedTuple):
     """One row per system and mode, in the order of display; columns `SYSTEM_COLUMNS`."""
     evaluation: Mapping[str, float]
     """The content of evaluate.json; `prepare`, `mine` and `train` have those of their files."""
+    verdict: str
+    """What fine-tuning was good for, in words."""
     prepare: Mapping[str, object]
     dropped: pd.DataFrame
     """Some of the dropped rows; columns reason, origin, query and passage."""
@@ -65,10 +48,6 @@ class Numbers(NamedTuple):
     """The most suspicious candidates of mining, the most suspicious first, then examples of each reason for a refusal;
     columns `AUDIT_COLUMNS`, as text."""
     train: Mapping[str, object]
-    comparison: pd.DataFrame
-    """Columns `COMPARISON_COLUMNS`."""
-    costs: pd.DataFrame
-    """Columns `evaluation.costs.COST_COLUMNS`."""
     queries: Sequence[Query]
     """At least one test query, see `explorer.explore`."""
     passages: Mapping[str, Passage]
@@ -121,7 +100,7 @@ class AuditRow(NamedTuple):
     relevant: str
     """The relevant passage."""
     scores: str
-    """The teacher's scores of the candidate and of the relevant passage."""
+    """The static embedding's scores of the candidate and of the relevant passage."""
     verdict: str
 
 
@@ -156,36 +135,25 @@ def page(numbers: Numbers, pictures: Mapping[str, Picture]) -> str:
 
     Args:
         numbers: see `Numbers`.
-        pictures: the figures `systems`, `size`, `latency`, `training`, `gains` and `lengths`.
+        pictures: the figures `systems`, `training`, `gains` and `lengths`.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATE.parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    scripts = [path.read_text(encoding="utf-8") for path in SCRIPTS]
     own_tables = re.compile("dropped_|refused_|(query|passage)_tokens_")
     counts = {key: value for key, value in numbers.prepare.items() if not own_tables.match(key)}
     mining = {key: value for key, value in numbers.mine.items() if not own_tables.match(key)}
-    return environment.get_template(TEMPLATE.name).render(
-        scripts=[Markup(text) for text in scripts],  # noqa: S704  our own files
-        hashes=" ".join(f"'sha256-{_hash(text)}'" for text in scripts),
-        light=LIGHT,
-        dark=DARK,
+    return fill(
+        "report.html.jinja",
+        ["explorer.js"],
+        pictures,
         headline=headline(numbers.evaluation),
+        verdict=numbers.verdict,
+        perfect=score(numbers.evaluation[PERFECT]) if PERFECT in numbers.evaluation else "",
         queries=count(numbers.evaluation["queries"]),
         retrieved=result_rows(numbers.systems, "retrieved"),
         all_positives=result_rows(numbers.systems, "all_positives"),
         by_source=_facts({key: value for key, value in numbers.evaluation.items() if "_of_" in key}),
         comparisons=comparison_rows(numbers.systems, numbers.evaluation),
-        compared=system_rows(numbers.comparison),
-        costs=cost_rows(numbers.comparison, numbers.costs),
         explored=pack(numbers.queries, numbers.passages),
         losses=_loss_rows(worst(numbers.queries, LOSS_ROWS), numbers.passages),
-        figures={name: _inline(picture, name) for name, picture in pictures.items()},
         counts=_facts(counts),
         dropped=_drop_rows(numbers.prepare, numbers.dropped),
         leaks=_leak_rows(numbers.leaks),
@@ -195,27 +163,6 @@ def page(numbers: Numbers, pictures: Mapping[str, Picture]) -> str:
         audit=_audit_rows(numbers.audit),
         train=_facts(numbers.train),
     )
-
-
-def _inline(picture: Picture, name: str) -> Markup:
-    """Prepare an SVG for the page: give it unique ids, the page's colours and its alternative text."""
-    body = picture.svg[picture.svg.index("<svg") :]
-    body = re.sub(r"<metadata>.*?</metadata>\s*|<title>.*?</title>\s*|<style.*?</style>\s*", "", body, flags=re.DOTALL)
-    body = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", body)
-    for variable, colour in LIGHT.items():
-        body = body.replace(colour, f"var(--{variable})")
-    view_box = re.search(r'viewBox="[^"]*"', body)
-    inner = body[body.index(">") + 1 :]
-    for tip in picture.tips:
-        part = f'<g id="{name}-{tip.id}"'
-        inner = inner.replace(part, f'{part} class="point" tabindex="0" role="img" aria-label="{escape(tip.text)}"')
-    role = "group" if picture.tips else "img"  # elements inside an image cannot get the focus
-    opening = f'<svg role="{role}" aria-label="{escape(picture.alt)}" {view_box.group() if view_box else ""}>'
-    return Markup(opening + inner)  # noqa: S704  matplotlib escaped the names inside, escape() the text above
-
-
-def _hash(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _loss_rows(losses: Sequence[Query], passages: Mapping[str, Passage]) -> list[LossRow]:
@@ -288,7 +235,7 @@ def _audit_rows(audit: pd.DataFrame) -> list[AuditRow]:
             cut(row["query"], QUERY_CHARACTERS),
             cut(row["passage"], PASSAGE_CHARACTERS),
             cut(row["right_passage"], PASSAGE_CHARACTERS),
-            f"{float(row['teacher_score']):.3f} / {float(row['teacher_score_of_right']):.3f}",
+            f"{float(row['biencoder_score']):.3f} / {float(row['biencoder_score_of_right']):.3f}",
             row["verdict"].replace("_", " "),
         )
         for row in audit.to_dict("records")

@@ -7,18 +7,21 @@ from typing import NamedTuple
 
 import pandas as pd
 
-SHIPPED = "reranker"
+from reranker.common.artifacts import SHIPPED as SHIPPED
+from reranker.common.artifacts import WITHOUT as WITHOUT
+
 BASELINE = "retriever"
 LABELS = {
-    "retriever": "First-stage retriever",
-    "bm25": "BM25 on the same candidates",
-    "tuned_static": "Static embedding, tuned",
-    "zero_shot": "Bi-encoder, zero-shot",
-    "tuned_biencoder": "Bi-encoder, tuned further",
-    "cross_encoder": "Cross-encoder alone",
-    "fusion_without_cross_encoder": "Fusion without the cross-encoder",
-    "reranker": "Reranker (shipped: fused)",
+    "bm25": "BM25 over the whole corpus",
+    "retriever": "First stage",
+    "tuned_biencoder": "Bi-encoder, tuned",
+    "untouched_reranker": "Published reranker, untouched",
+    "cross_encoder": "Cross-encoder, fine-tuned, alone",
+    WITHOUT: "Shipped, without cross-encoder",
+    SHIPPED: "Reranker (shipped: fused)",
 }
+ALPHA = 0.05
+"""p-value below which a sentence calls a difference real."""
 NO_BREAK = "\N{NO-BREAK SPACE}"
 LABEL_WIDTH = 32
 """Characters of the longest label; the terminal has 100 columns, so a longer name is cut there."""
@@ -99,18 +102,47 @@ def comparison_rows(systems: pd.DataFrame, evaluation: Mapping[str, float]) -> l
 
 def headline(evaluation: Mapping[str, float]) -> str:
     """The result in a few sentences; they say if the interval of the difference includes 0."""
-    gain, low, high = (evaluation[f"gain_vs_{BASELINE}{end}"] for end in ("", "_low", "_high"))
-    relation = p_relation(evaluation[f"p_vs_{BASELINE}"]).replace(" ", NO_BREAK)
+    gain, low, high = (evaluation[f"gain_vs_bm25{end}"] for end in ("", "_low", "_high"))
+    relation = p_relation(evaluation["p_vs_bm25"]).replace(" ", NO_BREAK)
     result = (
-        f"On {count(evaluation['queries'])} test queries the reranker reaches an NDCG@10 of "
+        f"On {count(evaluation['queries'])} test queries the whole search reaches an NDCG@10 of "
         f"{score(evaluation['ndcg@10'])}: "
-        f"{score(abs(gain))} {'above' if gain >= 0 else 'below'} the {label(BASELINE).lower()} "
+        f"{score(abs(gain))} {'above' if gain >= 0 else 'below'} BM25 over the whole corpus "
         f"(95% interval {signed(low)} to {signed(high)}, {relation})."
     )
-    doubt = "" if low > 0 or high < 0 else " This interval includes no difference at all."
-    lows = [value for key, value in evaluation.items() if key.startswith("gain_vs_") and key.endswith("_low")]
-    better = sum(value > 0 for value in lows)
-    return f"{result}{doubt} The interval of its gain lies above 0 against {better} of {len(lows)} systems."
+    return result if low > 0 or high < 0 else f"{result} This interval includes no difference at all."
+
+
+def verdict(evaluation: Mapping[str, float]) -> str:
+    """What fine-tuning and the reranker were good for, in a few sentences, whatever the outcome."""
+    against = {
+        "BM25": "bm25",
+        "the first stage": "retriever",
+        "the published reranker left untouched": "untouched_reranker",
+        "the same fusion without the cross-encoder": WITHOUT,
+    }
+    parts = [_judged(evaluation[f"gain_vs_{key}"], evaluation[f"p_vs_{key}"], name) for name, key in against.items()]
+    gain, p = evaluation["tuning_gain"], evaluation["tuning_p"]
+    alone = f"{signed(gain)}, {p_relation(p)}"
+    tuned = {
+        1: f"Fine-tuning made the cross-encoder better ({alone}).",
+        0: f"Whether fine-tuning changed the cross-encoder, so few queries cannot tell ({alone}).",
+        -1: f"Fine-tuning made the cross-encoder worse ({alone}): leave it as it is, or train it on more queries.",
+    }[_sign(gain, p)]
+    return (
+        f"NDCG@10 {score(evaluation['ndcg@10'])} on {count(evaluation['queries'])} test queries: "
+        f"{', '.join(parts)}. {tuned}"
+    )
+
+
+def _judged(gain: float, p: float, name: str) -> str:
+    words = {1: "better than", 0: "no proven difference from", -1: "worse than"}[_sign(gain, p)]
+    return f"{words} {name} ({signed(gain)}, {p_relation(p)})"
+
+
+def _sign(gain: float, p: float) -> int:
+    """1 for a real gain, -1 for a real loss, 0 for a difference that may be noise."""
+    return 0 if p >= ALPHA or gain == 0 else 1 if gain > 0 else -1
 
 
 def text_table(systems: pd.DataFrame, queries: int) -> str:

@@ -1,5 +1,6 @@
-"""First-stage retrievers: by vectors, by words, and by reciprocal rank fusion of several retrievers."""
+"""First-stage retrievers: by vectors, by words, and by a weighted sum of the scores of several retrievers."""
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
@@ -27,10 +28,12 @@ GROUPS = 8
 """Groups of passages for each passage to find, in the search for the best scores."""
 SMALLEST = np.finfo(np.float32).tiny
 """A number below the score of every passage that shares a word with the query."""
-RRF_QUERIES = 1024
-"""The number of queries whose rankings are fused at a time."""
-RRF_DEPTH = 1000
-"""The number of passages of each retriever whose ranks count."""
+SUMMED_QUERIES = 1024
+"""The number of queries whose scores are added at a time."""
+SUMMED_DEPTH = 1000
+"""The number of passages of each retriever that a weighted sum looks at."""
+MANY = 64
+"""Passages of a query from which BM25 scores the whole corpus for it, which then takes less time than pair by pair."""
 RRF_K = 60
 """The constant of reciprocal rank fusion in Cormack, Clarke and Buettcher (SIGIR 2009)."""
 
@@ -113,11 +116,8 @@ class Lexical:
             [vocabulary.setdefault(word, len(vocabulary)) for word in words(text)]
             for text in track(passages, "bm25", "passages", len(passages))
         ]
-        self._passages = len(ids)
-        self._queries = [
-            np.array([vocabulary[word] for word in words(text) if word in vocabulary], dtype=np.int64)
-            for text in queries
-        ]
+        self._passages, self._vocabulary = len(ids), vocabulary
+        self._queries = self._words_of(queries)
         self._starts = np.zeros(1, dtype=np.int64)
         if vocabulary:
             scorer = bm25s.BM25(k1=K1, b=B, method="lucene", csc_backend="scipy")
@@ -125,6 +125,16 @@ class Lexical:
             self._weights, self._rows, self._starts = (scorer.scores[key] for key in ("data", "indices", "indptr"))
             shape = self._passages, len(vocabulary)
             self._matrix = csc_array((self._weights, self._rows, self._starts), shape=shape)
+
+    def ask(self, queries: Sequence[str]) -> "Lexical":
+        """The same passages with other queries; the index is shared."""
+        other = copy.copy(self)
+        other._queries = self._words_of(queries)
+        return other
+
+    def _words_of(self, texts: Sequence[str]) -> list[Places]:
+        known = self._vocabulary
+        return [np.array([known[word] for word in words(text) if word in known], dtype=np.int64) for text in texts]
 
     def search(self, queries: Places, depth: int, *, label: str) -> Ranking:
         """See `FirstStage`."""
@@ -149,6 +159,20 @@ class Lexical:
 
     def scores(self, queries: Places, passages: Places) -> Vectors:
         """See `FirstStage`."""
+        scores = np.zeros(len(queries), dtype=np.float32)
+        few = []
+        buffer = self._buffer()
+        for query, pairs in _by_query(queries):
+            if len(pairs) < MANY:
+                few.append(pairs)
+            else:
+                scores[pairs] = self._scores_of(query, buffer)[passages[pairs]]
+        if few:
+            rest = np.concatenate(few)
+            scores[rest] = self._pair_scores(queries[rest], passages[rest])
+        return scores
+
+    def _pair_scores(self, queries: Places, passages: Places) -> Vectors:
         scores = np.zeros(len(queries), dtype=np.float32)
         words_of = [self._queries[query] for query in queries]
         pair = np.repeat(np.arange(len(words_of)), [len(ids) for ids in words_of])
@@ -177,70 +201,65 @@ class Lexical:
         return buffer
 
 
-class ReciprocalRankFusion:
-    """Ranks by reciprocal rank fusion: the sum of 1 / (60 + rank) over the retrievers that find a passage.
+class WeightedSum:
+    """Ranks by a weighted sum of the scores of several retrievers.
 
-    See Cormack, Clarke and Buettcher (SIGIR 2009). A passage that no retriever finds has the score 0, and its rank
-    follows the last passage that one of them finds.
+    It looks at the passages that one of the retrievers has among its first ones, and every retriever scores each of
+    them. Unlike reciprocal rank fusion, a weak retriever then does not pull down a strong one.
 
     Args:
         parts: retrievers of the same passages and queries.
-        first: number of passages of each retriever whose ranks count.
+        weights: the weight of each retriever, from 0; see `reranker.inference.fusion.fit_weights`.
+        first: number of passages of each retriever to look at.
     """
 
-    def __init__(self, parts: Sequence[FirstStage], first: int = RRF_DEPTH) -> None:
-        self._parts, self._first = parts, first
+    def __init__(self, parts: Sequence[FirstStage], weights: Sequence[float], first: int = SUMMED_DEPTH) -> None:
+        self._parts, self._weights, self._first = parts, weights, first
 
     def search(self, queries: Places, depth: int, *, label: str) -> Ranking:
         """See `FirstStage`. It finds no more passages than all retrievers together."""
         depth = min(depth, self._first * len(self._parts))
-        return _concatenate((self._rank(part, label) for part in _blocks(queries)), queries, depth, label)
+        blocks = (queries[start : start + SUMMED_QUERIES] for start in range(0, len(queries), SUMMED_QUERIES))
+        rankings = [_narrowed(self._rank(some, label), depth) for some in blocks]
+        if not rankings:
+            return _empty_ranking(0, depth)
+        return Ranking(*(np.concatenate(columns) for columns in zip(*rankings, strict=True)))
 
     def scores(self, queries: Places, passages: Places) -> Vectors:
         """See `FirstStage`."""
-        return self._pairs(queries, passages)[0]
+        total = np.zeros(len(queries), dtype=np.float32)
+        for part, weight in zip(self._parts, self._weights, strict=True):
+            total += np.float32(weight) * part.scores(queries, passages)
+        return total
 
     def ranks(self, queries: Places, passages: Places) -> Places:
-        """See `FirstStage`."""
-        return self._pairs(queries, passages)[1]
-
-    def _pairs(self, queries: Places, passages: Places) -> tuple[Vectors, Places]:
-        scores, better = np.zeros(len(queries), dtype=np.float32), np.zeros(len(queries), dtype=np.int64)
+        """See `FirstStage`. A passage that none of the retrievers has among its first ones has too good a rank."""
+        scores, better = self.scores(queries, passages), np.zeros(len(queries), dtype=np.int64)
         by_query = _by_query(queries)
-        for start in range(0, len(by_query), RRF_QUERIES):
-            block = by_query[start : start + RRF_QUERIES]
-            ranking = self._rank(np.array([query for query, _ in block]), "reciprocal rank fusion")
-            pairs = np.concatenate([rows for _, rows in block])
-            row_of = np.repeat(np.arange(len(block)), [len(rows) for _, rows in block])
-            step = max(1, CELLS // ranking.positions.shape[1])
-            for first in range(0, len(pairs), step):
-                some, row = pairs[first : first + step], row_of[first : first + step]
-                is_passage = ranking.positions[row] == passages[some][:, None]
-                scores[some] = np.where(is_passage, ranking.scores[row], 0).sum(axis=1)
-                better[some] = (ranking.scores[row] > scores[some][:, None]).sum(axis=1)
-        return scores, better + 1
+        for start in range(0, len(by_query), SUMMED_QUERIES):
+            block = by_query[start : start + SUMMED_QUERIES]
+            ranking = self._rank(np.array([query for query, _ in block], dtype=np.int64), "first stage")
+            for row, (_, pairs) in enumerate(block):
+                better[pairs] = (ranking.scores[row] > scores[pairs][:, None]).sum(axis=1)
+        return better + 1
 
     def _rank(self, queries: Places, label: str) -> Ranking:
-        """Rank every passage that a retriever finds; shape (queries, passages of all retrievers)."""
-        rankings = [part.search(queries, self._first, label=label).positions for part in self._parts]
-        starts = range(0, max(1, len(queries)), RRF_QUERIES)
-        blocks = [_merge([each[start : start + RRF_QUERIES] for each in rankings]) for start in starts]
-        return Ranking(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
+        """Rank every passage that a retriever has among its first ones; shape (queries, passages of all of them)."""
+        found = [part.search(queries, self._first, label=label).positions for part in self._parts]
+        positions = np.sort(np.concatenate(found, axis=1), axis=1)
+        positions[:, 1:][positions[:, 1:] == positions[:, :-1]] = -1  # a passage counts once
+        row, column = np.nonzero(positions >= 0)
+        scores = np.full(positions.shape, -np.inf, dtype=np.float32)
+        scores[row, column] = self.scores(queries[row], positions[row, column])
+        return best_first(positions, scores, positions.shape[1])
 
 
-def _merge(rankings: Sequence[Places]) -> Ranking:
-    """Fuse rankings of the same queries, each of shape (queries, depth)."""
-    positions = np.concatenate(rankings, axis=1)
-    shares = 1 / (RRF_K + np.concatenate([np.arange(1, each.shape[1] + 1) for each in rankings]))
-    # Passages are sorted by position and then by retriever, so that a sum always has the same order of its terms.
-    keys = np.sort((positions << 32) | np.arange(len(shares)), axis=1)
-    positions, scores = keys >> 32, shares[keys & 0xFFFFFFFF]
-    first = np.ones(positions.shape, dtype=bool)
-    first[:, 1:] = positions[:, 1:] != positions[:, :-1]
-    for ahead in range(1, len(rankings)):  # the first of equal neighbours gets the shares of the others
-        same = positions[:, ahead:] == positions[:, :-ahead]
-        scores[:, :-ahead] += np.where(same, scores[:, ahead:], 0)
-    return best_first(np.where(first, positions, -1), scores.astype(np.float32), positions.shape[1])
+def _narrowed(ranking: Ranking, depth: int) -> Ranking:
+    """The first passages of a ranking, filled up with -1 where it has fewer."""
+    narrow = _empty_ranking(len(ranking.positions), depth)
+    width = min(depth, ranking.positions.shape[1])
+    narrow.positions[:, :width], narrow.scores[:, :width] = ranking.positions[:, :width], ranking.scores[:, :width]
+    return narrow
 
 
 def _blocks(queries: Places) -> Iterator[Places]:

@@ -1,15 +1,16 @@
 """Build and fine-tune a cross-encoder, also with frozen layers or low-rank adapters."""
 
 import functools
-import itertools
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 from datasets import Dataset, DatasetDict
+from safetensors.torch import load_file, save_file
 from sentence_transformers import (
     CrossEncoder,
     CrossEncoderTrainer,
@@ -17,6 +18,7 @@ from sentence_transformers import (
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.cross_encoder import losses
+from sentence_transformers.cross_encoder.modules import LogitScore
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import nn
 from transformers import EarlyStoppingCallback, PreTrainedModel
@@ -25,7 +27,15 @@ from reranker.common.errors import UserError
 from reranker.common.model_files import check_words, loading
 from reranker.common.params import LoraSection
 from reranker.common.processes import processes
-from reranker.inference.loading import check_lengths, keep_first_layers, layers_of, one_output
+from reranker.common.progress import first_process
+from reranker.inference.loading import (
+    check_lengths,
+    freeze,
+    has_trained_head,
+    keep_first_layers,
+    one_output,
+    two_outputs,
+)
 from reranker.training.arguments import NOTHING, EvaluateAt, Further, ShowProgress, refusals, training_arguments
 from reranker.training.batching import SplitBatches, SplitSources, in_passes
 from reranker.training.checkpoints import Checkpoints
@@ -44,27 +54,13 @@ from reranker.training.trainer import (
 
 IN_BATCH = (losses.MultipleNegativesRankingLoss, losses.CachedMultipleNegativesRankingLoss)
 """Losses that take the other rows of a pass as negatives, so that smaller passes would change the loss."""
+FLOAT32 = {"dtype": torch.float32}
+NEW_HEAD = "head_is_new"
+"""Attribute of a model whose head has random weights before the training."""
+TRAINED = "trained.safetensors"
+"""File of a checkpoint with the weights that are trained beside frozen ones."""
 NEVER = 2**31
 """More steps than any training has: the trainer's own interval of evaluations and checkpoints is switched off."""
-
-
-def freeze(body: PreTrainedModel, number: int) -> None:
-    """Freeze the first layers of a transformer, and the embeddings before them.
-
-    Args:
-        body: the transformer; changed in place.
-        number: number of layers to freeze.
-
-    Raises:
-        UserError: no layer would be left to train, or the model has no list of layers.
-    """
-    layers = layers_of(body, "frozen_layers", "0")
-    if number >= len(layers):
-        raise UserError(f"params.yaml: frozen_layers: {number}: of the model's {len(layers)} layers one must be left")
-    trained = set(layers[number:].parameters())
-    # `parameters` yields the weights in the order of the forward pass
-    for weights in itertools.takewhile(lambda weights: weights not in trained, body.parameters()):
-        weights.requires_grad_(False)
 
 
 class Plan(NamedTuple):
@@ -126,45 +122,103 @@ def build_cross_encoder(
     num_layers: int | None = None,
     layers_key: str = "num_layers",
 ) -> CrossEncoder:
-    """A cross-encoder with the weights of a bi-encoder or language model, mean pooling and a linear layer.
+    """A cross-encoder in float32 without dropout that starts from a model.
 
-    The sentence-embedding checkpoints were trained with mean pooling over all tokens; a head on the first token
-    would have to learn from nothing.
+    A reranker keeps its head and its pooling. An encoder or a bi-encoder gets mean pooling and a linear layer of
+    random weights: such checkpoints were trained with mean pooling over all tokens, so a head on the first token would
+    have to learn from nothing. A line says so.
 
     Args:
         name: a local folder or a Hub id.
         max_length: tokens per pair.
         frozen_layers: number of the first layers to freeze, with the embeddings before them; each of them saves two
             thirds of its share of the training time.
-        outputs: outputs of the linear layer: one for a score, or one for each class.
+        outputs: outputs of the model: one for a score, or one for each class. A head of one output becomes the
+            log-odds of two classes; for more classes it is replaced.
         num_layers: number of the first layers to keep; None: all.
         layers_key: the key of params.yaml that gives `num_layers`, for errors.
 
     Raises:
-        UserError: there is no usable model with this name, it has fewer layers or reads fewer tokens.
+        UserError: there is no usable model with this name, it has another number of outputs, it has fewer layers or
+            reads fewer tokens.
     """
     with loading(name):
-        transformer = Transformer(name, max_seq_length=max_length, model_kwargs={"dtype": torch.float32})
-        check_words(transformer)
-    check_lengths(transformer, max_length=max_length)
+        model = _with_own_head(name, outputs) if has_trained_head(name) else None
+        new = model is None
+        if model is None:
+            model = _with_new_head(name, outputs)
+        check_words(model)
+    check_lengths(model[0], max_length=max_length)
+    model.max_seq_length = max_length
     if num_layers is not None:
-        keep_first_layers(transformer.model, num_layers, layers_key)
+        keep_first_layers(_body(model), num_layers, layers_key)
+    without_dropout(model)
+    if frozen_layers:
+        freeze(_body(model), frozen_layers)
+    if new:
+        setattr(model, NEW_HEAD, True)
+        if first_process():
+            print(f"train: '{name}' has no trained ranking head, so it gets a new one with random weights")
+    return model
+
+
+def _with_own_head(name: str, outputs: int) -> CrossEncoder | None:
+    """A reranker with this number of outputs; None if its head is of no use for them.
+
+    Raises:
+        UserError: the model has several outputs where one is needed.
+    """
+    model: CrossEncoder = CrossEncoder(name, model_kwargs=FLOAT32, activation_fn=nn.Identity())
+    if isinstance(model[-1], LogitScore):
+        return None  # a row of the language model's own table of words
+    if model.num_labels == outputs:
+        return model
+    if outputs > 2:
+        return None
+    if model.num_labels != 1:
+        raise UserError(f"params.yaml: base_model '{name}' has {model.num_labels} outputs; it must have one")
+    return two_outputs(model)
+
+
+def _with_new_head(name: str, outputs: int) -> CrossEncoder:
+    transformer = Transformer(name, model_kwargs=FLOAT32)
     size = transformer.get_embedding_dimension()
     head = Dense(size, outputs, activation_function=nn.Identity(), module_output_name="scores")
     model: CrossEncoder = CrossEncoder(modules=[transformer, Pooling(size), head], activation_fn=nn.Identity())
-    without_dropout(model)
-    if frozen_layers:
-        freeze(transformer.model, frozen_layers)
     return model
 
 
 class _CrossEncoderTrainer(RobustTrainer, CrossEncoderTrainer):
-    """Trains a cross-encoder; a single process reduces the padding, see `in_passes`."""
+    """Trains a cross-encoder; a single process reduces the padding, see `in_passes`.
+
+    A checkpoint of a model with adapters holds the weights that are trained: the library would write the adapters
+    without a head that is part of the body, and load the body from the folder where it once was.
+    """
 
     def compute_loss(self, model: CrossEncoder, *arguments: Any, **named: Any) -> Any:  # type: ignore[override]
         # DistributedDataParallel does not allow several forward passes before one backward pass
         with in_passes(model) if processes() == 1 else nullcontext():
             return super().compute_loss(model, *arguments, **named)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if not _body(self.model)._hf_peft_config_loaded:
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            folder = Path(str(output_dir))
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file({name: weights.detach() for name, weights in self._trained().items()}, folder / TRAINED)
+
+    def _load_from_checkpoint(self, checkpoint_path: str) -> None:  # type: ignore[override]
+        file = Path(checkpoint_path) / TRAINED
+        if not file.exists():
+            super()._load_from_checkpoint(checkpoint_path)
+            return
+        with torch.no_grad():
+            for name, saved in load_file(file).items():
+                self._trained()[name].copy_(saved)
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        return {name: weights for name, weights in self.model.named_parameters() if weights.requires_grad}
 
     def get_batch_sampler(
         self, dataset: Dataset, batch_size: int, drop_last: bool, *arguments: Any, **named: Any
@@ -256,7 +310,7 @@ def tune_cross_encoder(
         evaluations: number of evaluations, spread evenly over the training, or the steps after which they take place,
             from 1; the last evaluation is always at the end.
         patience: evaluations without a gain after which training stops.
-        head_lr: learning rate of the head, whose initial weights are random.
+        head_lr: learning rate of a new head, whose initial weights are random; a kept one learns as the body does.
         label: text before the progress.
         others: further figures of the evaluator for the curve.
         further: callbacks, and arguments of the trainer that override those that follow from the above.
@@ -275,6 +329,7 @@ def tune_cross_encoder(
         )
     overrides = dict(further.arguments)
     accumulated = int(overrides.pop("gradient_accumulation_steps", 1))
+    head_rate = {r"\b2\.linear\.": head_lr} if getattr(model, NEW_HEAD, False) else {}
 
     def build(attempt: Attempt) -> _CrossEncoderTrainer:
         defaults = {
@@ -285,7 +340,7 @@ def tune_cross_encoder(
             "load_best_model_at_end": True,
             "metric_for_best_model": best_metric,
             "greater_is_better": True,
-            "learning_rate_mapping": {r"\b2\.linear\.": head_lr},
+            "learning_rate_mapping": head_rate,
             **schedule_arguments(schedule, attempt._replace(passes=attempt.passes * accumulated)),
         }
         if processes() > 1 and not isinstance(data, DatasetDict):
@@ -306,7 +361,7 @@ def tune_cross_encoder(
                 ],
             )
 
-    settings = schedule, evaluations, patience, head_lr, dict(further.arguments)
+    settings = schedule, evaluations, patience, head_rate, dict(further.arguments)
     in_batch = any(isinstance(each, IN_BATCH) for each in (loss.values() if isinstance(loss, dict) else [loss]))
     with fast_on_cpu(), refusals(further.arguments, (ImportError,)):  # an optimiser may need a package
         trainer = train(
@@ -336,6 +391,8 @@ def tune_cross_encoder(
 def attach_lora(model: CrossEncoder, settings: LoraSection, frozen_layers: int) -> None:
     """Add low-rank adapters to the body (Hu et al., ICLR 2022); from then on only they and the head are trained.
 
+    A head that is part of the transformer, as that of a classifier of sequences is, gets no adapters.
+
     Args:
         model: see `build_cross_encoder`; changed in place.
         settings: the arguments of peft's LoraConfig; without `target_modules`, peft takes those that it knows.
@@ -347,12 +404,18 @@ def attach_lora(model: CrossEncoder, settings: LoraSection, frozen_layers: int) 
     check_lora_installed()
     from peft import LoraConfig
 
+    body = _body(model)
+    inner = {*body.base_model.modules()}
+    linears = [name for name, part in body.named_modules() if isinstance(part, nn.Linear) and part not in inner]
+    head = {*body.parameters()} - {*body.base_model.parameters()}
     try:
-        model.add_adapter(LoraConfig(**settings.model_dump()))
+        model.add_adapter(LoraConfig(**settings.model_dump(), exclude_modules=linears or None))
     except (TypeError, ValueError) as error:
         raise UserError(f"params.yaml: lora: {' '.join(str(error).split())}") from None
+    for weights in head:
+        weights.requires_grad_(True)
     if frozen_layers:
-        freeze(_body(model), frozen_layers)
+        freeze(body, frozen_layers)
 
 
 def _body(model: CrossEncoder) -> PreTrainedModel:

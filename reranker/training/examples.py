@@ -22,8 +22,8 @@ from reranker.inference.scoring import score_pairs
 from reranker.training.losses import LOSSES, loss_arguments, make_loss, needs_teacher
 
 SIGNALS = {
-    "fused": ("bm25", "static_score", "teacher_score"),
-    "biencoder": ("teacher_score",),
+    "fused": fusion.SIGNALS,
+    "biencoder": ("biencoder_score",),
     "static": ("static_score",),
     "bm25": ("bm25",),
 }

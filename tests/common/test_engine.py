@@ -22,7 +22,7 @@ from losable import until_lost
 from reranker.common.artifacts import PATHS
 from reranker.common.engine import LOCAL, Engine, OnRay, start
 from reranker.common.errors import UserError
-from reranker.common.system_schema import BiencoderSystem, CrossEncoderSystem, RetrieverSystem, StaticSystem, System
+from reranker.evaluation.system_schema import BiencoderSystem, CrossEncoderSystem, RetrieverSystem, StaticSystem, System
 from reranker.evaluation.systems import Settings, open_system, shipped
 from reranker.inference import scoring
 from reranker.inference.backends import use_backend

@@ -52,7 +52,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def scorable(tmp_path_factory: pytest.TempPathFactory, biencoder: str, cross_encoder: str) -> Path:
+def scorable(tmp_path_factory: pytest.TempPathFactory, cross_encoder: str) -> Path:
     """A folder with tiny models and with questions on real docstrings, each with 18 candidates and the last with 13."""
     folder = tmp_path_factory.mktemp("launched") / "one"
     folder.mkdir()
@@ -61,8 +61,8 @@ def scorable(tmp_path_factory: pytest.TempPathFactory, biencoder: str, cross_enc
         "sources": {"docs": {"packages": ["networkx"]}},
         "dev_share": 0.05,
         "test_share": 0.2,
-        "base_model": biencoder,
-        "biencoder.max_length": 32,
+        "base_model": cross_encoder,
+        "max_length": 32,
         "precision": "float32",
         "backend": "torch",
     }
@@ -85,7 +85,9 @@ def scorable(tmp_path_factory: pytest.TempPathFactory, biencoder: str, cross_enc
 
 
 @pytest.mark.parametrize(
-    ("system", "launcher"), [("zero_shot", TORCHRUN), ("cross_encoder", ACCELERATE)], ids=["torchrun", "accelerate"]
+    ("system", "launcher"),
+    [("untouched_reranker", TORCHRUN), ("cross_encoder", ACCELERATE)],
+    ids=["torchrun", "accelerate"],
 )
 @pytest.mark.usefixtures("one_thread")
 def test_two_processes_score_the_rows_of_one_in_their_order(
@@ -150,27 +152,26 @@ def test_an_error_ends_all_processes_with_one_line(scorable: Path, tmp_path: Pat
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_students_of_two_processes_are_those_of_one(tmp_path: Path, biencoder: str, monkeypatch: pytest.MonkeyPatch):
-    one, two = (Trainable(tmp_path / name, biencoder, 16, student_layers=[1, 2]).path for name in ("one", "two"))
+def test_student_of_two_processes_is_that_of_one(tmp_path: Path, cross_encoder: str, monkeypatch: pytest.MonkeyPatch):
+    one, two = (Trainable(tmp_path / name, cross_encoder, 16).path for name in ("one", "two"))
     monkeypatch.chdir(one)
-    train.main(["--students"])
-    done = start(two, "stages.train --students", *TORCHRUN)
+    train.main(["--student", "1"])
+    done = start(two, "stages.train --student 1", *TORCHRUN)
     assert (done.returncode, done.stderr) == (0, "")
     (line,) = done.stdout.splitlines()
-    assert line.startswith("students: NDCG@10 on 30 dev queries by layers: 1: ")
+    assert line.startswith("student 1: NDCG@10 ")
     assert not list((two / ".checkpoints").glob("student-*/*"))
     pairs = [("sort a list", "order numbers in a list"), ("sort a list", "green apples")]
-    for layers in ("1", "2"):
-        scores = [CrossEncoder(str(folder / "models/students" / layers)).predict(pairs) for folder in (one, two)]
-        np.testing.assert_allclose(*scores, atol=0.01)
+    scores = [CrossEncoder(str(folder / "models/students/1")).predict(pairs) for folder in (one, two)]
+    np.testing.assert_allclose(*scores, atol=0.01)
 
 
 @pytest.mark.usefixtures("one_thread")
 def test_accelerate_trains_on_two_processes_what_one_does(
-    tmp_path: Path, biencoder: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cross_encoder: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    one, two = (Trainable(tmp_path / name, biencoder, 16) for name in ("one", "two"))
+    one, two = (Trainable(tmp_path / name, cross_encoder, 16) for name in ("one", "two"))
     monkeypatch.chdir(one.path)
     train.main([])
     assert two.run(*ACCELERATE, "-m") == ""

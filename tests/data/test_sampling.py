@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from reranker.common.artifacts import Tables
 from reranker.common.errors import UserError
 from reranker.common.source_schema import PackageSource
-from reranker.data.sampling import relevant_pairs, training_order
+from reranker.data.sampling import relevant_pairs, set_aside, training_order
 from reranker.training.examples import training_groups
 
 ids = st.lists(st.text(min_size=1, max_size=6), unique=True, max_size=20)
@@ -22,8 +22,8 @@ def sources(**weights: float) -> dict[str, PackageSource]:
     return {name: PackageSource(packages=["numpy"], weight=weight) for name, weight in weights.items()}
 
 
-def order_of(names: list[str], salt: int = 1) -> list[str]:
-    return training_order(queries(names), sources(docs=1.0), salt=salt).tolist()
+def order_of(names: list[str]) -> list[str]:
+    return training_order(queries(names), sources(docs=1.0)).tolist()
 
 
 @given(ids)
@@ -42,11 +42,10 @@ def test_added_ids_slip_in_between_without_moving_the_others(names, added):
     assert [name for name in together if name in set(names)] == order_of(names)
 
 
-def test_salt_changes_the_hash_order_and_a_new_index_is_given():
+def test_hash_order_is_not_that_of_the_ids_and_has_a_new_index():
     names = [f"q{number}" for number in range(50)]
-    assert order_of(names) != order_of(names, salt=2)
     assert order_of(names) not in (names, sorted(names))
-    order = training_order(queries(names).set_index(pd.RangeIndex(100, 150)), sources(docs=1.0), salt=1)
+    order = training_order(queries(names).set_index(pd.RangeIndex(100, 150)), sources(docs=1.0))
     assert order.index.tolist() == list(range(50))
     assert order.tolist() == order_of(names)
 
@@ -58,30 +57,45 @@ def test_first_of_the_hash_order_are_a_fair_sample():
 
 def test_only_training_queries_are_taken():
     both = pd.concat([queries(["q1", "q2"]), queries(["q3"]).assign(split="test"), queries(["q4"]).assign(split="dev")])
-    assert sorted(training_order(both, sources(docs=1.0), salt=1)) == ["q1", "q2"]
+    assert sorted(training_order(both, sources(docs=1.0))) == ["q1", "q2"]
 
 
 def test_queries_of_a_weightier_source_come_earlier_in_proportion():
     both = pd.concat([queries([f"a{n}" for n in range(5000)], "a"), queries([f"b{n}" for n in range(5000)], "b")])
-    first = training_order(both, sources(a=3.0, b=1.0), salt=1)[:400]
+    first = training_order(both, sources(a=3.0, b=1.0))[:400]
     assert 270 < first.str.startswith("a").sum() < 330
 
 
 def test_equal_weights_do_not_change_the_order():
     names = [f"q{number}" for number in range(50)]
-    assert training_order(queries(names), sources(docs=7.0), salt=1).tolist() == order_of(names)
+    assert training_order(queries(names), sources(docs=7.0)).tolist() == order_of(names)
 
 
 def test_order_is_that_of_the_hashes():
     names = [f"q{number}" for number in range(300)]
-    assert order_of(names, salt=4) == sorted(
-        names, key=lambda name: blake2b(f"4:{name}".encode(), digest_size=8).digest()
-    )
+    assert order_of(names) == sorted(names, key=lambda name: blake2b(f"1:{name}".encode(), digest_size=8).digest())
 
 
 def test_source_without_a_weight_is_named():
     with pytest.raises(UserError, match=r"column source: 'docs' is no source of params\.yaml"):
-        training_order(queries(["q1"]), sources(faq=1.0), salt=1)
+        training_order(queries(["q1"]), sources(faq=1.0))
+
+
+shares = st.floats(0, 1, exclude_min=True, exclude_max=True)
+
+
+@given(ids, shares)
+def test_shares_of_the_queries_have_none_in_common_and_are_all_in_their_order(names, share):
+    first, rest = set_aside(pd.Series(names, dtype="str"), share)
+    assert first.tolist() + rest.tolist() == names
+    assert abs(len(first) - share * len(names)) <= (0.5 if share * len(names) >= 0.5 else 1)
+    assert len(first) > 0 or not names
+
+
+def test_share_decides_how_many_queries_are_set_aside():
+    names = pd.Series([f"q{number}" for number in range(200)])
+    assert [len(part) for part in set_aside(names, 0.9)] == [180, 20]
+    assert [len(part) for part in set_aside(names, 0.001)] == [1, 199]
 
 
 @pytest.fixture

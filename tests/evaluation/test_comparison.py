@@ -118,24 +118,43 @@ def test_repeats_are_averaged_query_by_query_and_their_deviation_is_returned(val
     assert deviations == {"both": pytest.approx(np.std([means[0].mean(), means[1].mean()], ddof=1))}
 
 
+def test_system_with_a_ranking_of_its_own_comes_first_and_is_measured_on_that_alone():
+    ranked = [("q1", "z", 3.0), ("q1", "a", 2.0), ("q2", "a", 1.0), ("q9", "a", 1.0)]
+    own = pd.DataFrame(ranked, columns=[*KEYS, "score"])
+    values, _ = comparison.measure(PAIRS, JUDGMENTS, SCORES, label="test", runs={"own": own})
+    assert list(values)[:2] == [("own", "retrieved"), ("good", "retrieved")]
+    assert ("own", "all_positives") not in values
+    assert values["own", "retrieved"].index.tolist() == ["q1", "q2", "q3"]
+    assert ndcg(values, "own", "retrieved") == pytest.approx([SECOND, 1.0, 0.0])
+    values, _ = comparison.measure(PAIRS, JUDGMENTS, SCORES, label="test", judged_only=True, runs={"own": own})
+    assert ndcg(values, "own", "retrieved") == pytest.approx([1.0, 1.0, 0.0])
+
+
+def test_perfect_order_is_limited_by_the_passages_that_were_missed():
+    assert comparison.perfect_ndcg(PAIRS, JUDGMENTS) == pytest.approx((1 + 0 + 1 / (1 + SECOND)) / 3)
+    assert comparison.perfect_ndcg(GRADED_PAIRS, GRADES) == pytest.approx((1 + 0) / 2)
+    assert comparison.perfect_ndcg(PAIRS.assign(retrieved=True), JUDGMENTS) == pytest.approx(1.0)
+
+
 def test_scores_are_put_into_the_order_of_the_pairs_and_others_are_left_out():
     scored = PAIRS.assign(score=np.arange(9.0)).sample(frac=1, random_state=1)
     scored = pd.concat([scored, pd.DataFrame({"query_id": ["q9"], "passage_id": ["a"], "score": [99.0]})])
-    assert comparison.align(PAIRS, scored, "zero_shot").tolist() == list(range(9))
+    assert comparison.align(PAIRS, scored, "untouched_reranker").tolist() == list(range(9))
 
 
 def test_pair_without_a_score_is_an_error_that_names_the_file_and_the_stage():
     scored = PAIRS.assign(score=1.0).drop(index=[2, 5])
     with pytest.raises(UserError) as caught:
-        comparison.align(PAIRS, scored, "zero_shot")
+        comparison.align(PAIRS, scored, "untouched_reranker")
     assert str(caught.value) == (
-        "data/scored/zero_shot.parquet: 2 of 9 candidates have no score; run `dvc repro score@zero_shot`"
+        "data/scored/untouched_reranker.parquet: 2 of 9 candidates have no score; "
+        "run `dvc repro score@untouched_reranker`"
     )
 
 
 def test_score_that_is_not_a_number_is_an_error_too():
     with pytest.raises(UserError, match="9 of 9 candidates have no score"):
-        comparison.align(PAIRS, PAIRS.assign(score=np.nan), "zero_shot")
+        comparison.align(PAIRS, PAIRS.assign(score=np.nan), "untouched_reranker")
 
 
 def test_summary_has_the_means_and_the_interval_of_each_system_and_mode(values):
@@ -256,7 +275,7 @@ def test_without_values_of_the_baseline_systems_are_compared_only_with_the_best(
 
 @pytest.fixture
 def figures() -> dict[str, float | int]:
-    names = ["retriever", "zero_shot", "tuned_biencoder", "cross_encoder", "reranker"]
+    names = ["retriever", "untouched_reranker", "fusion_without_cross_encoder", "cross_encoder", "reranker"]
     values = measured(scores={name: SCORES["good" if name == "reranker" else "poor"] for name in names})
     gains = {other: comparison.differences(values, ["reranker"], other, seed=1)["reranker"] for other in names[:3]}
     return comparison.flatten(comparison.summarise(values, seed=1), gains, "reranker")
@@ -264,8 +283,11 @@ def figures() -> dict[str, float | int]:
 
 def test_flat_figures_have_all_their_names(figures):
     wanted = {"queries", "ndcg@10", "mrr@10", "map", "recall@30", "ndcg@10_all_positives"}
-    wanted |= {f"ndcg@10_{system}" for system in ("retriever", "zero_shot", "tuned_biencoder", "cross_encoder")}
-    for other in ("retriever", "zero_shot", "tuned_biencoder"):
+    wanted |= {
+        f"ndcg@10_{system}"
+        for system in ("retriever", "untouched_reranker", "fusion_without_cross_encoder", "cross_encoder")
+    }
+    for other in ("retriever", "untouched_reranker", "fusion_without_cross_encoder"):
         wanted |= {f"gain_vs_{other}", f"gain_vs_{other}_low", f"gain_vs_{other}_high", f"p_vs_{other}"}
     assert wanted <= set(figures)
 
@@ -275,8 +297,10 @@ def test_flat_figures_are_plain_numbers_of_the_right_system_and_mode(figures):
     assert (figures["queries"], type(figures["queries"])) == (3, int)
     assert figures["ndcg@10"] == pytest.approx((1 + 1 / (1 + SECOND)) / 3)
     assert figures["ndcg@10_all_positives"] == 1.0
-    assert figures["ndcg@10_zero_shot"] == pytest.approx((THIRD + SECOND / (1 + SECOND)) / 3)
-    assert figures["gain_vs_zero_shot"] == pytest.approx(figures["ndcg@10"] - figures["ndcg@10_zero_shot"])
+    assert figures["ndcg@10_untouched_reranker"] == pytest.approx((THIRD + SECOND / (1 + SECOND)) / 3)
+    assert figures["gain_vs_untouched_reranker"] == pytest.approx(
+        figures["ndcg@10"] - figures["ndcg@10_untouched_reranker"]
+    )
     assert "ndcg@10_reranker" not in figures
 
 

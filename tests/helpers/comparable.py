@@ -1,20 +1,24 @@
-"""A working directory in which the stages compare and costs run in seconds: tables of a few words, tiny models."""
+"""A working directory in which the stages of compare/ run in seconds: tables of a few words, tiny models."""
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from ruamel.yaml import YAML
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
 
 from reranker.common.artifacts import SCORE_STAGE_SYSTEMS
-from reranker.common.system_schema import STANDARD_SYSTEMS
+from reranker.evaluation.system_schema import STANDARD_SYSTEMS
 from reranker.retrieval import bm25
 from settings import change
 
 ROOT = Path(__file__).resolve().parents[2]
+KEYS = ["query_id", "passage_id"]
 PASSAGES = {
     "p0": "sort a list of numbers",
     "p1": "read a csv file",
@@ -29,7 +33,7 @@ CANDIDATES = {"t0": ["p5", "p1", "p0", "p4"], "t1": ["p3", "p1", "p0", "p2"], "t
 MISSED = ("t2", "p2", 6)
 """A right passage that the retriever has on a rank behind its top_k."""
 TOP_K = 4
-WEIGHTS = {"bm25": 1.0, "cross_encoder": 2.0, "static_score": 3.0, "teacher_score": 4.0}
+WEIGHTS = {"bm25": 1.0, "cross_encoder": 2.0, "static_score": 3.0}
 
 
 def make_static(encoder: str, path: Path) -> None:
@@ -41,10 +45,9 @@ def make_static(encoder: str, path: Path) -> None:
     )
 
 
-def make_reranker(path: Path, cross_encoder: str, biencoder: str, static: Path) -> None:
+def make_reranker(path: Path, cross_encoder: str, static: Path) -> None:
     """What the train stage writes, of tiny models."""
     shutil.copytree(cross_encoder, path)
-    shutil.copytree(biencoder, path / "biencoder")
     shutil.copytree(static, path / "static")
     (path / "words.json").write_text(bm25.dump(bm25.statistics(PASSAGES.values())), encoding="utf-8")
     weights = {"reranker": WEIGHTS, "fusion_without_cross_encoder": {"bm25": 1.0}}
@@ -58,18 +61,28 @@ class Comparable:
         self.path = path
         make_static(encoder, path / "models" / "static")
         shutil.copytree(biencoder, path / "models" / "biencoder")
-        shutil.copytree(biencoder, path / "models" / "control")
-        make_reranker(path / "models" / "reranker", cross_encoder, biencoder, path / "models" / "static")
+        make_reranker(path / "models" / "reranker", cross_encoder, path / "models" / "static")
         (path / "data" / "runs").mkdir(parents=True)
         (path / "metrics").mkdir()
-        shutil.copy(ROOT / "params.yaml", path)
-        small = {"max_length": 32, "biencoder.max_length": 32, "precision": "float32", "backend": "torch"}
-        self.set(base_model=biencoder, top_k=TOP_K, retriever="bm25", systems={}, **small)
+        (path / "compare").mkdir()
+        for name in ("params.yaml", "compare/params.yaml"):
+            shutil.copy(ROOT / name, path / name)
+        self.set(base_model=cross_encoder, top_k=TOP_K, max_length=32, precision="float32", backend="torch")
+        self.compare(systems={}, baseline="retriever", biencoder={**self.comparing()["biencoder"], "max_length": 32})
         self.tables(QUERIES)
 
     def set(self, **values: object) -> None:
         """Give keys of params.yaml other values."""
         change(self.path / "params.yaml", **values)
+
+    def compare(self, **values: object) -> None:
+        """Give keys of compare/params.yaml other values."""
+        change(self.path / "compare" / "params.yaml", **{f"compare.{key}": value for key, value in values.items()})
+
+    def comparing(self) -> dict[str, Any]:
+        """The values of compare/params.yaml."""
+        text = (self.path / "compare" / "params.yaml").read_text(encoding="utf-8")
+        return YAML(typ="safe", pure=True).load(text)["compare"]
 
     def tables(self, queries: dict[str, str]) -> None:
         """The tables, of so many of the test queries."""
@@ -91,12 +104,20 @@ class Comparable:
         ]
         rows = [row for row in [*rows, MISSED] if row[0] in queries]
         pairs = pd.DataFrame(rows, columns=["query_id", "passage_id", "rank"])
-        dev = pd.DataFrame({"query_id": ["d0"], "passage_id": ["p4"], "rank": [1], "split": ["dev"]})
+        pairs["bm25"] = self._bm25(pairs["query_id"].map(queries), pairs["passage_id"])
+        dev = pd.DataFrame({"query_id": ["d0"], "passage_id": ["p4"], "rank": [1], "split": ["dev"], "bm25": [1.0]})
         self._write("mined/candidates", **pd.concat([pairs.assign(split="test"), dev]).to_dict("list"))
-        for place, system in enumerate(STANDARD_SYSTEMS):  # the first keeps the retriever's order, the others vary it
-            scores = [1 / rank if place == 0 else (rank * (place + 2)) % 7 for rank in pairs["rank"]]
+        own = pd.DataFrame([(query, passage) for query in queries for passage in ids], columns=KEYS)
+        own["score"] = self._bm25(own["query_id"].map(queries), own["passage_id"])
+        own["rank"] = own.groupby("query_id")["score"].rank(method="first", ascending=False).astype(int)
+        self._write("mined/bm25", **own.to_dict("list"))
+        for place, system in enumerate(STANDARD_SYSTEMS):
+            if system == "bm25":
+                continue
+            # the retriever keeps the order of the candidates, the others vary it
+            scores = [1 / rank if system == "retriever" else (rank * (place + 2)) % 7 for rank in pairs["rank"]]
             folder = "scored" if system in SCORE_STAGE_SYSTEMS else "evaluated"
-            self._write(f"{folder}/{system}", **pairs[["query_id", "passage_id"]].to_dict("list"), score=scores)
+            self._write(f"{folder}/{system}", **pairs[KEYS].to_dict("list"), score=scores)
 
     def run_file(self, text: str, name: str = "other.trec") -> str:
         """Write a run of another system; its path."""
@@ -112,6 +133,10 @@ class Comparable:
         """A system's scores by query and passage."""
         table = pd.read_parquet(self.path / "data" / "compared" / f"{system}.parquet")
         return {(row.query_id, row.passage_id): row.score for row in table.itertuples()}
+
+    def _bm25(self, queries: Iterable[str], passages: Iterable[str]) -> list[float]:
+        texts = [PASSAGES[passage] for passage in passages]
+        return [float(score) for score in bm25.bm25(bm25.statistics(PASSAGES.values()), list(queries), texts)]
 
     def _write(self, name: str, **columns: object) -> None:
         path = self.path / "data" / f"{name}.parquet"

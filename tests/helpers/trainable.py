@@ -23,16 +23,17 @@ RESULT = ("models/reranker/model.safetensors", "metrics/train.json", "metrics/cu
 
 
 class Trainable:
-    """The directory; the mined queries are so many, of these sources in turn."""
+    """The directory; training starts from this model, and the mined queries are so many, of these sources in turn."""
 
     def __init__(
-        self, path: Path, biencoder: str, queries: int = 32, sources: Sequence[str] = ("words",), **values: object
+        self, path: Path, model: str, queries: int = 32, sources: Sequence[str] = ("words",), **values: object
     ) -> None:
         self.path = path
-        shutil.copytree(biencoder, path / "models" / "biencoder")
-        (path / "models" / "static").mkdir()
+        for part in ("biencoder", "static"):  # they are copied, and nothing computes with them
+            (path / "models" / part).mkdir(parents=True)
         shutil.copy(ROOT / "params.yaml", path)
-        settings = {"max_length": 32, "frozen_layers": 0, "precision": "float32", "epochs": 2, "evaluations": 4}
+        settings = {"base_model": model, "max_length": 32, "frozen_layers": 0, "precision": "float32", "epochs": 2}
+        settings["evaluations"] = 4
         self.set(**settings | {"patience": 9, "lr": 1e-3, "checkpoint_minutes": 0} | values)
         self._tables(queries, sources)
 
@@ -58,12 +59,13 @@ class Trainable:
                 if of == split
                 for rank, other in enumerate([place, *(n for n in range(4) if n != place)])
             ]
-            columns = ["query_id", "passage_id", "bm25", "static_score", "teacher_score", "rank"]
+            columns = ["query_id", "passage_id", "bm25", "static_score", "biencoder_score", "rank"]
             table = pd.DataFrame(rows, columns=columns)
             first = table["rank"] == 0
             table["kind"], table["relevance"] = first.map({True: "positive", False: "hard"}), first.astype(int)
             table["split"], table["rank"], table["score"] = split, table["rank"] + 1, table["bm25"]
             self._write(f"mined/{name}", **table.to_dict("list"))
+        (self.path / "data" / "mined" / "retriever.json").write_text('{"bm25": 1.0}', encoding="utf-8")
 
     def _write(self, name: str, **columns: object) -> None:
         path = self.path / "data" / f"{name}.parquet"
@@ -88,7 +90,7 @@ class Trainable:
         process = self.start(*launcher)
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
-        assert [line.split(":")[0] for line in out.splitlines()] == ["train"]
+        assert {line.split(":")[0] for line in out.splitlines()} == {"train"}
         assert not (self.path / ".checkpoints" / "train").exists()
         return err
 

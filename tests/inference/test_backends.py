@@ -1,14 +1,16 @@
+import copy
 import subprocess
 import sys
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from reranker.common.errors import UserError
-from reranker.inference.backends import CompiledTransformer, use_backend
+from reranker.inference.backends import CHECK_TEXTS, CompiledTransformer, use_backend
 from reranker.inference.compute import Compute, choose_precision
 from reranker.inference.graphs import PACKAGES
 from reranker.inference.loading import load_retriever
@@ -47,6 +49,41 @@ def test_scores_and_vectors_are_those_of_torch(cross_encoder: str, biencoder: st
     use_backend(model, "auto", "float32")
     assert isinstance(model[0].model, CompiledTransformer)
     np.testing.assert_allclose(embed(model, TEXTS, label="", prompt="find "), vectors, atol=1e-5)
+
+
+def test_scores_near_0_are_compared_by_how_far_they_are_apart(classifier: CrossEncoder):
+    transformer, head = classifier[0], classifier[0].model.classifier
+    torch.manual_seed(2)
+    head.weight.data.normal_()
+    head.bias.data -= transformer(transformer.preprocess(CHECK_TEXTS))["scores"].mean()
+    classifier.activation_fn = nn.Identity()
+    expected = score_pairs(classifier, *PAIRS, label="")
+    use_backend(classifier, "openvino", "bfloat16")  # by their distance from 0, the scores of these texts are too far
+    actual = score_pairs(classifier, *PAIRS, label="")
+    assert np.abs(actual - expected).max() < 0.1 * np.ptp(expected)
+
+
+def test_model_that_answers_all_alike_can_be_compiled(classifier: CrossEncoder):
+    for bias in (0.0, 2.0):
+        head = classifier[0].model.classifier
+        head.weight.data.zero_()
+        head.bias.data.fill_(bias)
+        model = copy.deepcopy(classifier)
+        model.activation_fn = nn.Identity()
+        use_backend(model, "openvino", "float32")
+        np.testing.assert_allclose(score_pairs(model, *PAIRS, label=""), bias, atol=1e-5)
+
+
+def test_classifier_whose_scores_are_off_is_refused(classifier: CrossEncoder):
+    plain = classifier[0].model.forward
+
+    def forward(**inputs: Tensor) -> dict[str, Tensor]:
+        # tracing turns the length into a constant
+        return {"logits": 5 + plain(**inputs).logits * float(int(inputs["input_ids"].shape[1]))}
+
+    classifier[0].model.forward = forward
+    with pytest.raises(UserError, match="away from torch's"):
+        use_backend(classifier, "openvino", "float32")
 
 
 @pytest.mark.skipif(choose_precision("auto") != "bfloat16", reason="this processor has no bfloat16")

@@ -16,6 +16,7 @@ from reranker.inference.compute import choose_precision
 from reranker.inference.export import FILES, ExportedModel, export, graph_bytes, graph_file, precisions, read_about
 from reranker.inference.model_cards import Measurement, export_card
 from reranker.inference.scoring import score_pairs
+from reranker.training.cross_encoder import build_cross_encoder
 
 QUERIES = ["sort a list", "read", "shortest path", "write a csv file", "red apples"] * 8
 PASSAGES = [
@@ -48,6 +49,22 @@ def expected(cross_encoder: str) -> np.ndarray:
 def test_float_has_the_scores_of_torch(folders, expected):
     actual = ExportedModel(folders["openvino"], precision="float32").scores(QUERIES, PASSAGES)
     np.testing.assert_allclose(actual, expected, atol=1e-5)
+    assert np.ptp(expected) > 0.1
+
+
+@pytest.mark.parametrize("backend", FILES)
+def test_classifier_of_sequences_is_exported_with_its_head(backend: str, encoder: str, tmp_path: Path):
+    made = CrossEncoder(encoder, num_labels=1, max_length=32)
+    made[0].model.classifier.weight.data.normal_()
+    made.save_pretrained(str(tmp_path / "made"), create_model_card=False)
+    model = build_cross_encoder(str(tmp_path / "made"), 32)
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    export(model, backend, folder, "")
+    assert graph_file(folder) == (backend, folder / FILES[backend])
+    expected = score_pairs(model, QUERIES, PASSAGES, label="")
+    actual = ExportedModel(folder, precision="float32").scores(QUERIES, PASSAGES)
+    assert np.abs(actual - expected).max() < (1e-5 if backend == "openvino" else 0.2 * np.ptp(expected))
     assert np.ptp(expected) > 0.1
 
 

@@ -17,7 +17,7 @@ from reranker.training.trainer import seed_everything
 
 pytestmark = pytest.mark.slow
 
-WEIGHTS = {"bm25": 0.5, "cross_encoder": 2.0, "static_score": 4.0, "teacher_score": 3.0}
+WEIGHTS = {"bm25": 0.5, "cross_encoder": 2.0, "static_score": 4.0, "biencoder_score": 3.0}
 PASSAGES = ["green apples", "order numbers in a list", "sort the table", "order numbers in a list", "write csv"]
 
 
@@ -45,7 +45,7 @@ def test_score_is_the_weighted_sum_of_the_parts(reranker, folder):
     parts = {
         "bm25": bm25.bm25(bm25.statistics(PASSAGES), queries, PASSAGES),
         "static_score": pair_cosines(load_static("bundled/static-256"), queries, PASSAGES, label=""),
-        "teacher_score": pair_cosines(SentenceTransformer(str(folder / "biencoder")), queries, PASSAGES, label=""),
+        "biencoder_score": pair_cosines(SentenceTransformer(str(folder / "biencoder")), queries, PASSAGES, label=""),
         "cross_encoder": score_pairs(CrossEncoder(str(folder)), queries, PASSAGES, label=""),
     }
     expected = sum(WEIGHTS[name] * part for name, part in parts.items())

@@ -7,9 +7,11 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.cross_encoder.modules import LogitScore
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from reranker.common.errors import UserError
 from reranker.inference import scoring
@@ -18,6 +20,7 @@ from reranker.inference.loading import (
     check_lengths,
     choose_prompt,
     load_biencoder,
+    load_cross_encoder,
     load_retriever,
     load_static,
 )
@@ -218,6 +221,50 @@ def test_folder_without_its_words_is_refused(load, biencoder, tmp_path):
     (tmp_path / "mute" / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"mute' could not be loaded \(its tokenizer has no words: .*\); name a folder"):
         load(str(tmp_path / "mute"))
+
+
+@pytest.mark.parametrize("kind", ["encoder", "bi-encoder", "classifier without its weights", "without modules"])
+def test_model_without_a_trained_head_gives_no_scores(kind: str, encoder: str, biencoder: str, tmp_path: Path):
+    name = biencoder if kind == "bi-encoder" else encoder
+    if kind == "classifier without its weights":
+        name = str(shutil.copytree(encoder, tmp_path / "headless"))
+        config = json.loads((tmp_path / "headless" / "config.json").read_text())
+        config["architectures"] = ["BertForSequenceClassification"]
+        (tmp_path / "headless" / "config.json").write_text(json.dumps(config))
+    elif kind == "without modules":  # the body of a cross-encoder, whose head is in another folder
+        build_cross_encoder(encoder, 32).save_pretrained(str(tmp_path / "bare"), create_model_card=False)
+        (tmp_path / "bare" / "modules.json").unlink()
+        name = str(tmp_path / "bare")
+    with pytest.raises(UserError) as caught:
+        load_cross_encoder(name, "params.yaml: teacher:")
+    assert str(caught.value) == (
+        f"params.yaml: teacher: '{name}' has no trained ranking head (it is an encoder or a bi-encoder), so its scores "
+        "would be random; name a reranker, or fine-tune it as base_model"
+    )
+
+
+def test_model_with_a_trained_head_gives_scores(encoder: str, cross_encoder: CrossEncoder, tmp_path: Path):
+    classifier = CrossEncoder(encoder, num_labels=1, max_length=32)
+    classifier[0].model.classifier.weight.data.normal_()
+    classifier[0].model.save_pretrained(tmp_path / "classifier")
+    classifier.tokenizer.save_pretrained(tmp_path / "classifier")
+    cross_encoder.save_pretrained(str(tmp_path / "modules"), create_model_card=False)
+    for name, model in (("classifier", classifier), ("modules", cross_encoder)):
+        loaded = load_cross_encoder(str(tmp_path / name))
+        expected = score_pairs(model, TEXTS, TEXTS[::-1], label="")
+        np.testing.assert_allclose(score_pairs(loaded, TEXTS, TEXTS[::-1], label=""), expected, atol=1e-5)
+
+
+def test_causal_language_model_gives_scores_by_its_own_words(encoder: str, tmp_path: Path):
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    tokenizer.add_tokens(["yes", "no"])
+    tokenizer.save_pretrained(tmp_path)
+    shape = Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=16, pad_token_id=0, initializer_range=0.3,
+    )  # fmt: skip
+    Qwen3ForCausalLM(shape).save_pretrained(tmp_path)
+    assert isinstance(load_cross_encoder(str(tmp_path))[-1], LogitScore)
 
 
 def test_bundled_static_retriever_puts_the_same_topic_near():

@@ -50,7 +50,7 @@ def test_candidates_nearest_to_the_relevant_passage_come_first_with_their_verdic
         ("r", "p3", "hard negative", 3),
     ]
     first = listed.iloc[0]
-    assert first[["score", "score_of_right", "teacher_score", "teacher_score_of_right"]].tolist() == pytest.approx(
+    assert first[["score", "score_of_right", "biencoder_score", "biencoder_score_of_right"]].tolist() == pytest.approx(
         [0.7, 0.8, 0.9, 0.5]
     )
     assert first[["mark", "query", "passage", "right_passage"]].tolist() == ["", "ask", "<b>bold</b>", "right"]

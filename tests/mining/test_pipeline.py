@@ -16,6 +16,7 @@ from reranker.mining import pipeline
 from reranker.mining.embedding_cache import Cache
 from reranker.mining.pipeline import VectorIndex
 from reranker.retrieval import index
+from reranker.retrieval.retrievers import Dense
 
 TABLES = Tables(
     pd.DataFrame({"passage_id": ["p1", "p2"], "text": ["sort a list", "read a file"]}),
@@ -66,7 +67,7 @@ def test_prompts_are_put_before_queries_and_passages_each(
     model = SentenceTransformer(biencoder)
     model.prompts = {"query": "the ", "document": ""}
     model.save_pretrained(str(tmp_path / "model"), create_model_card=False)
-    stage, indexes = pipeline.retriever(
+    stage, indexes, weights = pipeline.retriever(
         [str(tmp_path / "model")],
         TABLES,
         Cache(tmp_path / "vectors"),
@@ -81,6 +82,100 @@ def test_prompts_are_put_before_queries_and_passages_each(
     queries, passages = (embed(model, each, label="") for each in texts)
     np.testing.assert_allclose(stage.scores(np.zeros(2, np.int64), np.arange(2)), (queries @ passages.T)[0], atol=1e-5)
     assert [lookup.name for lookup, *_ in indexes] == ["flat"]
+    assert weights == {str(tmp_path / "model"): 1.0}
+
+
+GOOD, NOISE = "models/good", "models/noise"
+
+
+def asked(dev: dict[int, int], test: dict[int, int]) -> Tables:
+    """Twelve passages, and a query of dev and one of test for each; the passage that is right for each of them."""
+    ids = [f"p{number:02}" for number in range(12)]
+    queries = pd.DataFrame({"query_id": [f"{split}{number:02}" for split in ("dev", "test") for number in range(12)]})
+    queries["split"] = queries["query_id"].str.rstrip("0123456789")
+    right = [(f"dev{number:02}", ids[passage], 1) for number, passage in dev.items()]
+    right += [(f"test{number:02}", ids[passage], 1) for number, passage in test.items()]
+    things = ["list", "path", "table", "graph", "file", "numbers", "apples", "order", "csv", "red", "green", "sort"]
+    return Tables(
+        pd.DataFrame({"passage_id": ids, "text": [f"the {thing} of the {thing}" for thing in things]}),
+        queries.assign(text=[f"find {thing}" for thing in things] * 2),
+        pd.DataFrame(right, columns=["query_id", "passage_id", "relevance"]),
+    )
+
+
+SAME = {number: number for number in range(12)}
+NEXT = {number: (number + 1) % 12 for number in range(12)}
+
+
+def pointing(targets: dict[int, int], noise: float) -> Dense:
+    """Vectors of queries, of dev and of test alike, that mostly point to these passages."""
+    passages = np.eye(12, dtype=np.float32)
+    queries = passages[list(targets.values())] + noise * np.abs(np.random.default_rng(5).normal(size=(12, 12)))
+    queries = np.tile(queries, (2, 1)).astype(np.float32)
+    return Dense(passages, queries, index.build("flat", passages, queries=24))
+
+
+def test_weights_of_retrievers_are_fitted_on_dev_and_not_on_test():
+    parts = {GOOD: pointing(SAME, 0.3), NOISE: pointing(NEXT, 0.3)}
+    weights = pipeline.fitted_weights(parts, asked(SAME, SAME))
+    assert list(weights) == [GOOD, NOISE]
+    assert weights[GOOD] > 10 * weights[NOISE]
+    assert pipeline.fitted_weights(parts, asked(SAME, NEXT)) == weights
+    assert pipeline.fitted_weights(parts, asked(SAME, {})) == weights
+    other = pipeline.fitted_weights(parts, asked(NEXT, SAME))
+    assert other[NOISE] > 10 * other[GOOD]
+    assert pipeline.weight_figures(weights) == {
+        "retriever_weight_good": weights[GOOD],
+        "retriever_weight_noise": weights[NOISE],
+    }
+
+
+def built(names: list[str], tables: Tables, folder: Path) -> pipeline.Retriever:
+    return pipeline.retriever(
+        names,
+        tables,
+        Cache(folder),
+        query_prompt=None,
+        passage_prompt=None,
+        index_name="auto",
+        compute=PLAIN,
+    )
+
+
+def test_several_retrievers_are_added_up_with_the_fitted_weights(biencoder: str, tmp_path: Path):
+    tables = asked(SAME, NEXT)
+    both = built(["bm25", biencoder, "bm25"], tables, tmp_path)
+    assert list(both.weights) == ["bm25", biencoder]
+    assert len(both.indexes) == 1
+    of, at = np.repeat(np.arange(24), 12), np.tile(np.arange(12), 24)
+    parts = {name: built([name], tables, tmp_path).stage.scores(of, at) for name in both.weights}
+    expected = sum(both.weights[name] * scores for name, scores in parts.items())
+    np.testing.assert_allclose(both.stage.scores(of, at), expected, rtol=1e-5)
+    assert (expected.reshape(24, 12).argmax(axis=1)[:12] == np.arange(12)).all()
+    assert built(["bm25", biencoder], asked(SAME, SAME), tmp_path).weights == both.weights
+    assert built(["bm25", biencoder], asked(NEXT, NEXT), tmp_path).weights != both.weights
+
+
+def test_weights_without_a_relevant_passage_of_dev_are_an_error_of_one_line():
+    parts = {GOOD: pointing(SAME, 0.3), NOISE: pointing(NEXT, 0.3)}
+    tables = asked({}, SAME)
+    irrelevant = tables._replace(judgments=asked(SAME, SAME).judgments.assign(relevance=[0] * 12 + [1] * 12))
+    message = "params.yaml: retriever: on dev no query has a relevant candidate; raise prepare.dev_share"
+    for each in (tables, irrelevant, tables._replace(queries=tables.queries[12:])):
+        with pytest.raises(UserError) as caught:
+            pipeline.fitted_weights(parts, each)
+        assert str(caught.value) == message
+
+
+def test_bm25s_own_run_is_its_ranking_of_the_corpus_for_test_alone():
+    tables = asked(SAME, SAME)
+    run = pipeline.bm25_run(tables, 5)
+    assert run.columns.tolist() == ["query_id", "passage_id", "rank", "score"]
+    assert run["query_id"].tolist() == [f"test{number:02}" for number in range(12)]  # one passage has the word
+    assert run["passage_id"].tolist() == [f"p{number:02}" for number in range(12)]
+    assert (run["rank"] == 1).all()
+    everywhere = tables._replace(passages=tables.passages.assign(text=tables.passages["text"] + " find"))
+    assert pipeline.bm25_run(everywhere, 5)["rank"].tolist() == [1, 2, 3, 4, 5] * 12
 
 
 def test_dev_without_a_relevant_passage_is_an_error_of_one_line():

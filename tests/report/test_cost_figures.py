@@ -56,7 +56,7 @@ def test_each_drawn_system_has_its_own_part_and_tip():
     picture = cost_figures.latency_figure(COMPARISON, COSTS)
     texts = [tip.text for tip in picture.tips]
     assert "Reranker (shipped: fused): NDCG@10 0.465, 101 ms a query, on the Pareto front" in texts
-    assert "Cross-encoder alone: NDCG@10 0.390, 72 ms a query" in texts
+    assert "Cross-encoder, fine-tuned, alone: NDCG@10 0.390, 72 ms a query" in texts
     assert [picture.svg.count(f'<g id="{tip.id}">') for tip in picture.tips] == [1] * len(texts) == [1] * 5
     assert all(text in picture.alt for text in texts)
 
@@ -100,7 +100,7 @@ def test_same_numbers_give_the_same_bytes():
 def test_rows_are_the_figures_rounded_and_a_dash_where_there_is_none():
     rows = {row.label: row for row in cost_rows(COMPARISON, COSTS)}
     assert len(rows) == 5
-    assert rows["Cross-encoder alone"][1:] == (
+    assert rows["Cross-encoder, fine-tuned, alone"][1:] == (
         False, "0.390", "22.7M", "90.9", "412", "72 / 91.5", "240 / 300", "0.0021",
     )  # fmt: skip
     assert rows["Reranker (shipped: fused)"].shipped

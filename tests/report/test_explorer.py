@@ -10,6 +10,7 @@ import pytest
 from reranker.evaluation import metrics
 from reranker.report import explorer
 from reranker.report.explorer import IRRELEVANT, RELEVANT, UNJUDGED, Passage, explore, pack, worst
+from reranker.report.tables import label
 
 IDS = [f"p{number:02}" for number in range(14)]
 PASSAGES = {passage_id: Passage(f"Passage {passage_id} <b>of</b> words.", passage_id) for passage_id in IDS}
@@ -126,7 +127,7 @@ def test_pack_has_each_text_once_and_cut_and_refers_to_it_by_its_place(queries):
     assert max(map(len, texts)) <= explorer.TEXT
     assert texts[ids.index("p01")].startswith("sort it sort it")
     assert texts[ids.index("p01")].endswith("…")
-    assert content["systems"] == ["First-stage retriever", "BM25 on the same candidates", "Reranker (shipped: fused)"]
+    assert content["systems"] == [label(system) for system in SYSTEMS]
     query_id, text, ndcg, reason, retriever, reranker, relevant, number = content["queries"][2]
     assert (query_id, text, number) == ("q1", "sort a list", 1)
     assert (ndcg[content["retriever"]], ndcg[content["reranker"]]) == (1_000_000, 0)

@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 import reported
 from benchmarks.page import CHROMIUM, FLAGS
 from reranker.report import page as report_page
+from reranker.report.comparison_page import comparison_page
 
 MANY = 120
 """Queries beside those of `reported`, each a loss smaller than the one before it."""
@@ -39,6 +40,15 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     ]
     path = tmp_path_factory.mktemp("report") / "index.html"
     html = report_page.page(numbers._replace(queries=[*numbers.queries, *losses]), reported.pictures())
+    path.write_text(html, encoding="utf-8")
+    return path.as_uri()
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The address of the page of the comparison."""
+    path = tmp_path_factory.mktemp("report") / "comparison.html"
+    html = comparison_page(reported.COMPARISON, reported.COSTS, reported.cost_pictures())
     path.write_text(html, encoding="utf-8")
     return path.as_uri()
 
@@ -174,8 +184,11 @@ def test_keyboard_alone_searches_opens_and_comes_back(page: Page) -> None:
     expect(page.locator("#list a[aria-current] bdi")).to_have_text("how to read the table number 1")
 
 
-def test_point_of_a_figure_says_what_it_is_when_it_has_the_focus_or_is_pointed_at(page: Page) -> None:
-    tip = page.locator(".tip")
+def test_point_of_a_figure_says_what_it_is_when_it_has_the_focus_or_is_pointed_at(
+    browser: Browser, compared: str
+) -> None:
+    visit = Visit(browser, compared)
+    page, tip = visit.page, visit.page.locator(".tip")
     expect(tip).to_be_hidden()
     point = page.get_by_role("img", name="Reranker (shipped: fused): NDCG@10 0.642, 53M parameters")
     point.focus()
@@ -186,6 +199,8 @@ def test_point_of_a_figure_says_what_it_is_when_it_has_the_focus_or_is_pointed_a
     expect(tip).to_contain_text("72 ms a query")
     page.mouse.move(0, 0)
     expect(tip).to_be_hidden()
+    assert visit.complaints == []
+    visit.context.close()
 
 
 @pytest.mark.parametrize("options", [{"java_script_enabled": False}, {"media": "print"}], ids=["no script", "print"])
@@ -220,9 +235,21 @@ def test_page_fits_the_screen_and_has_no_serious_fault_of_accessibility(
 ) -> None:
     visit = Visit(browser, f"{address}#q=q3", color_scheme=scheme, viewport={"width": width, "height": 800})
     expect(visit.page.get_by_role("heading", name="Read a file of numbers")).to_be_focused()
+    assert_fits_and_is_accessible(visit)
+    visit.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [375, 1280])
+def test_page_of_the_comparison_does_so_too(browser: Browser, compared: str, scheme: str, width: int) -> None:
+    visit = Visit(browser, compared, color_scheme=scheme, viewport={"width": width, "height": 800})
+    assert_fits_and_is_accessible(visit)
+    visit.context.close()
+
+
+def assert_fits_and_is_accessible(visit: Visit) -> None:
     assert visit.page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
     found = Axe().run(visit.page).response["violations"]
     told = [(fault["id"], fault["nodes"][0]["html"]) for fault in found if fault["impact"] in ("serious", "critical")]
     assert told == []
     assert visit.complaints == []
-    visit.context.close()

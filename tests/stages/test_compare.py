@@ -1,4 +1,4 @@
-"""The stages compare and costs as DVC starts them, on tiny models."""
+"""The stages of compare/ as DVC starts them, on tiny models."""
 
 import os
 import re
@@ -11,15 +11,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from sentence_transformers import CrossEncoder
+from sentence_transformers import CrossEncoder, SentenceTransformer
 
-from comparable import CANDIDATES, PASSAGES, QUERIES, RIGHT, ROOT, Comparable, make_reranker, make_static
+from comparable import CANDIDATES, PASSAGES, QUERIES, RIGHT, ROOT, TOP_K, Comparable, make_reranker, make_static
 from reranker.common.errors import UserError
 from reranker.common.model_files import fingerprint
 from reranker.common.progress import run_stage
-from reranker.common.system_schema import STANDARD_SYSTEMS
 from reranker.evaluation.comparison import MODES
 from reranker.evaluation.costs import COST_COLUMNS
+from reranker.evaluation.system_schema import STANDARD_SYSTEMS
 from reranker.evaluation.systems import reciprocal_rank_fusion, weighted_z_scores
 from reranker.inference.compute import Compute
 from reranker.inference.export import FILES, ExportedModel, export
@@ -27,8 +27,11 @@ from reranker.inference.loading import keep_first_layers, load_retriever
 from reranker.inference.reranker import Reranker
 from reranker.inference.scoring import pair_cosines, score_pairs
 from reranker.retrieval import bm25
-from stages import compare
-from stages import costs as costs_stage
+from settings import change
+from stages.compare import biencoder as biencoder_stage
+from stages.compare import costs as costs_stage
+from stages.compare import systems as systems_stage
+from trainable import Trainable
 
 pytestmark = pytest.mark.slow
 
@@ -66,7 +69,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 def test_each_kind_scores_the_candidates_as_its_model_does(place, biencoder, cross_encoder):
     run = place.run_file("".join(f"{query} Q0 {passage} 1 {grade}.5 x\n" for query, passage, grade in RIGHT))
-    place.set(
+    place.compare(
         systems={
             "words": {"retriever": "bm25"},
             "hybrid": {"retriever": ["bm25", "models/static"]},
@@ -75,11 +78,12 @@ def test_each_kind_scores_the_candidates_as_its_model_does(place, biencoder, cro
             "whole": {"cross_encoder": cross_encoder},
             "cut": {"cross_encoder": cross_encoder, "num_layers": 1},
             "sum": {"fused": {"words": 1.0, "whole": 0.5, "retriever": 0.25}},
+            "standard": {"fused": {"bm25": 1.0, "whole": 0.5}},
             "other": {"run": run},
         },
         baseline="whole",
     )
-    assert compare.main([]) == "compare: 16 systems on 3 test queries -> metrics/comparison.csv"
+    assert systems_stage.main([]) == "systems: 15 systems on 3 test queries -> metrics/comparison.csv"
     table = pairs()
     queries, passages = table["query"].tolist(), table["passage"].tolist()
     words = bm25.bm25(bm25.statistics(PASSAGES.values()), queries, passages)
@@ -98,14 +102,15 @@ def test_each_kind_scores_the_candidates_as_its_model_does(place, biencoder, cro
         "whole": whole,
         "cut": score_pairs(model, queries, passages, label=""),
         "sum": weighted_z_scores(parts, {"words": 1.0, "whole": 0.5, "retriever": 0.25}, table),
+        "standard": weighted_z_scores(parts, {"words": 1.0, "whole": 0.5}, table),
     }
     for name, scores in expected.items():
         np.testing.assert_allclose(in_order(place.scores(name)), scores, atol=1e-5, err_msg=name)
     assert len({tuple(np.round(scores, 3)) for scores in expected.values()}) == len(expected)
     table = place.comparison()
     assert list(table.index) == [*STANDARD_SYSTEMS, *expected, "other"]
-    kinds = ["bm25", "hybrid", "biencoder", "static", "cross_encoder", "cross_encoder", "fused", "run"]
-    assert table["kind"].tolist()[8:] == kinds
+    kinds = ["bm25", "hybrid", "biencoder", "static", "cross_encoder", "cross_encoder", "fused", "fused", "run"]
+    assert table["kind"].tolist()[6:] == kinds
     assert table.loc["other", "ndcg@10"] == pytest.approx(2 / 3)  # t2's relevant passage was not retrieved
     assert table["gain_vs_baseline"].isna().to_dict() == {name: name == "whole" for name in table.index}
     by_query = pd.read_csv("metrics/comparison_per_query.csv")
@@ -115,10 +120,23 @@ def test_each_kind_scores_the_candidates_as_its_model_does(place, biencoder, cro
     assert Path("data/compared/other.trec").read_text().splitlines()[0] == "t0 Q0 p0 1 2.5 other"
 
 
+def test_bm25_is_measured_on_a_ranking_of_its_own_that_is_as_deep_as_the_candidates(place):
+    systems_stage.main([])
+    table = pd.read_csv("metrics/comparison.csv")
+    assert table.loc[table["system"] == "bm25", "mode"].tolist() == ["retrieved"]
+    recall = table[table["mode"] == "retrieved"].set_index("system")["recall@30"]
+    assert recall["bm25"] == 1.0  # it has the passage that the first stage missed for t2
+    assert recall.drop("bm25").tolist() == pytest.approx([2 / 3] * 5)
+    own = pd.read_parquet("data/mined/bm25.parquet")
+    own.assign(rank=own["rank"] + TOP_K).to_parquet("data/mined/bm25.parquet")
+    systems_stage.main([])
+    assert place.comparison().loc["bm25", "recall@30"] == 0.0
+
+
 def test_failure_of_one_system_leaves_the_others_and_ends_with_an_error(place, cross_encoder, capsys):
     Path(shutil.copytree(cross_encoder, "models/mute"), "tokenizer.json").unlink()
     unknown_query = place.run_file("t0 Q0 p0 1 1.0 x\nt7 Q0 p0 1 1.0 x\n")
-    place.set(
+    place.compare(
         systems={
             "gone": {"cross_encoder": "models/none"},
             "words": {"retriever": "bm25"},
@@ -131,7 +149,7 @@ def test_failure_of_one_system_leaves_the_others_and_ends_with_an_error(place, c
         },
         baseline="gone",
     )
-    assert run_stage(compare.main, []) == 1
+    assert run_stage(systems_stage.main, []) == 1
     *lines, last = said(capsys)
     assert [line.split(": ", 2)[1] for line in lines] == [
         f"systems.{name}" for name in ("gone", "needs", "deep", "foreign", "student", "wrong", "mute")
@@ -141,10 +159,8 @@ def test_failure_of_one_system_leaves_the_others_and_ends_with_an_error(place, c
     assert about["needs"] == "'gone' has no scores, because it failed"
     assert about["deep"] == "params.yaml: num_layers: 9: the model has 2 layers"
     assert about["foreign"] == "data/runs/other.trec: column query_id: 1 ids are none of the test queries: 't7'"
-    assert about["student"].startswith(
-        "models/students/4 does not exist: evaluation.student_layers in params.yaml says"
-    )
-    assert last.startswith("error: compare: 7 of 8 systems failed (gone, needs, deep, foreign, student, wrong, mute)")
+    assert about["student"].startswith("models/students/4 does not exist: student_layers in compare/params.yaml says")
+    assert last.startswith("error: systems: 7 of 8 systems failed (gone, needs, deep, foreign, student, wrong, mute)")
     assert about["mute"] == (
         "model 'models/mute' could not be loaded (its tokenizer has no words: a file such as tokenizer.json is "
         "missing); name a folder or a Hub id that holds a whole model"
@@ -152,7 +168,7 @@ def test_failure_of_one_system_leaves_the_others_and_ends_with_an_error(place, c
     table = place.comparison()
     assert list(table.index) == [*STANDARD_SYSTEMS, "words"]
     assert table["gain_vs_baseline"].isna().all()
-    assert table["gain_vs_best"].notna().sum() == 8
+    assert table["gain_vs_best"].notna().sum() == 6
     assert sorted(path.name for path in Path("data/compared").iterdir()) == ["words.parquet", "words.trec"]
 
 
@@ -165,8 +181,8 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         opened.append(label.removeprefix("compare "))
         return original(system, settings, label)
 
-    original = compare.open_system
-    monkeypatch.setattr(compare, "open_system", note)
+    original = systems_stage.open_system
+    monkeypatch.setattr(systems_stage, "open_system", note)
     return opened
 
 
@@ -177,14 +193,14 @@ def test_next_run_computes_what_failed_or_changed_and_nothing_else(place, cross_
         "mine": {"cross_encoder": "models/mine"},
         "late": {"cross_encoder": "models/late"},
     }
-    place.set(systems=systems)
+    place.compare(systems=systems)
     with pytest.raises(UserError, match=r"1 of 3 systems failed \(late\)"):
-        compare.main([])
+        systems_stage.main([])
     assert computed == ["words", "mine", "late"]
     first = place.scores("mine")
     shutil.copytree(cross_encoder, "models/late")
     computed.clear()
-    compare.main([])
+    systems_stage.main([])
     assert computed == ["late"]
     assert place.scores("mine") == first
 
@@ -192,49 +208,49 @@ def test_next_run_computes_what_failed_or_changed_and_nothing_else(place, cross_
     model = CrossEncoder("models/mine")
     keep_first_layers(model[0].model, 1)
     model.save_pretrained("models/mine", create_model_card=False)
-    compare.main([])
+    systems_stage.main([])
     assert computed == ["mine"]
     assert place.scores("mine") != first
 
     computed.clear()
-    place.set(systems={**systems, "late": {"cross_encoder": "models/late", "max_length": 16}})
-    compare.main([])
+    place.compare(systems={**systems, "late": {"cross_encoder": "models/late", "max_length": 16}})
+    systems_stage.main([])
     assert computed == ["late"]
 
     computed.clear()
     place.tables({**QUERIES, "t1": "write the table"})
-    compare.main([])
+    systems_stage.main([])
     assert computed == ["words", "mine", "late"]
 
     computed.clear()
-    place.set(systems={"words": systems["words"]}, judged_only=True)
-    compare.main([])
+    place.compare(systems={"words": systems["words"]}, judged_only=True)
+    systems_stage.main([])
     assert computed == []
     assert sorted(path.stem for path in Path("data/compared").glob("*.parquet")) == ["words"]
 
 
 def test_dvc_leaves_cached_scores_to_the_next_run(repository):
-    (stage,) = re.findall(r"^  compare:\n.*?(?=^  \w)", (ROOT / "dvc.yaml").read_text(), re.M | re.S)
-    body = yaml.safe_load(stage)["compare"]
-    named = {"cmd": f"PYTHONPATH={ROOT} {body['cmd']}", "params": ["systems"], "outs": body["outs"]}
-    Path("dvc.yaml").write_text(STAGES + yaml.safe_dump({"stages": {"compare": named}}).removeprefix("stages:\n"))
+    body = yaml.safe_load((ROOT / "compare" / "dvc.yaml").read_text())["stages"]["systems"]
+    params = [{"compare/params.yaml": ["compare.systems"]}]
+    stage = {"cmd": f"PYTHONPATH={ROOT} {body['cmd']}", "wdir": "..", "params": params, "outs": body["outs"]}
+    Path("compare/dvc.yaml").write_text(yaml.safe_dump({"stages": {"systems": stage}}))
     systems = {"words": {"retriever": "bm25"}, "late": {"cross_encoder": "models/late"}}
-    repository.set(systems=systems)
+    repository.compare(systems=systems)
     with pytest.raises(AssertionError, match=r"systems\.late"):
-        shell(repository.path, "dvc", "repro", "-q", "--single-item", "compare")
+        shell(repository.path, "dvc", "repro", "-q", "--single-item", "compare/dvc.yaml:systems")
     before = Path("data/compared/words.parquet").stat().st_mtime_ns
     shutil.copytree("models/reranker", "models/late")
-    shell(repository.path, "dvc", "repro", "-q", "--single-item", "compare")
+    shell(repository.path, "dvc", "repro", "-q", "--single-item", "compare/dvc.yaml:systems")
     assert Path("data/compared/words.parquet").stat().st_mtime_ns == before
     assert list(repository.comparison().index) == [*STANDARD_SYSTEMS, *systems]
 
 
 def test_damaged_scores_are_computed_again(place, computed):
-    place.set(systems={"words": {"retriever": "bm25"}})
-    compare.main([])
+    place.compare(systems={"words": {"retriever": "bm25"}})
+    systems_stage.main([])
     first = place.scores("words")
     Path("data/compared/words.parquet").write_bytes(b"PAR1")
-    compare.main([])
+    systems_stage.main([])
     assert computed == ["words", "words"]
     assert place.scores("words") == first
 
@@ -252,8 +268,9 @@ def exported(place: Comparable, cross_encoder: str) -> dict[str, str]:
 def test_exported_folders_are_scored_by_their_own_graphs_in_both_modes_and_timed(
     place, exported, computed, cross_encoder, capsys
 ):
-    place.set(systems={name: {"cross_encoder": folder} for name, folder in exported.items()}, backend="onnx-int8")
-    compare.main([])
+    place.set(backend="onnx-int8")
+    place.compare(systems={name: {"cross_encoder": folder} for name, folder in exported.items()})
+    systems_stage.main([])
     assert computed == list(exported)
     table = pairs()
     queries, passages = table["query"].tolist(), table["passage"].tolist()
@@ -267,11 +284,11 @@ def test_exported_folders_are_scored_by_their_own_graphs_in_both_modes_and_timed
     assert place.comparison().loc[list(exported), "kind"].tolist() == ["cross_encoder"] * 3
 
     computed.clear()
-    compare.main([])
+    systems_stage.main([])
     assert computed == []
     with Path(exported["onnx-int8"], "README.md").open("w") as card:
         card.write("another")
-    compare.main([])
+    systems_stage.main([])
     assert computed == ["onnx-int8"]
     assert said(capsys) == []
 
@@ -301,8 +318,8 @@ def test_exported_folder_that_is_missing_cut_short_or_changed_is_one_line_and_th
         "short": {"cross_encoder": exported["openvino-int8"], "max_length": 16},
         "int8": {"cross_encoder": exported["onnx-int8"]},
     }
-    place.set(systems=systems)
-    for stage in (compare, costs_stage):
+    place.compare(systems=systems)
+    for stage in (systems_stage, costs_stage):
         assert run_stage(stage.main, []) == 1
         *lines, last = said(capsys)
         about = dict(line.removeprefix("error: systems.").split(": ", 1) for line in lines)
@@ -325,10 +342,10 @@ def test_exported_folder_that_is_missing_cut_short_or_changed_is_one_line_and_th
 
 
 def test_exported_folder_of_another_reranker_is_a_warning_in_every_run(place, exported, computed, capsys):
-    place.set(systems={"int8": {"cross_encoder": exported["openvino-int8"]}})
+    place.compare(systems={"int8": {"cross_encoder": exported["openvino-int8"]}})
     Path("models/reranker/fusion.json").write_text(Path("models/reranker/fusion.json").read_text() + "\n")
     for _ in range(2):
-        compare.main([])
+        systems_stage.main([])
         assert said(capsys) == [
             "compare: models/export/openvino-int8 was exported from another models/reranker; "
             "run `dvc repro export/dvc.yaml`"
@@ -338,16 +355,17 @@ def test_exported_folder_of_another_reranker_is_a_warning_in_every_run(place, ex
 
 def test_engine_of_params_computes(place, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "")
-    place.set(systems={"words": {"retriever": "bm25"}}, engine="ray")
+    place.set(engine="ray")
+    place.compare(systems={"words": {"retriever": "bm25"}})
     with pytest.raises(UserError, match=r"params\.yaml: execution\.engine: RAY_ADDRESS is ''"):
-        compare.main([])
+        systems_stage.main([])
 
 
 def test_params_without_systems_are_fine_and_so_is_a_single_query(place):
     place.tables({"t0": QUERIES["t0"]})
-    assert compare.main([]) == "compare: 8 systems on 1 test queries -> metrics/comparison.csv"
+    assert systems_stage.main([]) == "systems: 6 systems on 1 test queries -> metrics/comparison.csv"
     table = place.comparison()
-    assert table["queries"].tolist() == [1] * 8
+    assert table["queries"].tolist() == [1] * 6
     assert table["ndcg@10_low"].tolist() == table["ndcg@10_high"].tolist() == table["ndcg@10"].tolist()
     assert table["detectable"].isna().all()
     assert list(Path("data/compared").iterdir()) == []
@@ -355,15 +373,16 @@ def test_params_without_systems_are_fine_and_so_is_a_single_query(place):
 
 def test_without_test_queries_there_is_nothing_to_compare_or_time(place):
     place.tables({})
-    for stage in (compare, costs_stage):
+    for stage in (systems_stage, costs_stage):
         with pytest.raises(UserError, match=r"candidates\.parquet: has no test query .*; raise test_share"):
             stage.main([])
 
 
 def test_scores_of_evaluate_that_are_missing_are_named(place):
-    Path("data/scored/zero_shot.parquet").unlink()
-    with pytest.raises(UserError, match=r"zero_shot\.parquet does not exist: .*`dvc repro score@zero_shot`"):
-        compare.main([])
+    Path("data/scored/untouched_reranker.parquet").unlink()
+    missing = r"untouched_reranker\.parquet does not exist: .*`dvc repro score@untouched_reranker`"
+    with pytest.raises(UserError, match=missing):
+        systems_stage.main([])
 
 
 def shell(folder: Path, *command: str) -> None:
@@ -392,18 +411,16 @@ stages:
 
 
 @pytest.fixture(scope="module")
-def revisions(
-    made: Path, tmp_path_factory: pytest.TempPathFactory, encoder: str, biencoder: str, cross_encoder: str
-) -> Path:
+def revisions(made: Path, tmp_path_factory: pytest.TempPathFactory, encoder: str, cross_encoder: str) -> Path:
     """A repository whose first commit has no model, with a run in the second one and two experiments."""
     path = tmp_path_factory.mktemp("revisions") / "repository"
     shutil.copytree(made, path)
     shutil.rmtree(path / "models" / "reranker")
     make_static(encoder, path / "static")
-    make_reranker(path / "made", cross_encoder, biencoder, path / "static")
+    make_reranker(path / "made", cross_encoder, path / "static")
     (path / "data" / "prepared" / "queries.parquet").rename(path / "asked.parquet")
     (path / "train.py").write_text(TRAIN)
-    (path / ".gitignore").write_text("/made\n/static\n/models/static\n/models/control\n/models/biencoder\n")
+    (path / ".gitignore").write_text("/made\n/static\n/models/static\n/models/biencoder\n")
     for command in (
         "git init -q -b main", "git config user.email a@example.org", "git config user.name a", "dvc init -q",
         "dvc config core.analytics false", "git add -A", "git commit -qm start", "git tag start",
@@ -429,14 +446,14 @@ def repository(revisions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_experiment_is_that_revisions_reranker_or_its_cross_encoder_and_a_list_is_repeats(repository, capsys):
-    repository.set(
+    repository.compare(
         systems={
             "one": {"experiment": "seed-13"},
             "alone": {"experiment": "main", "model": "cross_encoder"},
             "seeds": {"experiment": ["main", "seed-13", "seed-14"]},
         }
     )
-    compare.main([])
+    systems_stage.main([])
     assert said(capsys) == []
     table = pairs()
     texts = table["query"].tolist(), table["passage"].tolist()
@@ -448,7 +465,7 @@ def test_experiment_is_that_revisions_reranker_or_its_cross_encoder_and_a_list_i
     alone = score_pairs(CrossEncoder("models/reranker"), *texts, label="")
     np.testing.assert_allclose(in_order(repository.scores("alone")), alone, atol=1e-5)
     table = repository.comparison()
-    assert table["kind"].tolist()[8:] == ["fused", "cross_encoder", "fused"]
+    assert table["kind"].tolist()[6:] == ["fused", "cross_encoder", "fused"]
     assert table["ndcg@10_sd_of_repeats"].notna().to_dict() == {name: name == "seeds" for name in table.index}
     assert not Path("data/compared/seeds.parquet").exists()
 
@@ -457,9 +474,9 @@ def test_revision_that_is_unknown_or_has_no_model_or_whose_model_is_nowhere_is_n
     for folder in Path(".dvc/cache/files/md5").iterdir():
         shutil.rmtree(folder)
     systems = {"unknown": "seed-99", "without": "start", "nowhere": "seed-14"}
-    repository.set(systems={name: {"experiment": revision} for name, revision in systems.items()})
+    repository.compare(systems={name: {"experiment": revision} for name, revision in systems.items()})
     with pytest.raises(UserError, match="3 of 3 systems failed"):
-        compare.main([])
+        systems_stage.main([])
     lines = dict(line.removeprefix("error: systems.").split(": ", 1) for line in said(capsys))
     assert lines["unknown"].startswith("seed-99: git knows no such revision and DVC no such experiment")
     assert lines["without"].startswith("start: it has no dvc.lock; name a commit that has the results of `dvc repro`")
@@ -474,8 +491,8 @@ def test_model_is_fetched_from_a_remote_and_other_queries_are_a_warning(reposito
     for folder in Path(".dvc/cache/files/md5").iterdir():
         shutil.rmtree(folder)
     repository.tables({**QUERIES, "t1": "write the table"})
-    repository.set(systems={"one": {"experiment": "first"}})
-    compare.main([])
+    repository.compare(systems={"one": {"experiment": "first"}})
+    systems_stage.main([])
     assert said(capsys) == [
         "compare: experiment 'first' has other queries or splits: it may have been trained on "
         "some of these test queries"
@@ -485,7 +502,7 @@ def test_model_is_fetched_from_a_remote_and_other_queries_are_a_warning(reposito
 
 def test_costs_are_of_every_system_that_can_score_a_query(place, cross_encoder):
     run = place.run_file("t0 Q0 p0 1 1.0 x\n")
-    place.set(
+    place.compare(
         systems={
             "hybrid": {"retriever": ["bm25", "models/static"]},
             "cut": {"cross_encoder": cross_encoder, "num_layers": 1},
@@ -495,16 +512,18 @@ def test_costs_are_of_every_system_that_can_score_a_query(place, cross_encoder):
         },
         usd_per_hour=3.6,
     )
-    assert costs_stage.main([]).startswith("costs: 11 systems, at most 3 queries each")
+    assert costs_stage.main([]).startswith("costs: 9 systems, at most 3 queries each")
     table = pd.read_csv("metrics/costs.csv")
     assert tuple(table) == COST_COLUMNS
     table = table.set_index("system")
     assert list(table.index) == [*STANDARD_SYSTEMS, "hybrid", "cut", "sum"]
     sizes = table["parameters"].to_dict()
-    parts = sum(sizes[name] for name in ("cross_encoder", "tuned_biencoder", "tuned_static"))
-    assert (sizes["bm25"], sizes["retriever"], sizes["reranker"]) == (0, 0, parts)
+    static = sizes["retriever"]
+    assert sizes["bm25"] == 0
+    assert sizes["fusion_without_cross_encoder"] == sizes["hybrid"] == static > 0
+    assert sizes["untouched_reranker"] == sizes["cross_encoder"] == sizes["reranker"] - static
     assert sizes["cut"] < sizes["cross_encoder"]
-    assert sizes["sum"] == sizes["cut"] + sizes["tuned_static"]
+    assert sizes["sum"] == sizes["cut"] + static
     stored = Path("models/static/model.safetensors").stat().st_size / 1e6
     assert table.loc["hybrid", "megabytes"] == pytest.approx(stored)
     assert table.loc["cut", "megabytes"] == pytest.approx(4 * sizes["cut"] / 1e6)
@@ -512,9 +531,30 @@ def test_costs_are_of_every_system_that_can_score_a_query(place, cross_encoder):
 
 
 def test_failure_of_one_system_leaves_the_costs_of_the_others(place, capsys):
-    place.set(systems={"gone": {"cross_encoder": "models/none"}, "words": {"retriever": "bm25"}})
+    place.compare(systems={"gone": {"cross_encoder": "models/none"}, "words": {"retriever": "bm25"}})
     with pytest.raises(UserError, match=r"costs: 1 systems failed \(gone\)"):
         costs_stage.main([])
     (line,) = said(capsys)
     assert line.startswith("error: systems.gone: params.yaml: model 'models/none'")
     assert pd.read_csv("metrics/costs.csv")["system"].tolist() == [*STANDARD_SYSTEMS, "words"]
+
+
+def test_biencoder_is_tuned_on_so_many_queries_and_reads_so_many_tokens(
+    tmp_path: Path, biencoder: str, monkeypatch: pytest.MonkeyPatch
+):
+    place = Trainable(tmp_path, biencoder, 32, sources=("pydocs",))
+    monkeypatch.chdir(place.path)
+    shutil.copytree(ROOT / "compare", "compare")
+    tuning = yaml.safe_load(Path("compare/params.yaml").read_text())["compare"]["biencoder"]
+    tuning |= {"base_model": biencoder, "queries": 16, "batch_size": 4, "max_length": 24, "lr": 0.001}
+    change(Path("compare/params.yaml"), **{"compare.biencoder": tuning})
+    assert biencoder_stage.main([]).startswith("biencoder: tuned on 16 queries in ")
+    tuned = SentenceTransformer("models/biencoder")
+    assert tuned.max_seq_length == 24
+    texts = ["sort a list", "green apples"]
+    assert not np.allclose(tuned.encode(texts), SentenceTransformer(biencoder).encode(texts), atol=1e-3)
+    assert not Path(".checkpoints/biencoder").exists()
+    tuning["max_length"] = 65
+    change(Path("compare/params.yaml"), **{"compare.biencoder": tuning})
+    with pytest.raises(UserError, match=r"compare\.biencoder\.max_length: 65 is more than the 64 tokens"):
+        biencoder_stage.main([])

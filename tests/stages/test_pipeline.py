@@ -1,4 +1,4 @@
-"""dvc.yaml, stages/ and params.yaml agree: what a stage reads is what DVC watches."""
+"""The files dvc.yaml, stages/ and the files params.yaml agree: what a stage reads is what DVC watches."""
 
 import ast
 import json
@@ -14,32 +14,52 @@ import yaml
 from pydantic import BaseModel
 
 from reranker.common.params import WITHOUT_EFFECT, Params
+from reranker.evaluation.compare_params import CompareParams
 from reranker.pairs.params import PairParams
 from stages.train import CARD_PARAMS
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {"rerank"}
 """Scripts beside the stages that DVC does not run."""
-SCRIPTS = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem not in {"__init__", *COMMANDS})
-FILES = "dvc.yaml", "export/dvc.yaml"
-"""Pipelines whose stages lie in stages/."""
+SCRIPTS = sorted(
+    path.relative_to(ROOT / "stages").with_suffix("").as_posix()
+    for folder in ("stages", "stages/compare")
+    for path in (ROOT / folder).glob("*.py")
+    if path.stem not in {"__init__", *COMMANDS}
+)
+FILES = "dvc.yaml", "export/dvc.yaml", "compare/dvc.yaml"
+"""Pipelines whose scripts read params.yaml."""
 PACKAGES = ("reranker", "stages")
-SECTIONS = {
-    name: [f"{name}.{key}" for key in field.annotation.model_fields]
-    for name, field in Params.model_fields.items()
-    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+
+
+def sections(schema: type[BaseModel], above: str = "") -> dict[str, list[str]]:
+    """The keys of each section of a file of parameters, all with what stands above them."""
+    return {
+        f"{above}{name}": [f"{above}{name}.{key}" for key in field.annotation.model_fields]
+        for name, field in schema.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    }
+
+
+SECTIONS = sections(Params) | sections(CompareParams, "compare.")
+KEYS = {
+    *Params.model_fields,
+    *(f"compare.{name}" for name in CompareParams.model_fields),
+    *(key for keys in SECTIONS.values() for key in keys),
 }
-KEYS = {*Params.model_fields, *(key for keys in SECTIONS.values() for key in keys)}
-OF_USERS = {"data/raw": {"prepare"}, "data/teachers": {"train", "students"}, "data/runs": {"compare"}}
+OF_USERS = {"data/raw": {"prepare"}, "data/teachers": {"train", "students"}, "data/runs": {"systems"}}
 """Folders with files of the user's, and the stages that read them."""
+ROOTS: dict[str, list[str]] = {"params": [], "compare": ["compare"]}
+"""The names that scripts give to their parameters, and what stands above the keys in the file."""
 MANY = 3
 """Files of a folder from which a stage depends on the whole folder."""
 WITHOUT_TORCH = (
     "reranker.common.artifacts", "reranker.common.params", "reranker.data.dataset", "reranker.data.sources.readers",
     "reranker.evaluation.comparison", "reranker.evaluation.costs", "reranker.evaluation.metrics",
     "reranker.evaluation.significance", "reranker.evaluation.trec", "reranker.inference.fusion",
-    "reranker.pairs.metrics", "reranker.report.cost_figures", "reranker.report.page",
-    "stages.evaluate", "stages.pairs.prepare", "stages.prepare", "stages.report",
+    "reranker.evaluation.compare_params", "reranker.pairs.metrics", "reranker.report.comparison_page",
+    "reranker.report.cost_figures", "reranker.report.page",
+    "stages.compare.page", "stages.evaluate", "stages.pairs.prepare", "stages.prepare", "stages.report",
 )  # fmt: skip
 
 
@@ -67,7 +87,7 @@ class Stage(NamedTuple):
 
     @property
     def keys(self) -> set[str]:
-        """The keys of params.yaml that it names; a section stands for all of its keys."""
+        """The keys of files of parameters that it names; a section stands for all of its keys."""
         return {key for name in self.params for key in SECTIONS.get(name, [name])}
 
 
@@ -138,12 +158,12 @@ def module_file(module: str) -> Path | None:
 
 
 def used_params(script: Path, known: Container[str] = frozenset(KEYS)) -> set[str]:
-    """Name the attributes taken from `params` in a script, such as `lr` and `negatives.range_max`."""
+    """Name the keys of `params` and `compare` in a script, such as `negatives.range_max` and `compare.systems`."""
     return params_under(ast.parse(script.read_text(encoding="utf-8")), known)
 
 
 def always_used_params(script: Path) -> set[str]:
-    """Name those taken from `params` in `main` outside every `if`: whatever the arguments are, they are read."""
+    """Name those that `main` takes outside every `if`: whatever the arguments are, they are read."""
     tree = ast.parse(script.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.If):
@@ -165,16 +185,18 @@ def params_under(tree: ast.AST, known: Container[str]) -> set[str]:
 
 
 def chain(node: ast.expr) -> list[str]:
-    """The attributes that are taken from `params` one after the other; none of another object."""
+    """The attributes that are taken from `params` one after the other, or `compare` and its; none of another object."""
     names: list[str] = []
     while isinstance(node, ast.Attribute):
         names.insert(0, node.attr)
         node = node.value
-    return names if isinstance(node, ast.Name) and node.id == "params" else []
+    if not isinstance(node, ast.Name) or node.id not in ROOTS:
+        return []
+    return [*ROOTS[node.id], *names]
 
 
 def handed_on(script: Path) -> list[int]:
-    """Find the lines that give the whole of `params` to a function of another file, where no key can be seen."""
+    """Find the lines that give all parameters to a function of another file, where no key can be seen."""
     tree = ast.parse(script.read_text(encoding="utf-8"))
     own = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     return [
@@ -182,7 +204,7 @@ def handed_on(script: Path) -> list[int]:
         for call in ast.walk(tree)
         if isinstance(call, ast.Call) and not (isinstance(call.func, ast.Name) and call.func.id in own)
         for argument in [*call.args, *(keyword.value for keyword in call.keywords)]
-        if isinstance(argument, ast.Name) and argument.id == "params"
+        if isinstance(argument, ast.Name) and argument.id in ROOTS
     ]
 
 
@@ -207,8 +229,9 @@ def users(script: Path, stages: list[Stage]) -> list[Stage]:
 
 
 def test_every_stage_runs_a_script_and_every_script_has_a_stage_of_its_name(stages: list[Stage]) -> None:
-    assert {stage.script.stem for stage in stages} == set(SCRIPTS)
-    assert {stage.name for stage in stages} >= set(SCRIPTS)
+    scripts = [stage.script.relative_to(ROOT / "stages").with_suffix("").as_posix() for stage in stages]
+    assert {*scripts} == {*SCRIPTS}
+    assert {stage.name for stage in stages} >= {Path(script).name for script in SCRIPTS}
 
 
 def expected_deps(script: Path) -> set[str]:
@@ -227,7 +250,8 @@ def test_deps_are_what_the_script_imports(script: Path, users: list[Stage]) -> N
 def test_page_template_and_scripts_lie_in_a_folder_that_report_depends_on() -> None:
     assets = {path.parent for path in (ROOT / "reranker").rglob("*") if path.suffix in {".jinja", ".js"}}
     assert assets == {ROOT / "reranker" / "report"}
-    assert "reranker/report" in expected_deps(ROOT / "stages" / "report.py")
+    for script in ("report", "compare/page"):
+        assert "reranker/report" in expected_deps(ROOT / "stages" / f"{script}.py")
 
 
 def test_params_are_the_keys_that_the_script_reads(script: Path, users: list[Stage]) -> None:
@@ -237,7 +261,7 @@ def test_params_are_the_keys_that_the_script_reads(script: Path, users: list[Sta
         assert len(stage.keys) == sum(len(SECTIONS.get(name, [name])) for name in stage.params), stage.name
 
 
-def test_only_prepare_depends_on_what_the_user_puts_into_raw(stages: list[Stage]) -> None:
+def test_only_their_stages_depend_on_folders_with_files_of_the_users(stages: list[Stage]) -> None:
     users = {folder: {stage.name for stage in stages if folder in stage.deps} for folder in OF_USERS}
     assert users == OF_USERS
     assert all((ROOT / folder / "README.md").is_file() for folder in OF_USERS)
@@ -282,6 +306,8 @@ def test_what_dvc_registers_shows_and_draws_is_an_out_of_a_stage(stages: list[St
     outs = {out for stage in stages for out in stage.outs}
     assert [path for path in named if not outs & {path, str(Path(path).parent)}] == []
     assert "metrics/costs.csv" not in body["metrics"]  # its times differ from run to run
+    compared = yaml.safe_load((ROOT / "compare" / "dvc.yaml").read_text(encoding="utf-8"))["plots"]
+    assert [path for path in compared if str(Path(path).parent).removeprefix("../") not in outs] == []
 
 
 def sources_of(plot: dict[str, dict[str, Any]]) -> list[str]:
@@ -296,6 +322,10 @@ def test_outs_of_a_repeated_stage_differ_by_item(stages: list[Stage]) -> None:
 def test_params_file_has_the_keys_of_the_schema_in_its_order() -> None:
     values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     assert list(values) == list(Params.model_fields)
+    compared = yaml.safe_load((ROOT / "compare" / "params.yaml").read_text(encoding="utf-8"))
+    assert list(compared) == ["compare"]
+    assert list(compared["compare"]) == list(CompareParams.model_fields)
+    values |= {f"compare.{name}": value for name, value in compared["compare"].items()}
     assert {name: [f"{name}.{key}" for key in values[name]] for name in SECTIONS} == SECTIONS
 
 
@@ -379,9 +409,11 @@ def test_keys_read_always_or_in_a_branch_and_all_params_handed_on_are_found(tmp_
     script.write_text(
         "def main(params):\n    if params.loss:\n        return params.lr\n"
         "    print(params.index, params.review.alpha)\n"
-        "    return params.seed if params.dev.patience else 0\nmain(params)\ntrain(params)\n",
+        "    return params.seed if params.dev.patience else 0\nmain(params)\ntrain(params)\n"
+        "print(compare.systems, compare.baseline)\n",
         encoding="utf-8",
     )
-    assert used_params(script) == {"loss", "lr", "seed", "dev.patience", "index.kind", "index.min_recall"}
+    compared = {"compare.systems", "compare.baseline"}
+    assert used_params(script) == {"loss", "lr", "seed", "dev.patience", "index.kind", "index.min_recall", *compared}
     assert always_used_params(script) == {"loss", "dev.patience", "index.kind", "index.min_recall"}
     assert handed_on(script) == [7]

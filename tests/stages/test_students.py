@@ -14,13 +14,12 @@ pytestmark = pytest.mark.slow
 
 
 def test_students_have_their_layers_and_have_learned(tmp_path: Path, biencoder: str, monkeypatch: pytest.MonkeyPatch):
-    place = Trainable(tmp_path, biencoder, 8, student_layers=[1, 2], loss="cross_entropy")
+    place = Trainable(tmp_path, biencoder, 8, base_model=biencoder, loss="cross_entropy")
     monkeypatch.chdir(place.path)
-    assert train.main(["--students"]).startswith("students: NDCG@10 on 30 dev queries by layers: 1: ")
-    assert sorted(path.name for path in Path("models/students").iterdir()) == ["1", "2"]
     pairs = [("sort a list", "order numbers in a list"), ("sort a list", "green apples")]
     scores = []
     for layers in (1, 2):
+        assert train.main(["--student", str(layers)]).startswith(f"student {layers}: NDCG@10 ")
         model = CrossEncoder(f"models/students/{layers}")
         assert (model[0].model.config.num_hidden_layers, model.num_labels) == (layers, 1)
         scores.append(model.predict(pairs))
@@ -28,23 +27,22 @@ def test_students_have_their_layers_and_have_learned(tmp_path: Path, biencoder: 
     assert not list(Path(".checkpoints").glob("student-*/*"))
 
 
-def test_no_students_are_an_empty_folder_and_too_many_layers_an_error(
+def test_too_many_layers_and_a_number_that_is_none_are_errors(
     tmp_path: Path, biencoder: str, monkeypatch: pytest.MonkeyPatch
 ):
-    place = Trainable(tmp_path, biencoder, 8, student_layers=[])
+    place = Trainable(tmp_path, biencoder, 8, base_model=biencoder)
     monkeypatch.chdir(place.path)
-    assert train.main(["--students"]).startswith(
-        "students: NDCG@10 on 30 dev queries by layers: none, as student_layers is empty"
-    )
-    assert list(Path("models/students").iterdir()) == []
-    place.set(student_layers=[1, 3])
     with pytest.raises(UserError, match="student_layers: 3: the model has 2 layers"):
-        train.main(["--students"])
-    assert list(Path("models/students").iterdir()) == []
+        train.main(["--student", "3"])
+    for arguments in (["--student"], ["--student", "none"], ["--student", "0"], ["--students"]):
+        with pytest.raises(UserError, match="the only argument is --student"):
+            train.main(arguments)
+    assert not Path("models/students").exists()
 
 
 def test_each_student_has_a_report_of_its_own(tmp_path: Path, biencoder: str, monkeypatch: pytest.MonkeyPatch):
-    place = Trainable(tmp_path, biencoder, 8, student_layers=[1, 2], epochs=1, trainer={"report_to": ["dvclive"]})
+    place = Trainable(tmp_path, biencoder, 8, base_model=biencoder, epochs=1, trainer={"report_to": ["dvclive"]})
     monkeypatch.chdir(place.path)
-    train.main(["--students"])
+    for layers in ("1", "2"):
+        train.main(["--student", layers])
     assert sorted(path.name for path in Path("dvclive").iterdir()) == ["student-1", "student-2"]

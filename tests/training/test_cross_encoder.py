@@ -6,18 +6,26 @@ import pandas as pd
 import pytest
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    RobertaForSequenceClassification,
+    TrainerCallback,
+)
 
 from reranker.common.errors import UserError
 from reranker.common.params import LoraSection
-from reranker.inference.loading import load_biencoder
+from reranker.inference.loading import load_biencoder, one_output
 from reranker.inference.scoring import embed, score_pairs
 from reranker.training import cross_encoder
 from reranker.training.arguments import LOGGED, Further, check_trainer
 from reranker.training.biencoders import similar_batches, tune_biencoder
+from reranker.training.checkpoints import Checkpoints
 from reranker.training.cross_encoder import Curve, build_cross_encoder, tune_cross_encoder
-from reranker.training.evaluator import DevRanking
+from reranker.training.evaluator import DevRanking, EvaluatorSequence
 from reranker.training.examples import group_rows
-from reranker.training.losses import make_loss
+from reranker.training.losses import LOSSES, make_loss
 from reranker.training.trainer import Schedule, seed_everything
 
 SCHEDULE = Schedule(lr=1e-3, epochs=1, batch_size=4, warmup=0.0, weight_decay=0.0, precision="float32", seed=5)
@@ -43,6 +51,31 @@ def dev() -> DevRanking:
     return DevRanking(candidates, judgments)
 
 
+PAIRS = [(query, passage) for query in ABOUT for passage in ABOUT.values()]
+
+
+@pytest.fixture(scope="module")
+def rerankers(encoder: str, cross_encoder: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Folders of tiny rerankers by the kind of their head."""
+    top = tmp_path_factory.mktemp("rerankers")
+    shape = {"num_labels": 1, "initializer_range": 0.3}
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        for name, of in (("classifier", BertForSequenceClassification), ("layers", RobertaForSequenceClassification)):
+            config = of.config_class(**{**BertConfig.from_pretrained(encoder).to_dict(), **shape})
+            of(config).save_pretrained(top / name)
+            AutoTokenizer.from_pretrained(encoder).save_pretrained(top / name)
+    model = CrossEncoder(cross_encoder)
+    model.activation_fn = torch.nn.Sigmoid()
+    model.save_pretrained(str(top / "modules"), create_model_card=False)
+    CrossEncoder(str(top / "classifier")).save_pretrained(str(top / "saved"), create_model_card=False)
+    return {path.name: str(path) for path in top.iterdir()}
+
+
+KINDS = ["classifier", "layers", "modules", "saved"]
+HEADS = {"classifier": "0.model.classifier.", "layers": "0.model.classifier.", "modules": "2.linear."}
+
+
 class Trained:
     """A tiny cross-encoder after its training."""
 
@@ -50,7 +83,8 @@ class Trained:
         schedule = SCHEDULE._replace(**{key: options.pop(key) for key in SCHEDULE._fields if key in options})
         seed_everything(schedule.seed)
         frozen = options.pop("frozen_layers", 0)
-        self.model = build_cross_encoder(encoder, 32, frozen, num_layers=options.pop("num_layers", None))
+        outputs = LOSSES[loss].outputs
+        self.model = build_cross_encoder(encoder, 32, frozen, outputs, options.pop("num_layers", None))
         if adapters := options.pop("adapters", None):
             cross_encoder.attach_lora(self.model, adapters, frozen)
         self.before = weights(self.model)
@@ -133,6 +167,147 @@ def test_new_cross_encoder_has_no_dropout_and_scores_differ_by_pair_and_seed(enc
     assert not np.allclose(first, other)
     assert len(set(first.round(4))) > 8
     assert {part.p for part in models[0].modules() if isinstance(part, torch.nn.Dropout)} == {0.0}
+
+
+def plain(name: str) -> np.ndarray:
+    """The logits of a model as the library loads it."""
+    return CrossEncoder(name).predict(PAIRS, activation_fn=torch.nn.Identity(), show_progress_bar=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reranker_keeps_its_head_and_says_nothing(rerankers, kind: str, capsys: pytest.CaptureFixture[str]):
+    model = build_cross_encoder(rerankers[kind], 32)
+    expected = plain(rerankers[kind])
+    np.testing.assert_allclose(model.predict(PAIRS, show_progress_bar=False), expected, atol=1e-5)
+    np.testing.assert_allclose(scores(model), expected, atol=1e-5)
+    assert np.ptp(expected) > 0.1
+    assert model.max_seq_length == 32
+    assert {value.dtype for value in weights(model).values()} == {torch.float32}
+    assert {part.p for part in model.modules() if isinstance(part, torch.nn.Dropout)} <= {0.0}
+    assert capsys.readouterr().out == ""
+
+
+def test_encoder_and_biencoder_get_a_new_head_and_one_line_says_so(
+    encoder: str, biencoder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    for name in (encoder, biencoder):
+        build_cross_encoder(name, 32)
+        line = f"train: '{name}' has no trained ranking head, so it gets a new one with random weights\n"
+        assert capsys.readouterr().out == line
+    monkeypatch.setenv("RANK", "1")
+    build_cross_encoder(encoder, 32)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kept_head_of_one_output_becomes_two_and_one_again(rerankers, kind: str, tmp_path: Path):
+    model = build_cross_encoder(rerankers[kind], 32, outputs=2)
+    expected = plain(rerankers[kind])
+    logits = model.predict(PAIRS, show_progress_bar=False)
+    np.testing.assert_allclose(logits[:, 0], 0)
+    np.testing.assert_allclose(logits[:, 1], expected, atol=1e-5)
+    for turned, number in ((model, 2), (one_output(model), 1)):
+        assert turned.num_labels == number
+        turned.save_pretrained(str(tmp_path / str(number)), create_model_card=False)
+        again = CrossEncoder(str(tmp_path / str(number)))
+        assert again.num_labels == number
+        again = one_output(again) if number > 1 else again
+        np.testing.assert_allclose(again.predict(PAIRS, show_progress_bar=False), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_head_of_one_output_is_replaced_for_three_classes(rerankers, kind: str, capsys: pytest.CaptureFixture[str]):
+    assert build_cross_encoder(rerankers[kind], 32, outputs=3).num_labels == 3
+    assert "gets a new one with random weights" in capsys.readouterr().out
+
+
+def test_head_of_several_classes_is_kept_for_them_and_refused_for_a_score(encoder: str, tmp_path: Path):
+    CrossEncoder(encoder, num_labels=3).save_pretrained(str(tmp_path), create_model_card=False)
+    model = build_cross_encoder(str(tmp_path), 32, outputs=3)
+    np.testing.assert_allclose(model.predict(PAIRS, show_progress_bar=False), plain(str(tmp_path)), atol=1e-5)
+    with pytest.raises(UserError, match=r"base_model '.*' has 3 outputs; it must have one$"):
+        build_cross_encoder(str(tmp_path), 32)
+
+
+def moved(trained: "Trained") -> set[str]:
+    return {name for name, value in weights(trained.model).items() if not torch.equal(value, trained.before[name])}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", HEADS)
+def test_kept_head_learns_with_the_late_layers_and_is_the_same_when_loaded_again(
+    rerankers, kind: str, dev, tmp_path: Path
+):
+    trained = Trained(rerankers[kind], dev, frozen_layers=1, evaluations=1)
+    names = moved(trained)
+    assert any(name.startswith(HEADS[kind]) for name in names)
+    assert any(".layer.1." in name for name in names)
+    assert not any(".embeddings." in name or ".layer.0." in name for name in names)
+    assert not np.allclose(trained.scores, plain(rerankers[kind]), atol=1e-3)
+    trained.model.save_pretrained(str(tmp_path), create_model_card=False)
+    np.testing.assert_allclose(plain(str(tmp_path)), trained.scores, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", HEADS)
+def test_kept_head_learns_as_the_body_does(rerankers, kind: str, dev):
+    # the first step of Adam moves each weight by the learning rate, unless its gradient is almost 0
+    trained = Trained(rerankers[kind], dev, lr=3e-4, head_lr=7e-3, batch_size=24, evaluations=1)
+    learned = weights(trained.model)
+    changes = {name: float((value - trained.before[name]).abs().max()) for name, value in learned.items()}
+    of_head = [change for name, change in changes.items() if name.startswith(HEADS[kind])]
+    assert [max(changes.values()), max(of_head)] == pytest.approx([3e-4, 3e-4], rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["group_softmax", "cross_entropy"])
+@pytest.mark.parametrize("kind", HEADS)
+def test_adapters_learn_beside_a_kept_head_and_are_merged(rerankers, kind: str, loss: str, dev, tmp_path: Path):
+    evaluator = EvaluatorSequence({"retrieved": dev})
+    options = {"evaluator": evaluator, "adapters": ADAPTERS, "frozen_layers": 1, "num_layers": 2, "lr": 1e-2}
+    trained = Trained(rerankers[kind], dev, loss, **options)
+    names = moved(trained)
+    assert {name for name in names if "lora_" not in name} == {n for n in trained.before if n.startswith(HEADS[kind])}
+    assert {name.split(".layer.")[1][0] for name in names if "lora_" in name} == {"1"}
+    # the best checkpoint was loaded, with adapters and head
+    assert evaluator(trained.model)["ndcg@10"] == pytest.approx(trained.curve.dev["ndcg@10"].max())
+    cross_encoder.merge_lora(trained.model)
+    model = one_output(trained.model) if loss == "cross_entropy" else trained.model
+    assert weights(model).keys() == weights(build_cross_encoder(rerankers[kind], 32)).keys()
+    assert evaluator(model)["ndcg@10"] == pytest.approx(trained.curve.dev["ndcg@10"].max())
+    model.save_pretrained(str(tmp_path), create_model_card=False)
+    np.testing.assert_allclose(plain(str(tmp_path)), scores(model), atol=1e-5)
+
+
+def test_layers_of_a_kept_head_get_no_adapters(rerankers):
+    model = build_cross_encoder(rerankers["layers"], 32)
+    cross_encoder.attach_lora(model, ADAPTERS.model_copy(update={"target_modules": ["dense"]}), 0)
+    assert all("lora_" not in name for name in weights(model) if "classifier" in name)
+    with pytest.raises(UserError, match=r"params\.yaml: lora: "):
+        cross_encoder.attach_lora(
+            build_cross_encoder(rerankers["classifier"], 32),
+            ADAPTERS.model_copy(update={"target_modules": ["classifier"]}),
+            0,
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapters", [None, LoraSection(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=["query"])])
+def test_training_of_a_kept_head_goes_on_from_a_checkpoint(rerankers, dev, adapters, tmp_path: Path):
+    class Stop(TrainerCallback):
+        def on_save(self, args, state, control, **_):
+            if state.global_step == 4:
+                raise InterruptedError
+
+    def trained(folder: str, *callbacks: TrainerCallback) -> Trained:
+        options = {"further": Further({}, callbacks), "checkpoints": Checkpoints(tmp_path / folder, None, ())}
+        return Trained(rerankers["classifier"], dev, adapters=adapters, evaluations=[2, 4, 6], **options)
+
+    with pytest.raises(InterruptedError):
+        trained("stopped", Stop())
+    resumed, whole = trained("stopped"), trained("whole")
+    np.testing.assert_array_equal(resumed.scores, whole.scores)
+    pd.testing.assert_frame_equal(resumed.curve.loss, whole.curve.loss)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def place(tmp_path: Path, biencoder: str, monkeypatch: pytest.MonkeyPatch) -> Trainable:
+def place(tmp_path: Path, cross_encoder: str, monkeypatch: pytest.MonkeyPatch) -> Trainable:
     """Where the stage runs, without a network."""
 
     def refuse(*_: object) -> None:
@@ -23,14 +23,15 @@ def place(tmp_path: Path, biencoder: str, monkeypatch: pytest.MonkeyPatch) -> Tr
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.chdir(tmp_path)
-    return Trainable(tmp_path, biencoder, 8, epochs=2, evaluations=2)
+    return Trainable(tmp_path, cross_encoder, 8, epochs=2, evaluations=2)
 
 
 def curves() -> tuple[dict[int, float], dict[int, float]]:
-    """Loss and NDCG@10 on dev by step, in the stage's own metrics."""
+    """Loss and NDCG@10 on dev by step, in the stage's own metrics, without the model before training."""
     tables = (pd.read_csv(f"metrics/curve_{name}.csv").set_index("step") for name in ("loss", "dev"))
     loss, dev = (table.iloc[:, 0].to_dict() for table in tables)
     assert len(loss) == 4
+    assert dev.pop(0) == json.loads(Path("metrics/train.json").read_text(encoding="utf-8"))["dev_ndcg@10_before"]
     assert len(dev) == 2
     return loss, dev
 

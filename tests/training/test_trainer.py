@@ -127,9 +127,9 @@ def file_limit(size: int) -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_training_that_was_killed_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, biencoder: str):
-    place = Trainable(tmp_path, biencoder)
-    whole = Trainable(tmp_path / "whole", biencoder, checkpoint_minutes=None)
+def test_training_that_was_killed_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, cross_encoder: str):
+    place = Trainable(tmp_path, cross_encoder)
+    whole = Trainable(tmp_path / "whole", cross_encoder, checkpoint_minutes=None)
     assert whole.run() == ""
     # it dies while a checkpoint is written, so that step 2 has the last complete one
     assert place.die("open", "checkpoint-3/trainer_state.json") == ""
@@ -153,10 +153,10 @@ def test_training_that_was_killed_goes_on_and_ends_with_the_same_bytes(tmp_path:
 
 
 @pytest.mark.slow
-def test_training_that_is_killed_at_random_moments_ends_with_the_same_bytes(tmp_path: Path, biencoder: str):
-    whole = Trainable(tmp_path / "whole", biencoder, checkpoint_minutes=None)
+def test_training_that_is_killed_at_random_moments_ends_with_the_same_bytes(tmp_path: Path, cross_encoder: str):
+    whole = Trainable(tmp_path / "whole", cross_encoder, checkpoint_minutes=None)
     whole.run()
-    place = Trainable(tmp_path, biencoder)
+    place = Trainable(tmp_path, cross_encoder)
     seed = int(np.random.default_rng().integers(10**6))
     moments = np.random.default_rng(seed).integers(1, KILLED_BEFORE, size=3).tolist()
     for moment in moments:
@@ -267,8 +267,8 @@ def test_biencoder_goes_on_from_its_checkpoint(biencoder: str, tmp_path: Path, c
     for model, name in ((whole, "whole"), (killed, "killed"), (resumed, "killed")):
         store = Checkpoints(tmp_path / name, 0, ())
         with pytest.raises(KeyboardInterrupt) if model is killed else nullcontext():
-            tune_biencoder(model, rows, SCHEDULE, scale=20.0, label="warm", checkpoints=store)
-    assert own_lines(capsys, "warm") == ["warm: goes on from step 10"]
+            tune_biencoder(model, rows, SCHEDULE, scale=20.0, label="biencoder", checkpoints=store)
+    assert own_lines(capsys, "biencoder") == ["biencoder: goes on from step 10"]
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
 

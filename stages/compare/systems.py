@@ -1,9 +1,9 @@
-"""compare: evaluate the systems that params.yaml names on the same test candidates as the evaluate stage.
+"""systems: measure the systems that compare/params.yaml names on the same test candidates as the evaluate stage.
 
 Scores are reused if their system, model, texts and code have not changed. If a system fails, the tables contain the
 others, and the stage ends with an error.
 
-python -m stages.compare
+python -m stages.compare.systems
 """
 
 import sys
@@ -22,7 +22,10 @@ from reranker.common.artifacts import PATHS, read_table, read_tables, record_tim
 from reranker.common.errors import UserError, first_line, printable
 from reranker.common.model_files import fingerprint
 from reranker.common.params import load_params
-from reranker.common.system_schema import (
+from reranker.evaluation import comparison, experiment_models
+from reranker.evaluation.compare_params import read_params
+from reranker.evaluation.score_cache import cache_key, cached_scores, with_key
+from reranker.evaluation.system_schema import (
     STANDARD_SYSTEMS,
     CrossEncoderSystem,
     ExperimentSystem,
@@ -33,9 +36,7 @@ from reranker.common.system_schema import (
     kind,
     repeats,
 )
-from reranker.evaluation import comparison, experiment_models
-from reranker.evaluation.score_cache import cache_key, cached_scores, with_key
-from reranker.evaluation.systems import Settings, open_system, weighted_z_scores
+from reranker.evaluation.systems import BM25, Settings, open_system, weighted_z_scores
 from reranker.evaluation.trec import check_ids, read_run, scores_of, write_scored
 from reranker.inference.compute import choose_compute
 from reranker.inference.excerpts import in_words
@@ -48,17 +49,21 @@ KEYS = ["query_id", "passage_id"]
 def main(arguments: Sequence[str]) -> str:
     started = time.monotonic()
     params = load_params(PATHS.params)
+    compare = read_params(PATHS.compare_params)
     tables = read_tables()
-    candidates = read_table(PATHS.candidates, [*KEYS, "rank", "split"])
+    candidates = read_table(PATHS.candidates, [*KEYS, "rank", "split", BM25])
     pairs = candidates[candidates["split"] == "test"].reset_index(drop=True)
     if pairs.empty:
         raise UserError(f"{PATHS.candidates}: has no test query to compare systems on; raise test_share in params.yaml")
     pairs = in_words(pairs, tables).assign(retrieved=pairs["rank"] <= params.top_k)
     judgments = tables.judgments[tables.judgments["query_id"].isin(pairs["query_id"])]
-    scores: dict[str, list[pd.Series]] = {}
+    ranked = read_table(PATHS.bm25, [*KEYS, "rank", "score"])
+    runs = {BM25: ranked[ranked["rank"] <= params.top_k]}  # as deep as the others, for the sake of MAP
+    scores = {BM25: [pairs[BM25]]}  # of the candidates, as a part of other systems
     for name in STANDARD_SYSTEMS:
-        scored = read_table(scored_file(name), [*KEYS, "score"])
-        scores[name] = [comparison.align(pairs, scored, name)]
+        if name not in runs:
+            scored = read_table(scored_file(name), [*KEYS, "score"])
+            scores[name] = [comparison.align(pairs, scored, name)]
     compute = choose_compute(**dict(params.compute), engine=engine.start(params.execution.engine))
     settings = Settings(
         words=bm25.statistics(tables.passages["text"]),
@@ -69,7 +74,7 @@ def main(arguments: Sequence[str]) -> str:
     )
     failures: dict[str, str] = {}
     written: set[str] = set()
-    for name, system in in_order(params.systems):
+    for name, system in in_order(compare.systems):
         try:
             repeated: list[pd.Series] = []
             for file, single in _files(name, repeats(system)):
@@ -84,24 +89,25 @@ def main(arguments: Sequence[str]) -> str:
         if path.stem not in written:
             path.unlink()
 
-    order = [*STANDARD_SYSTEMS, *(name for name in params.systems if name not in failures)]
-    ordered = {name: scores[name] for name in order}
+    order = [*STANDARD_SYSTEMS, *(name for name in compare.systems if name not in failures)]
+    ordered = {name: scores[name] for name in order if name not in runs}
     values, deviations = comparison.measure(
-        pairs, judgments, ordered, label="compare", judged_only=params.evaluation.judged_only
+        pairs, judgments, ordered, label="compare", judged_only=compare.judged_only, runs=runs
     )
-    kinds = {name: STANDARD_SYSTEMS.get(name) or kind(params.systems[name]) for name in order}
-    baseline = None if params.baseline in failures else params.baseline
+    kinds = {name: STANDARD_SYSTEMS.get(name) or kind(compare.systems[name]) for name in order}
+    baseline = None if compare.baseline in failures else compare.baseline
     compared = comparison.compare(values, kinds, baseline, deviations, seed=params.evaluation.seed)
     write_csv(compared, PATHS.metrics / "comparison.csv")
     write_csv(comparison.by_query(values), PATHS.metrics / "comparison_per_query.csv")
-    record_time("compare", time.monotonic() - started)
+    record_time("compare_systems", time.monotonic() - started)
     target = PATHS.metrics / "comparison.csv"
     if failures:
         raise UserError(
-            f"compare: {len(failures)} of {len(params.systems)} systems failed ({', '.join(failures)}) and the others "
-            f"are in {target}; correct `systems` in params.yaml and run `dvc repro compare`, which reuses their scores"
+            f"systems: {len(failures)} of {len(compare.systems)} systems failed ({', '.join(failures)}) and the others "
+            f"are in {target}; correct `systems` in {PATHS.compare_params} and run "
+            "`dvc repro compare/dvc.yaml:systems`, which reuses their scores"
         )
-    return f"compare: {len(order)} systems on {pairs['query_id'].nunique():,} test queries -> {target}"
+    return f"systems: {len(order)} systems on {pairs['query_id'].nunique():,} test queries -> {target}"
 
 
 def _files(name: str, systems: Sequence[System]) -> list[tuple[str, System]]:

@@ -1,24 +1,20 @@
-"""The schema of `systems` in params.yaml: the keys that each kind of compared system may have."""
+"""The schema of `systems` in compare/params.yaml: the keys that each kind of compared system may have."""
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field, PlainValidator
+from pydantic_core import PydanticCustomError
 
-from reranker.common.source_schema import Count, Name, Names, Section, kind_of
+from reranker.common.source_schema import Count, Length, Name, Names, Retriever, Section, kind_of
 
-Length = Annotated[int, Field(ge=8, le=8192)]
-"""Length in tokens."""
-Retriever = Annotated[Names, Field(min_length=1)]
-"""`bm25` or models. A single one need not be in a list."""
 SystemName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 """A name that is also used for files."""
 STANDARD_SYSTEMS = {
-    "retriever": "retriever",
     "bm25": "bm25",
-    "tuned_static": "static",
-    "zero_shot": "biencoder",
+    "retriever": "hybrid",
     "tuned_biencoder": "biencoder",
+    "untouched_reranker": "cross_encoder",
     "cross_encoder": "cross_encoder",
     "fusion_without_cross_encoder": "fused",
     "reranker": "fused",
@@ -27,7 +23,7 @@ STANDARD_SYSTEMS = {
 
 
 class RetrieverSystem(Section):
-    """A first-stage retriever, with the values that the key `retriever` may have."""
+    """`bm25` or an embedding model, or several of them, merged by reciprocal rank fusion."""
 
     retriever: Retriever
 
@@ -87,17 +83,21 @@ SYSTEM_KINDS: dict[str, type[Section]] = {
     "run": RunSystem,
 }
 """The schema of each kind of system, by the key that tells the kind."""
-AnySystem = Annotated[
-    Annotated[RetrieverSystem, Tag("retriever")]
-    | Annotated[BiencoderSystem, Tag("biencoder")]
-    | Annotated[StaticSystem, Tag("static")]
-    | Annotated[CrossEncoderSystem, Tag("cross_encoder")]
-    | Annotated[ExperimentSystem, Tag("experiment")]
-    | Annotated[FusedSystem, Tag("fused")]
-    | Annotated[RunSystem, Tag("run")],
-    Discriminator(kind_of(SYSTEM_KINDS)),
-]
-Systems = dict[SystemName, AnySystem]
+
+
+def _read(entry: object) -> object:
+    """An entry by the schema of its kind. A union of the schemas would name the kind as a key of each problem."""
+    kind = kind_of(SYSTEM_KINDS)(entry)
+    if kind is None:
+        keys = ", ".join(SYSTEM_KINDS)
+        raise PydanticCustomError("no_kind", f"should have one of the keys {keys}, which tells what it is")
+    schema = SYSTEM_KINDS[kind]
+    if isinstance(entry, dict) and not {*entry} <= {*schema.model_fields}:
+        raise PydanticCustomError("unknown_key", f"should have no other keys than {', '.join(schema.model_fields)}")
+    return schema.model_validate(entry)
+
+
+Systems = dict[SystemName, Annotated[System, PlainValidator(_read)]]
 
 
 def kind(system: System) -> str:

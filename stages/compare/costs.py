@@ -1,6 +1,6 @@
 """costs: the size of each system and its time for one query at a time. Times vary, so `dvc metrics diff` omits them.
 
-python -m stages.costs
+python -m stages.compare.costs
 """
 
 import sys
@@ -16,31 +16,35 @@ import pandas as pd
 from reranker.common.artifacts import PATHS, read_table, read_tables, record_time, require, write_csv
 from reranker.common.errors import UserError, first_line, printable
 from reranker.common.params import load_params
-from reranker.common.system_schema import (
+from reranker.evaluation import costs
+from reranker.evaluation.compare_params import read_params
+from reranker.evaluation.system_schema import (
     STANDARD_SYSTEMS,
-    BiencoderSystem,
     CrossEncoderSystem,
     FusedSystem,
     RetrieverSystem,
     RunSystem,
-    StaticSystem,
     System,
     in_order,
     repeats,
 )
-from reranker.evaluation import costs
-from reranker.evaluation.systems import Loaded, Settings, open_system, shipped
+from reranker.evaluation.systems import BM25, Loaded, Settings, open_system, shipped
 from reranker.inference.compute import choose_compute
 from reranker.inference.excerpts import in_words
+from reranker.inference.loading import untouched_reranker
 from reranker.retrieval import bm25
+
+Queries = Mapping[int, Sequence[pd.DataFrame]]
+"""The sampled queries by the number of their passages."""
 
 
 def main(arguments: Sequence[str]) -> str:
     started = time.monotonic()
     params = load_params(PATHS.params)
+    compare = read_params(PATHS.compare_params)
     tables = read_tables()
     candidates = read_table(PATHS.candidates, ["query_id", "passage_id", "rank", "split"])
-    for path in (PATHS.static, PATHS.control, PATHS.reranker):
+    for path in (PATHS.static, PATHS.reranker):
         require(path)
     pairs = candidates[(candidates["split"] == "test") & (candidates["rank"] <= params.top_k)]
     if pairs.empty:
@@ -58,48 +62,53 @@ def main(arguments: Sequence[str]) -> str:
         passage_prompt=params.passage_prompt,
         compute=compute,
     )
-    evaluated: dict[str, System] = {
-        "retriever": RetrieverSystem(retriever=params.retriever),
-        "bm25": RetrieverSystem(retriever=["bm25"]),
-        "tuned_static": StaticSystem(static=str(PATHS.static)),
-        "zero_shot": BiencoderSystem(biencoder=params.base_model, query_prompt="", passage_prompt=""),
-        "tuned_biencoder": BiencoderSystem(biencoder=str(PATHS.control), query_prompt="", passage_prompt=""),
-        "cross_encoder": CrossEncoderSystem(cross_encoder=str(PATHS.reranker)),
-        # it uses the bi-encoder models/biencoder, which has the same size and speed as tuned_biencoder
-        "fusion_without_cross_encoder": FusedSystem(fused={"bm25": 1, "tuned_static": 1, "tuned_biencoder": 1}),
+    static, biencoder = str(PATHS.static), str(PATHS.biencoder)
+    parts = {
+        name: _cost(RetrieverSystem(retriever=[name]), settings, queries, f"costs {name}")
+        for name in dict.fromkeys([BM25, static, biencoder, *params.retriever])
     }
-    system_costs = {"reranker": _cost(shipped(PATHS.reranker, settings), queries)}
+    system_costs = {
+        BM25: parts[BM25],
+        "tuned_biencoder": parts[biencoder],
+        "retriever": costs.sum_costs([parts[name] for name in params.retriever]),
+        "fusion_without_cross_encoder": costs.sum_costs([parts[BM25], parts[static], parts[biencoder]]),
+        "reranker": _measure(shipped(PATHS.reranker, settings), queries),
+    }
+    untouched = CrossEncoderSystem(cross_encoder=untouched_reranker(params.base_model), max_length=params.max_length)
+    tuned = CrossEncoderSystem(cross_encoder=str(PATHS.reranker))
     failures: dict[str, str] = {}
-    for name, system in [*evaluated.items(), *in_order(params.systems)]:
+    for name, system in [("untouched_reranker", untouched), ("cross_encoder", tuned), *in_order(compare.systems)]:
         try:
             if isinstance(system, FusedSystem):
                 if {*system.fused} <= {*system_costs}:  # a run has no cost, so a sum with a run has none
                     system_costs[name] = costs.sum_costs([system_costs[part] for part in system.fused])
             elif not isinstance(system, RunSystem):
                 first, *_ = repeats(system)
-                with open_system(first, settings, f"costs {name}") as loaded:
-                    system_costs[name] = _cost(loaded, queries)
+                system_costs[name] = _cost(first, settings, queries, f"costs {name}")
         except Exception as error:  # libraries raise errors of any type for a model that they cannot load
             failures[name] = first_line(error)
             print(printable(f"error: systems.{name}: {failures[name]}"), file=sys.stderr, flush=True)
 
-    order = [name for name in [*STANDARD_SYSTEMS, *params.systems] if name in system_costs]
+    order = [name for name in [*STANDARD_SYSTEMS, *compare.systems] if name in system_costs]
     sizes = {width: [len(table) for table in sample] for width, sample in queries.items()}
-    table = costs.table(
-        {name: system_costs[name] for name in order}, sizes, usd_per_hour=params.evaluation.usd_per_hour
-    )
+    table = costs.table({name: system_costs[name] for name in order}, sizes, usd_per_hour=compare.usd_per_hour)
     target = PATHS.metrics / "costs.csv"
     write_csv(table, target)
-    record_time("costs", time.monotonic() - started)
+    record_time("compare_costs", time.monotonic() - started)
     if failures:
         raise UserError(
             f"costs: {len(failures)} systems failed ({', '.join(failures)}) and the others are in {target}; correct "
-            "`systems` in params.yaml and run `dvc repro costs` again"
+            f"`systems` in {PATHS.compare_params} and run `dvc repro compare/dvc.yaml:costs` again"
         )
     return f"costs: {len(order)} systems, at most {len(queries[costs.WIDTHS[0]])} queries each -> {target}"
 
 
-def _cost(system: Loaded, queries: Mapping[int, Sequence[pd.DataFrame]]) -> costs.Cost:
+def _cost(system: System, settings: Settings, queries: Queries, label: str) -> costs.Cost:
+    with open_system(system, settings, label) as loaded:
+        return _measure(loaded, queries)
+
+
+def _measure(system: Loaded, queries: Queries) -> costs.Cost:
     return costs.Cost(system.parameters, system.megabytes, costs.measure(system.scores, queries))
 
 

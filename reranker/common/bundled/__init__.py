@@ -1,0 +1,1 @@
+"""Models that come with installed packages, which are fetched from no model hub."""

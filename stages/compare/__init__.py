@@ -1,0 +1,1 @@
+"""The pipeline of the comparison, with one small script per stage."""
