@@ -4,10 +4,8 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-from ruamel.yaml import YAML
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
@@ -33,7 +31,7 @@ CANDIDATES = {"t0": ["p5", "p1", "p0", "p4"], "t1": ["p3", "p1", "p0", "p2"], "t
 MISSED = ("t2", "p2", 6)
 """A right passage that the retriever has on a rank behind its top_k."""
 TOP_K = 4
-WEIGHTS = {"bm25": 1.0, "cross_encoder": 2.0, "static_score": 3.0}
+WEIGHTS = {"bm25": 1.0, "cross_encoder": 2.0, "static_score": 3.0, "biencoder_score": 4.0}
 
 
 def make_static(encoder: str, path: Path) -> None:
@@ -45,12 +43,13 @@ def make_static(encoder: str, path: Path) -> None:
     )
 
 
-def make_reranker(path: Path, cross_encoder: str, static: Path) -> None:
+def make_reranker(path: Path, cross_encoder: str, static: Path, biencoder: Path) -> None:
     """What the train stage writes, of tiny models."""
     shutil.copytree(cross_encoder, path)
     shutil.copytree(static, path / "static")
+    shutil.copytree(biencoder, path / "biencoder")
     (path / "words.json").write_text(bm25.dump(bm25.statistics(PASSAGES.values())), encoding="utf-8")
-    weights = {"reranker": WEIGHTS, "fusion_without_cross_encoder": {"bm25": 1.0}}
+    weights = {"reranker": WEIGHTS, "fusion_without_cross_encoder": {"bm25": 1.0}, "retriever": {"bm25": 1.0}}
     (path / "fusion.json").write_text(json.dumps(weights), encoding="utf-8")
 
 
@@ -59,16 +58,18 @@ class Comparable:
 
     def __init__(self, path: Path, encoder: str, biencoder: str, cross_encoder: str) -> None:
         self.path = path
-        make_static(encoder, path / "models" / "static")
-        shutil.copytree(biencoder, path / "models" / "biencoder")
-        make_reranker(path / "models" / "reranker", cross_encoder, path / "models" / "static")
+        models = path / "models"
+        make_static(encoder, models / "static")
+        shutil.copytree(biencoder, models / "biencoder")
+        make_reranker(models / "reranker", cross_encoder, models / "static", models / "biencoder")
         (path / "data" / "runs").mkdir(parents=True)
         (path / "metrics").mkdir()
         (path / "compare").mkdir()
         for name in ("params.yaml", "compare/params.yaml"):
             shutil.copy(ROOT / name, path / name)
         self.set(base_model=cross_encoder, top_k=TOP_K, max_length=32, precision="float32", backend="torch")
-        self.compare(systems={}, baseline="retriever", biencoder={**self.comparing()["biencoder"], "max_length": 32})
+        self.set(**{"biencoder.max_length": 32})
+        self.compare(systems={}, baseline="retriever")
         self.tables(QUERIES)
 
     def set(self, **values: object) -> None:
@@ -78,11 +79,6 @@ class Comparable:
     def compare(self, **values: object) -> None:
         """Give keys of compare/params.yaml other values."""
         change(self.path / "compare" / "params.yaml", **{f"compare.{key}": value for key, value in values.items()})
-
-    def comparing(self) -> dict[str, Any]:
-        """The values of compare/params.yaml."""
-        text = (self.path / "compare" / "params.yaml").read_text(encoding="utf-8")
-        return YAML(typ="safe", pure=True).load(text)["compare"]
 
     def tables(self, queries: dict[str, str]) -> None:
         """The tables, of so many of the test queries."""

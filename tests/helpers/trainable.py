@@ -33,7 +33,7 @@ class Trainable:
             (path / "models" / part).mkdir(parents=True)
         shutil.copy(ROOT / "params.yaml", path)
         settings = {"base_model": model, "max_length": 32, "frozen_layers": 0, "precision": "float32", "epochs": 2}
-        settings["evaluations"] = 4
+        settings |= {"evaluations": 4, "distillation": 0.5}
         self.set(**settings | {"patience": 9, "lr": 1e-3, "checkpoint_minutes": 0} | values)
         self._tables(queries, sources)
 

@@ -1,4 +1,4 @@
-"""Ranking with each kind of model folder, by the command and in the program of the README."""
+"""Ranking with each kind of model folder, by the command and in the programs of the docs; searching a corpus."""
 
 import json
 import os
@@ -8,20 +8,37 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
-from sentence_transformers import CrossEncoder
+from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from reranker.common.errors import UserError
+from reranker.inference.compute import PLAIN
 from reranker.inference.export import export
 from reranker.inference.loading import load_static
-from reranker.inference.reranker import Reranker, load_ranker
-from reranker.inference.scoring import score_pairs
+from reranker.inference.reranker import Reranker, Search, load_ranker
+from reranker.inference.scoring import pair_cosines, score_pairs
 from reranker.retrieval import bm25
 
 ROOT = Path(__file__).resolve().parents[2]
 PASSAGES = ["green apples", "order numbers in a list", "sort the table", "write csv", "find the path " * 30]
 QUERY = "sort a list"
+WEIGHTS = {"bm25": 0.5, "cross_encoder": 2.0, "static_score": 4.0, "biencoder_score": 3.0}
+FIRST_STAGE = {"bm25": 0.25, "models/static": 3.0, "models/biencoder": 2.0}
+CORPUS = [
+    f"{verb} the {what} {where}"
+    for verb in ("sort", "order", "read", "write", "find")
+    for what in ("list", "numbers", "csv file", "table", "path")
+    for where in ("of apples", "from a graph")
+]
+QUERIES = ["sort a list", "how to read a csv file", "shortest path", "green apples"]
+PROGRAMS = [
+    (page, place)
+    for page in ("README.md", "docs/how-to/serve.md")
+    for place in range(len(re.findall("^```python$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)))
+]
+"""The programs of the docs that use a reranker."""
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +54,8 @@ def project(cross_encoder: str, biencoder: str, tmp_path_factory: pytest.TempPat
     shutil.copy(folder / "words.json", exported)
     shutil.copytree(biencoder, folder / "biencoder")
     load_static("bundled/static-256").save_pretrained(str(folder / "static"), create_model_card=False)
-    weights = {"bm25": 0.5, "cross_encoder": 2.0, "static_score": 4.0, "teacher_score": 3.0}
-    (folder / "fusion.json").write_text(json.dumps({"reranker": weights}), encoding="utf-8")
+    weights = {"reranker": WEIGHTS, "retriever": FIRST_STAGE}
+    (folder / "fusion.json").write_text(json.dumps(weights), encoding="utf-8")
     tables = top / "data" / "prepared"
     tables.mkdir(parents=True)
     pd.DataFrame({"passage_id": [*"abcde"], "text": PASSAGES}).to_parquet(tables / "passages.parquet")
@@ -136,10 +153,10 @@ def test_command_says_in_one_line_what_is_wrong(project: Path, arguments: list[s
 
 
 @pytest.mark.slow
-def test_program_of_the_readme_ranks_what_it_retrieves(project: Path):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = readme.partition("\n## Serve it\n")[2].partition("\n## ")[0]
-    (program,) = re.findall(r"^```python\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL)
+@pytest.mark.parametrize(("page", "place"), PROGRAMS)
+def test_program_of_the_docs_runs_and_prints_passages_best_first(project: Path, page: str, place: int):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    program = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)[place]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=project, env=environment, capture_output=True, text=True, check=False
@@ -147,6 +164,72 @@ def test_program_of_the_readme_ranks_what_it_retrieves(project: Path):
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     scores = [float(line.split()[0]) for line in lines]
-    assert len(lines) >= 2
+    assert len(lines) == (3 if "print(" in program else 0)
     assert scores == sorted(scores, reverse=True)
     assert all(line.partition(" ")[2] in [repr(passage[:80]) for passage in PASSAGES] for line in lines)
+
+
+def test_docs_have_programs():
+    assert {page for page, _ in PROGRAMS} == {"README.md", "docs/how-to/serve.md"}
+
+
+def with_first_stage(project: Path, folder: Path, weights: dict[str, float]) -> Path:
+    """A copy of the reranker with another first stage."""
+    shutil.copytree(project / "models" / "reranker", folder)
+    (folder / "fusion.json").write_text(json.dumps({"reranker": WEIGHTS, "retriever": weights}), encoding="utf-8")
+    return folder
+
+
+def first_stage_scores(folder: Path, query: str) -> np.ndarray:
+    """The score of every passage of the corpus by the three parts of the first stage."""
+    queries = [query] * len(CORPUS)
+    parts = {"bm25": bm25.bm25(bm25.statistics(CORPUS), queries, CORPUS)}
+    for name in ("static", "biencoder"):
+        parts[f"models/{name}"] = pair_cosines(SentenceTransformer(str(folder / name)), queries, CORPUS, label="")
+    return sum(weight * parts[name] for name, weight in FIRST_STAGE.items())
+
+
+@pytest.mark.slow
+def test_search_finds_what_the_first_stage_ranks_highest_and_orders_it_as_the_reranker_does(project: Path):
+    folder = project / "models" / "reranker"
+    search, reranker = Search(folder, CORPUS, PLAIN), Reranker(folder, PLAIN)
+    orders, best_of_all = [], []
+    for query in QUERIES:
+        found = np.argsort(-first_stage_scores(folder, query), kind="stable")[:6]
+        ranked = reranker.rank(query, [CORPUS[place] for place in found])
+        result = search.search(query, results=4, candidates=6)
+        assert [item.position for item in result] == [found[item.position] for item in ranked[:4]]
+        assert [item.score for item in result] == pytest.approx([item.score for item in ranked[:4]], abs=1e-4)
+        assert [item.passage for item in result] == [CORPUS[item.position] for item in result]
+        assert len(search.search(query, results=9, candidates=6)) == 6
+        orders.append([item.position for item in ranked] == [*range(6)])
+        best_of_all.append(reranker.rank(query, CORPUS)[:4] == result)
+    assert not all(orders)  # the reranker changes the order
+    assert not all(best_of_all)  # and ranks only what the first stage has found
+
+
+@pytest.mark.slow
+def test_search_by_words_alone_finds_passages_with_a_word_of_the_query(project: Path, tmp_path: Path):
+    search = Search(with_first_stage(project, tmp_path / "model", {"bm25": 1.0}), CORPUS, PLAIN)
+    statistics = bm25.statistics(CORPUS)
+    for query in QUERIES:
+        scores = bm25.bm25(statistics, [query] * len(CORPUS), CORPUS)
+        found = [item.position for item in search.search(query, candidates=6)]
+        assert len({*found}) == 6
+        assert sorted(scores[found]) == pytest.approx(sorted(scores)[-6:])  # of passages with equal scores, any
+        assert {item.position for item in search.search(query, 50, 50)} == {*np.flatnonzero(scores > 0).tolist()}
+    assert 0 < (scores > 0).sum() < len(CORPUS)
+    assert search.search("zebra") == []
+
+
+@pytest.mark.slow
+def test_first_stage_that_search_does_not_serve_is_one_line(project: Path, tmp_path: Path):
+    folder = with_first_stage(project, tmp_path / "model", {"bm25": 1.0, "bundled/static-256": 2.0})
+    with pytest.raises(
+        UserError, match=r"first stage has the part 'bundled/static-256'.*rank .* with Reranker"
+    ) as caught:
+        Search(folder, CORPUS)
+    assert "\n" not in str(caught.value)
+    (folder / "fusion.json").write_text(json.dumps({"reranker": WEIGHTS}), encoding="utf-8")
+    with pytest.raises(UserError, match=r"fusion\.json: not fusion weights; run `dvc repro train`"):
+        Search(folder, CORPUS)

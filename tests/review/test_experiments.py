@@ -127,9 +127,8 @@ def test_page_says_what_is_beyond_noise_and_what_is_not():
     assert "Sorted by dev_ndcg@10: choose on dev" in text
     assert "2 comparisons per table" in text
     assert "Reranker (shipped: fused), differences on test beyond the noise of queries (corrected p below 0.05): better: lr=2e-05 (good)." in text  # fmt: skip # noqa: E501
-    assert (
-        "Cross-encoder alone, differences on test beyond the noise of queries (corrected p below 0.05): none." in text
-    )
+    rest = "differences on test beyond the noise of queries (corrected p below 0.05): none."
+    assert f"Cross-encoder, fine-tuned, alone, {rest}" in text
     assert "Left out: bad: failed." in text
     assert "A single run does not show" in text
 

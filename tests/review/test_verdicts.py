@@ -266,7 +266,7 @@ def test_page_of_a_change_without_data_code_or_costs_leaves_these_out():
     assert [line for line in page.splitlines() if line.startswith("#")] == ["### Figures", "### Parameters"]
     assert page.endswith(MARKER)
     assert "| NDCG@10 | 0.500 | 0.510 | +0.010 |" in page
-    assert "| Cross-encoder alone | 0.400 | 0.400 | +0.000 [−0.010, +0.010] | 1.000 | 50 |" in page
+    assert "| Cross-encoder, fine-tuned, alone | 0.400 | 0.400 | +0.000 [−0.010, +0.010] | 1.000 | 50 |" in page
 
 
 def test_queries_are_folded_and_have_their_texts_where_available():

@@ -1,5 +1,6 @@
 """The stages of compare/ as DVC starts them, on tiny models."""
 
+import json
 import os
 import re
 import shutil
@@ -27,8 +28,7 @@ from reranker.inference.loading import keep_first_layers, load_retriever
 from reranker.inference.reranker import Reranker
 from reranker.inference.scoring import pair_cosines, score_pairs
 from reranker.retrieval import bm25
-from settings import change
-from stages.compare import biencoder as biencoder_stage
+from stages import biencoder as biencoder_stage
 from stages.compare import costs as costs_stage
 from stages.compare import systems as systems_stage
 from trainable import Trainable
@@ -83,7 +83,7 @@ def test_each_kind_scores_the_candidates_as_its_model_does(place, biencoder, cro
         },
         baseline="whole",
     )
-    assert systems_stage.main([]) == "systems: 15 systems on 3 test queries -> metrics/comparison.csv"
+    assert systems_stage.main([]) == "systems: 16 systems on 3 test queries -> metrics/comparison.csv"
     table = pairs()
     queries, passages = table["query"].tolist(), table["passage"].tolist()
     words = bm25.bm25(bm25.statistics(PASSAGES.values()), queries, passages)
@@ -110,7 +110,7 @@ def test_each_kind_scores_the_candidates_as_its_model_does(place, biencoder, cro
     table = place.comparison()
     assert list(table.index) == [*STANDARD_SYSTEMS, *expected, "other"]
     kinds = ["bm25", "hybrid", "biencoder", "static", "cross_encoder", "cross_encoder", "fused", "fused", "run"]
-    assert table["kind"].tolist()[6:] == kinds
+    assert table["kind"].tolist()[len(STANDARD_SYSTEMS) :] == kinds
     assert table.loc["other", "ndcg@10"] == pytest.approx(2 / 3)  # t2's relevant passage was not retrieved
     assert table["gain_vs_baseline"].isna().to_dict() == {name: name == "whole" for name in table.index}
     by_query = pd.read_csv("metrics/comparison_per_query.csv")
@@ -126,7 +126,7 @@ def test_bm25_is_measured_on_a_ranking_of_its_own_that_is_as_deep_as_the_candida
     assert table.loc[table["system"] == "bm25", "mode"].tolist() == ["retrieved"]
     recall = table[table["mode"] == "retrieved"].set_index("system")["recall@30"]
     assert recall["bm25"] == 1.0  # it has the passage that the first stage missed for t2
-    assert recall.drop("bm25").tolist() == pytest.approx([2 / 3] * 5)
+    assert recall.drop("bm25").tolist() == pytest.approx([2 / 3] * 6)
     own = pd.read_parquet("data/mined/bm25.parquet")
     own.assign(rank=own["rank"] + TOP_K).to_parquet("data/mined/bm25.parquet")
     systems_stage.main([])
@@ -168,7 +168,7 @@ def test_failure_of_one_system_leaves_the_others_and_ends_with_an_error(place, c
     table = place.comparison()
     assert list(table.index) == [*STANDARD_SYSTEMS, "words"]
     assert table["gain_vs_baseline"].isna().all()
-    assert table["gain_vs_best"].notna().sum() == 6
+    assert table["gain_vs_best"].notna().sum() == 7
     assert sorted(path.name for path in Path("data/compared").iterdir()) == ["words.parquet", "words.trec"]
 
 
@@ -363,9 +363,9 @@ def test_engine_of_params_computes(place, monkeypatch):
 
 def test_params_without_systems_are_fine_and_so_is_a_single_query(place):
     place.tables({"t0": QUERIES["t0"]})
-    assert systems_stage.main([]) == "systems: 6 systems on 1 test queries -> metrics/comparison.csv"
+    assert systems_stage.main([]) == "systems: 7 systems on 1 test queries -> metrics/comparison.csv"
     table = place.comparison()
-    assert table["queries"].tolist() == [1] * 6
+    assert table["queries"].tolist() == [1] * 7
     assert table["ndcg@10_low"].tolist() == table["ndcg@10_high"].tolist() == table["ndcg@10"].tolist()
     assert table["detectable"].isna().all()
     assert list(Path("data/compared").iterdir()) == []
@@ -417,7 +417,7 @@ def revisions(made: Path, tmp_path_factory: pytest.TempPathFactory, encoder: str
     shutil.copytree(made, path)
     shutil.rmtree(path / "models" / "reranker")
     make_static(encoder, path / "static")
-    make_reranker(path / "made", cross_encoder, path / "static")
+    make_reranker(path / "made", cross_encoder, path / "static", path / "models" / "biencoder")
     (path / "data" / "prepared" / "queries.parquet").rename(path / "asked.parquet")
     (path / "train.py").write_text(TRAIN)
     (path / ".gitignore").write_text("/made\n/static\n/models/static\n/models/biencoder\n")
@@ -465,7 +465,7 @@ def test_experiment_is_that_revisions_reranker_or_its_cross_encoder_and_a_list_i
     alone = score_pairs(CrossEncoder("models/reranker"), *texts, label="")
     np.testing.assert_allclose(in_order(repository.scores("alone")), alone, atol=1e-5)
     table = repository.comparison()
-    assert table["kind"].tolist()[6:] == ["fused", "cross_encoder", "fused"]
+    assert table["kind"].tolist()[len(STANDARD_SYSTEMS) :] == ["fused", "cross_encoder", "fused"]
     assert table["ndcg@10_sd_of_repeats"].notna().to_dict() == {name: name == "seeds" for name in table.index}
     assert not Path("data/compared/seeds.parquet").exists()
 
@@ -512,20 +512,24 @@ def test_costs_are_of_every_system_that_can_score_a_query(place, cross_encoder):
         },
         usd_per_hour=3.6,
     )
-    assert costs_stage.main([]).startswith("costs: 9 systems, at most 3 queries each")
+    assert costs_stage.main([]).startswith("costs: 10 systems, at most 3 queries each")
     table = pd.read_csv("metrics/costs.csv")
     assert tuple(table) == COST_COLUMNS
     table = table.set_index("system")
     assert list(table.index) == [*STANDARD_SYSTEMS, "hybrid", "cut", "sum"]
     sizes = table["parameters"].to_dict()
-    static = sizes["retriever"]
+    static, biencoder = sizes["hybrid"], sizes["tuned_biencoder"]
     assert sizes["bm25"] == 0
-    assert sizes["fusion_without_cross_encoder"] == sizes["hybrid"] == static > 0
-    assert sizes["untouched_reranker"] == sizes["cross_encoder"] == sizes["reranker"] - static
+    assert 0 < static < biencoder
+    assert sizes["fusion_without_cross_encoder"] == sizes["retriever"] == static + biencoder
+    assert sizes["untouched_reranker"] == sizes["cross_encoder"] == sizes["reranker"] - static - biencoder
     assert sizes["cut"] < sizes["cross_encoder"]
     assert sizes["sum"] == sizes["cut"] + static
-    stored = Path("models/static/model.safetensors").stat().st_size / 1e6
-    assert table.loc["hybrid", "megabytes"] == pytest.approx(stored)
+    stored = table["megabytes"].to_dict()
+    files = {name: Path("models", name, "model.safetensors") for name in ("static", "biencoder")}
+    of_static, of_biencoder = (file.stat().st_size / 1e6 for file in files.values())
+    assert (stored["hybrid"], stored["tuned_biencoder"]) == pytest.approx((of_static, of_biencoder))
+    assert stored["reranker"] == pytest.approx(stored["cross_encoder"] + of_static + of_biencoder)
     assert table.loc["cut", "megabytes"] == pytest.approx(4 * sizes["cut"] / 1e6)
     assert (table.drop(columns=["parameters", "megabytes"]) > 0).all(axis=None)
 
@@ -539,22 +543,30 @@ def test_failure_of_one_system_leaves_the_costs_of_the_others(place, capsys):
     assert pd.read_csv("metrics/costs.csv")["system"].tolist() == [*STANDARD_SYSTEMS, "words"]
 
 
-def test_biencoder_is_tuned_on_so_many_queries_and_reads_so_many_tokens(
+def test_control_is_tuned_on_so_many_queries_and_leaves_the_first_stage_alone(
     tmp_path: Path, biencoder: str, monkeypatch: pytest.MonkeyPatch
 ):
+    settings = {"base_model": biencoder, "batch_size": 4, "max_length": 24, "train_max_length": 16, "lr": 0.001}
     place = Trainable(tmp_path, biencoder, 32, sources=("pydocs",))
+    place.set(**{f"biencoder.{key}": value for key, value in settings.items()})
     monkeypatch.chdir(place.path)
-    shutil.copytree(ROOT / "compare", "compare")
-    tuning = yaml.safe_load(Path("compare/params.yaml").read_text())["compare"]["biencoder"]
-    tuning |= {"base_model": biencoder, "queries": 16, "batch_size": 4, "max_length": 24, "lr": 0.001}
-    change(Path("compare/params.yaml"), **{"compare.biencoder": tuning})
-    assert biencoder_stage.main([]).startswith("biencoder: tuned on 16 queries in ")
-    tuned = SentenceTransformer("models/biencoder")
-    assert tuned.max_seq_length == 24
     texts = ["sort a list", "green apples"]
-    assert not np.allclose(tuned.encode(texts), SentenceTransformer(biencoder).encode(texts), atol=1e-3)
-    assert not Path(".checkpoints/biencoder").exists()
-    tuning["max_length"] = 65
-    change(Path("compare/params.yaml"), **{"compare.biencoder": tuning})
-    with pytest.raises(UserError, match=r"compare\.biencoder\.max_length: 65 is more than the 64 tokens"):
-        biencoder_stage.main([])
+    vectors = []
+    for queries in (16, 40):  # there are 32, so the first eight are used again
+        line = biencoder_stage.main(["--control", str(queries)])
+        assert line.startswith(f"control: bi-encoder tuned on {queries} queries in ")
+        tuned = SentenceTransformer("models/control")
+        assert tuned.max_seq_length == 24
+        vectors.append(tuned.encode(texts))
+    untuned = SentenceTransformer(biencoder).encode(texts)
+    assert not np.allclose(vectors[0], untuned, atol=1e-3)
+    assert not np.allclose(vectors[0], vectors[1], atol=1e-3)
+    assert list(Path("models/biencoder").iterdir()) == []
+    assert not Path(".checkpoints/control").exists()
+    assert "control_training_seconds" in json.loads(Path("metrics/timing.json").read_text())
+    place.set(**{"biencoder.max_length": 65})
+    with pytest.raises(UserError, match=r"biencoder\.max_length: 65 is more than the 64 tokens"):
+        biencoder_stage.main(["--control", "16"])
+    for arguments in (["--control"], ["--control", "0"], ["--control", "-1"], ["--control", "x"], ["16"]):
+        with pytest.raises(UserError, match="the only argument is --control QUERIES"):
+            biencoder_stage.main(arguments)

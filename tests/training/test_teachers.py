@@ -20,14 +20,14 @@ DEV = pd.DataFrame(
         "passage_id": ["p1", "p2", "p3"] * 2,
         "bm25": [3.0, 1.0, 2.0, 1.0, 2.0, 0.0],
         "static_score": [0.5, 0.4, 0.1, 0.2, 0.6, 0.1],
-        "teacher_score": [0.9, 0.2, 0.3, 0.1, 0.8, 0.7],
+        "biencoder_score": [0.9, 0.2, 0.3, 0.1, 0.8, 0.7],
     }
 )
 JUDGMENTS = pd.DataFrame({"query_id": ["q1", "q2"], "passage_id": ["p1", "p2"], "relevance": [1, 1]})
 
 
 @pytest.mark.parametrize(
-    ("teacher", "column"), [("biencoder", "teacher_score"), ("static", "static_score"), ("bm25", "bm25")]
+    ("teacher", "column"), [("biencoder", "biencoder_score"), ("static", "static_score"), ("bm25", "bm25")]
 )
 def test_one_signal_is_weighed_by_dev(teacher, column):
     weight = fit_weights(DEV, JUDGMENTS, [column])[column]
@@ -36,7 +36,7 @@ def test_one_signal_is_weighed_by_dev(teacher, column):
 
 
 def test_fused_teacher_is_the_weighted_sum_of_all_signals():
-    weights = fit_weights(DEV, JUDGMENTS, ["bm25", "static_score", "teacher_score"])
+    weights = fit_weights(DEV, JUDGMENTS, ["bm25", "static_score", "biencoder_score"])
     fused = from_signals("fused", DEV, DEV, JUDGMENTS)
     np.testing.assert_allclose(fused, DEV[list(weights)].to_numpy() @ np.array(list(weights.values())))
 
