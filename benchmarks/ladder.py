@@ -78,7 +78,14 @@ def _first_stage(
 ) -> tuple[list[float], float]:
     """The measures of a first stage over the test queries, and the median milliseconds of a query."""
     stage = pipeline.retriever(
-        names, tables, Cache(PATHS.vectors), query_prompt=None, passage_prompt=None, index_name="auto", compute=compute
+        names,
+        tables,
+        Cache(PATHS.vectors),
+        asked=np.flatnonzero(tables.queries["split"] != "train"),
+        query_prompt=None,
+        passage_prompt=None,
+        index_name="auto",
+        compute=compute,
     ).stage
     ids = tables.queries["query_id"].iloc[test]
     run = ranking.candidates(stage.search(test, 100, label="search"), ids, tables.passages["passage_id"])

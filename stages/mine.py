@@ -11,6 +11,7 @@ from reranker.common.progress import quiet_libraries, run_stage
 
 quiet_libraries()
 
+import numpy as np
 import pandas as pd
 
 from reranker.common import engine
@@ -32,7 +33,7 @@ from reranker.inference.compute import Compute, choose_compute
 from reranker.inference.loading import load_biencoder, load_static
 from reranker.mining import audit, negatives, pipeline
 from reranker.mining.embedding_cache import Cache
-from reranker.mining.judgments import judgment_matrices
+from reranker.mining.judgments import Places, judgment_matrices
 from reranker.retrieval.ranking import FirstStage
 
 DEPTH = 100
@@ -45,17 +46,21 @@ def main(arguments: Sequence[str]) -> str:
     tables, num_marks = _read()
     compute = choose_compute(**dict(params.compute), engine=engine.start(params.execution.engine))
     cache = Cache(PATHS.vectors)
+    # a retriever ranks the right passages of queries that it was tuned on too well, so the reranker gets the others
+    _, unseen = set_aside(training_order(tables.queries, params.sources), params.retriever_share)
+    order = pd.Index(tables.queries["query_id"]).get_indexer(unseen)
     first_stage, indexes, weights = pipeline.retriever(
         params.retriever,
         tables,
         cache,
+        asked=np.concatenate([np.flatnonzero(tables.queries["split"] != "train"), order]),
         query_prompt=params.query_prompt,
         passage_prompt=params.passage_prompt,
         index_name=params.index.kind,
         compute=compute,
     )
     held_out = pipeline.rank_held_out(first_stage, tables, depth=max(DEPTH, params.top_k), top_k=params.top_k)
-    result, num_known = _mine(params, tables, first_stage, compute, cache)
+    result = _mine(params, tables, order, first_stage, compute, cache)
 
     rows = result.rows.assign(
         query_id=tables.queries["query_id"].to_numpy()[result.rows["query"]],
@@ -75,7 +80,6 @@ def main(arguments: Sequence[str]) -> str:
         **retriever_figures,
         **pipeline.weight_figures(weights),
         **pipeline.figures(result),
-        "mined_queries_of_retriever": num_known,
         **pipeline.index_figures(indexes, held_out.queries, depth=params.top_k, min_recall=params.index.min_recall),
         "marked": num_marks,
     }
@@ -109,13 +113,9 @@ def _read() -> tuple[Tables, int]:
 
 
 def _mine(
-    params: Params, tables: Tables, first_stage: FirstStage, compute: Compute, cache: Cache
-) -> tuple[negatives.MiningResult, int]:
-    """Hard negatives of the training queries, and how many of these queries the first stage may have been tuned on."""
-    train = training_order(tables.queries, params.sources)
-    learned, unseen = set_aside(train, params.retriever_share)
-    # a retriever ranks the right passages of queries that it was tuned on too well, so the others come first
-    order = pd.Index(tables.queries["query_id"]).get_indexer(pd.concat([unseen, learned]))
+    params: Params, tables: Tables, order: Places, first_stage: FirstStage, compute: Compute, cache: Cache
+) -> negatives.MiningResult:
+    """Hard negatives of training queries, which are taken in this order until there are enough."""
     judgments = judgment_matrices(tables)
     filters = negatives.Filters(
         num_negatives=params.num_negatives,
@@ -156,14 +156,12 @@ def _mine(
             "params.yaml: negatives: every candidate is refused; widen the range from range_min to range_max, or "
             "loosen the margins and scores"
         )
-    mined = tables.queries["query_id"].iloc[result.rows["query"].unique()]
-    num_known = int(mined.isin(learned).sum())
-    if num_known and {str(PATHS.static), str(PATHS.biencoder)} & {*params.retriever}:
+    if (found := result.rows["query"].nunique()) < params.train_queries:
         print(
-            f"mine: {num_known:,} of the {len(mined):,} mined queries are among those that the first stage was "
-            "tuned on, so their negatives are too easy: lower retriever_share or train_queries"
+            f"mine: {found:,} queries in place of train_queries {params.train_queries:,}: of the {len(order):,} that "
+            "the first stage has not learned, the others have no right passage in the range; lower retriever_share"
         )
-    return result, num_known
+    return result
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ are trained.
 import json
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,7 +21,9 @@ quiet_libraries()
 
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder
 
 from reranker.common.artifacts import (
@@ -44,6 +47,7 @@ from reranker.evaluation import metrics
 from reranker.inference import fusion
 from reranker.inference.compute import Compute, choose_compute
 from reranker.inference.excerpts import with_texts
+from reranker.inference.loading import load_cross_encoder
 from reranker.inference.model_cards import dev_verdict, model_card
 from reranker.inference.scoring import score_pairs
 from reranker.retrieval import bm25
@@ -194,6 +198,14 @@ def _train_student(params: Params, layers: int) -> str:
     return f"student {layers}: NDCG@10 {best:.3f} on {params.dev.queries} dev queries -> {target}"
 
 
+def _scores_as_served(model: CrossEncoder, pairs: pd.DataFrame, compute: Compute) -> NDArray[np.float64]:
+    """Scores of pairs as the saved model computes them, for which the weights of the sum are then right."""
+    with tempfile.TemporaryDirectory() as saved:
+        model.save_pretrained(saved, create_model_card=False)
+        served = load_cross_encoder(saved, compute=compute)
+    return score_pairs(served, pairs["query"].tolist(), pairs["text"].tolist(), label="train: fusion", compute=compute)
+
+
 def _train_reranker(params: Params) -> str:
     if params.lora:
         check_lora_installed()
@@ -213,13 +225,7 @@ def _train_reranker(params: Params) -> str:
         return ""
 
     dev, judgments = inputs.dev, inputs.tables.judgments
-    dev["cross_encoder"] = score_pairs(
-        result.model,
-        dev["query"].tolist(),
-        dev["text"].tolist(),
-        label="train: fusion",
-        compute=inputs.compute.training(),
-    )
+    dev["cross_encoder"] = _scores_as_served(result.model, dev, inputs.compute)
     features = [*FEATURES, "cross_encoder"]
     weights = {
         SHIPPED: fusion.fit_weights(dev, judgments, features),

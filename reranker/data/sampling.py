@@ -46,12 +46,12 @@ def set_aside(query_ids: pd.Series, share: float) -> tuple[pd.Series, pd.Series]
 
     Args:
         query_ids: ids of the training queries, see `training_order`.
-        share: share of the queries for the retriever; it gets at least one.
+        share: share of the queries for the retriever; both get at least one where there are two.
 
     Returns:
         The queries of the retriever, and those that are set aside for the reranker.
     """
-    number = max(1, round(share * len(query_ids)))
+    number = max(1, min(round(share * len(query_ids)), len(query_ids) - 1))
     return query_ids[:number], query_ids[number:]
 
 

@@ -57,6 +57,7 @@ def retriever(
     tables: Tables,
     cache: Cache,
     *,
+    asked: Places,
     query_prompt: str | None,
     passage_prompt: str | None,
     index_name: str,
@@ -70,6 +71,7 @@ def retriever(
         names: `bm25` or names of embedding models.
         tables: the data set.
         cache: the cache of vectors.
+        asked: positions of the queries that are searched for, those of dev among them; it must not search for others.
         query_prompt: the prompt that is put before each query for a model; None stands for the model's own prompt.
         passage_prompt: the prompt for each passage, likewise.
         index_name: see `index.build`.
@@ -87,12 +89,13 @@ def retriever(
             model = load_retriever(name, compute)
             how = compute.static() if isinstance(model[0], StaticEmbedding) else compute
             of_passage = choose_prompt(passage_prompt, model, "document", "passage")
-            prompts = of_passage, choose_prompt(query_prompt, model, "query")
-            passages, queries = (
-                cache.embed(model, table["text"].tolist(), label=f"mine: {kind}", prompt=prompt, compute=how)
-                for table, kind, prompt in zip(tables[:2], ("passages", "queries"), prompts, strict=True)
-            )
-            indexes.append(VectorIndex(index.build(index_name, passages, queries=len(queries)), passages, queries))
+            of_query = choose_prompt(query_prompt, model, "query")
+            texts, questions = tables.passages["text"].tolist(), tables.queries["text"].iloc[asked].tolist()
+            passages = cache.embed(model, texts, label="mine: passages", prompt=of_passage, compute=how)
+            vectors = cache.embed(model, questions, label="mine: queries", prompt=of_query, compute=how)
+            queries = np.zeros((len(tables.queries), vectors.shape[1]), dtype=np.float32)
+            queries[asked] = vectors
+            indexes.append(VectorIndex(index.build(index_name, passages, queries=len(asked)), passages, queries))
             parts[name] = Dense(passages, queries, indexes[-1].lookup, compute.engine)
     if len(parts) == 1:
         (name,) = parts
