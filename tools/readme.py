@@ -22,11 +22,11 @@ def results() -> str:
     figures = read_json(PATHS.metrics / "evaluate.json")
     seconds = read_json(PATHS.timing)
     top_k = load_params(PATHS.params).top_k
-    static, train = (seconds[f"{stage}_training_seconds"] for stage in ("static", "train"))
+    static, biencoder, train = (seconds[f"{stage}_training_seconds"] for stage in ("static", "biencoder", "train"))
     sentences = (
         f"{verdict(figures)} A perfect order of the first stage's {top_k} candidates would score "
-        f"{score(figures['ndcg@10_perfect'])}. Training steps took {static:.0f} seconds for the static embedding and "
-        f"{train / 60:.1f} minutes for the cross-encoder."
+        f"{score(figures['ndcg@10_perfect'])}. Training steps took {(static + biencoder) / 60:.1f} minutes for "
+        f"the first stage and {train / 60:.1f} for the cross-encoder."
     )
     return f"{markdown_table(systems).strip()}\n\n{textwrap.fill(sentences, WIDTH, break_on_hyphens=False)}"
 

@@ -121,7 +121,7 @@ def shipped(folder: Path, settings: Settings) -> Loaded:
     """Load the fused reranker of a folder."""
     reranker = Reranker(folder, settings.compute)
     parameters = sum(_parameters(model) for model in reranker.models)
-    megabytes = sum(_megabytes(str(part)) for part in (folder, folder / "static"))
+    megabytes = sum(_megabytes(str(part)) for part in (folder, folder / "biencoder", folder / "static"))
 
     def scores(pairs: pd.DataFrame) -> Scores:
         return reranker.scores(pairs["query"].tolist(), pairs["passage"].tolist())

@@ -105,8 +105,7 @@ def test_model_that_a_stage_wrote_and_that_cannot_be_loaded_names_the_stage():
     with pytest.raises(UserError) as caught, loading("models/biencoder"):
         raise ValueError("header too large")
     assert str(caught.value) == (
-        "model 'models/biencoder' could not be loaded (header too large); "
-        "run `dvc repro --force compare/dvc.yaml:biencoder`"
+        "model 'models/biencoder' could not be loaded (header too large); run `dvc repro --force biencoder`"
     )
 
 

@@ -230,10 +230,10 @@ def test_files_of_a_source_are_one_or_several(tmp_path: Path):
         ({"num_layers": 3, "frozen_layers": 3}, "frozen_layers: 3", "must be below num_layers"),
         (
             {
-                "num_layers": 4,
+                "num_layers": 5,
                 "lora": {"r": 8, "lora_alpha": 16.0, "lora_dropout": 0.0, "target_modules": None},
             },
-            "num_layers: 4",
+            "num_layers: 5",
             "does not go with lora",
         ),
         ({"range_min": 5, "num_negatives": 4, "range_max": 8}, "negatives.range_max: 8", "range_min + num_negatives"),

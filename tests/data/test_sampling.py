@@ -88,8 +88,9 @@ shares = st.floats(0, 1, exclude_min=True, exclude_max=True)
 def test_shares_of_the_queries_have_none_in_common_and_are_all_in_their_order(names, share):
     first, rest = set_aside(pd.Series(names, dtype="str"), share)
     assert first.tolist() + rest.tolist() == names
-    assert abs(len(first) - share * len(names)) <= (0.5 if share * len(names) >= 0.5 else 1)
+    assert abs(len(first) - share * len(names)) <= (0.5 if 0.5 <= share * len(names) <= len(names) - 0.5 else 1)
     assert len(first) > 0 or not names
+    assert len(rest) > 0 or len(names) < 2
 
 
 def test_share_decides_how_many_queries_are_set_aside():

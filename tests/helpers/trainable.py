@@ -1,6 +1,7 @@
 """A working directory in which the stage train runs in seconds: tables of a few words, models of a few weights."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,13 @@ ABOUT = {
     "read a csv file": "read the table from a file",
     "red apples": "green apples",
 }
+PROGRESS = re.compile(r"^.+: [\d,]+ of [\d,]+ \w+ · \S+ left")
 RESULT = ("models/reranker/model.safetensors", "metrics/train.json", "metrics/curve_loss.csv", "metrics/curve_dev.csv")
+
+
+def without_progress(said: str) -> str:
+    """The lines of a stage but those with its progress, which a slow machine prints."""
+    return "".join(line for line in said.splitlines(keepends=True) if not PROGRESS.search(line))
 
 
 class Trainable:
@@ -88,25 +95,25 @@ class Trainable:
     def run(self, *launcher: str) -> str:
         """Run the stage; what it said on the way."""
         process = self.start(*launcher)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=600)
         assert process.returncode == 0, err
         assert {line.split(":")[0] for line in out.splitlines()} == {"train"}
         assert not (self.path / ".checkpoints" / "train").exists()
-        return err
+        return without_progress(err)
 
     def error(self, *launcher: str) -> str:
         """The line that the stage ends with."""
         process = self.start(*launcher)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=600)
         assert (process.returncode, out) == (1, ""), err
         return err.splitlines()[-1].removeprefix("error: ")
 
     def die(self, event: str, end: str) -> str:
         """Run the stage until it is killed, see `dying`; what it said before."""
         process = self.start("dying", event, end)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=600)
         assert (process.returncode, out) == (-signal.SIGKILL, ""), err
-        return err
+        return without_progress(err)
 
     def result(self) -> dict[str, bytes]:
         """The files whose bytes must not differ."""

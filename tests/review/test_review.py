@@ -174,7 +174,7 @@ def test_workspace_is_reviewed_with_texts_parameters_and_what_is_stale(
     page = capsys.readouterr().out
     assert page == (copy / "review.md").read_text(encoding="utf-8")
     assert "`workspace` against `main (" in page
-    assert "| `lr` | `0.0001` | `5e-05` |" in page
+    assert "| `lr` | `7e-05` | `5e-05` |" in page
     assert re.search(r"\| `q\d\d` \| 0\.500 \| 0\.570 \| `question q\d\d` \|", page)
     set_key(copy, "lr", "1e-5")
     assert main(["main"]) == EXIT["incomparable"]

@@ -200,7 +200,7 @@ def test_two_runs_give_the_same_bytes(repo: Repo) -> None:
 def test_exp_run_brings_the_learning_rate_to_the_optimiser_and_repeats_no_earlier_stage(repo: Repo) -> None:
     output = repo.run("dvc", "exp", "run", "-S", "lr=2e-5", "--name", "slower")
     ran = {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
-    assert ran == {"train", "score@cross_encoder", "evaluate", "report"}
+    assert ran == {"train", "score@cross_encoder", "evaluate", "report"}, output
     assert repo.json("train")["learning_rate"] == 2e-05
     shown = list(csv.DictReader(StringIO(repo.run("dvc", "exp", "show", "--csv", "--only-changed"))))
     rates = {row["Experiment"]: float(row["lr"]) for row in shown if row["Experiment"] == "slower"}

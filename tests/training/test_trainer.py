@@ -24,7 +24,7 @@ from reranker.training.checkpoints import Checkpoints
 from reranker.training.cross_encoder import Curve, build_cross_encoder, tune_cross_encoder
 from reranker.training.losses import GroupSoftmaxLoss
 from reranker.training.trainer import Schedule, seed_everything
-from trainable import ABOUT, Trainable
+from trainable import ABOUT, Trainable, without_progress
 
 SCHEDULE = Schedule(lr=1e-3, epochs=2, batch_size=4, warmup=0.1, weight_decay=0.01, precision="float32", seed=5)
 GROUPS = [(query, [right, *(other for other in ABOUT.values() if other != right)]) for query, right in ABOUT.items()]
@@ -111,8 +111,9 @@ def assert_same(curve: Curve, weights: dict[str, torch.Tensor], tuned: Training,
 
 
 def own_lines(capsys: pytest.CaptureFixture[str], label: str = "train") -> list[str]:
-    """The lines of stderr that begin with the label."""
-    return [line for line in capsys.readouterr().err.splitlines() if line.startswith(f"{label}: ")]
+    """The lines of stderr that begin with the label, without the progress."""
+    said = without_progress(capsys.readouterr().err)
+    return [line for line in said.splitlines() if line.startswith(f"{label}: ")]
 
 
 @contextmanager
@@ -161,7 +162,7 @@ def test_training_that_is_killed_at_random_moments_ends_with_the_same_bytes(tmp_
     moments = np.random.default_rng(seed).integers(1, KILLED_BEFORE, size=3).tolist()
     for moment in moments:
         process = place.start("dying", "write", str(moment))
-        output = process.communicate(timeout=120)
+        output = process.communicate(timeout=600)
         assert process.returncode == -signal.SIGKILL, f"seed {seed}, moments {moments}, at {moment}: {output}"
     place.run()
     differ = [name for name, content in place.result().items() if content != whole.result()[name]]
