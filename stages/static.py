@@ -1,4 +1,4 @@
-"""static: tune a static embedding on most of the training queries; with BM25 it is the first stage.
+"""static: tune a static embedding on most of the training queries, a part of the first stage.
 
 python -m stages.static
 """

@@ -146,7 +146,10 @@ def _first_stage(name: str, settings: Settings, label: str) -> Loaded:
         words = settings.words
         return Loaded(lambda pairs: bm25.bm25(words, pairs["query"].tolist(), pairs["passage"].tolist()), 0, 0.0)
     prompts = settings.query_prompt, settings.passage_prompt
-    return _biencoder(load_retriever(name), name, prompts, settings._replace(compute=settings.compute.static()), label)
+    model = load_retriever(name)
+    if isinstance(model[0], StaticEmbedding):
+        settings = settings._replace(compute=settings.compute.static())
+    return _biencoder(model, name, prompts, settings, label)
 
 
 def _biencoder(

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> str:
     compare = read_params(PATHS.compare_params)
     tables = read_tables()
     candidates = read_table(PATHS.candidates, ["query_id", "passage_id", "rank", "split"])
-    for path in (PATHS.static, PATHS.reranker):
+    for path in (PATHS.static, PATHS.biencoder, PATHS.reranker):
         require(path)
     pairs = candidates[(candidates["split"] == "test") & (candidates["rank"] <= params.top_k)]
     if pairs.empty:
