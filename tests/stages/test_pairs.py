@@ -361,5 +361,5 @@ def test_dvc_lists_the_figures_of_a_run_and_does_not_warn_where_there_was_none(t
     clone.dvc("plots", "show")
     (page,) = tmp_path.glob("dvc_plots/*.html")
     drawn = page.read_text()
-    for name in ("the pairs of dev", "training loss", "dev NDCG@10", "systems.svg", "size.svg", "gains.svg"):
+    for name in ("the pairs of dev", "training loss", "dev NDCG@10", "systems.svg", "gains.svg"):
         assert name in drawn
